@@ -1,0 +1,5 @@
+"""`python -m porcelet`."""
+
+from porcelet.cli import main
+
+main()

@@ -1,0 +1,140 @@
+"""The engine: a step is schedule, run, sample, commit.
+
+A library first; the server runs it in a process of its own (worker.py), reinforcement learning in the trainer's. It
+works on token ids and owns no text.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from porcelet.config import EngineConfig
+from porcelet.engine.runner import Runner
+from porcelet.engine.sampler import Sampler
+from porcelet.engine.scheduler import Scheduler
+from porcelet.errors import InputError
+from porcelet.models.transformer import Transformer
+from porcelet.types import Output, Request, SamplingParams
+from porcelet.weights.load import load
+
+
+class Engine:
+    """Continuous batching over a paged cache.
+
+    The model's parameters are used as they are at each step: a trainer that changes them between calls needs to copy
+    nothing, but must not change them while requests are in flight.
+    """
+
+    def __init__(self, model: Transformer, config: EngineConfig = EngineConfig(), *, seed: int | None = None) -> None:
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        self.model = model
+        self.scheduler = Scheduler(model.config, config)
+        self.runner = Runner(model, config.num_pages)
+        self.sampler = Sampler(seed)
+        self._aborted: list[Output] = []
+        self._ids = itertools.count()
+
+    @classmethod
+    def load(cls, path: Path, config: EngineConfig = EngineConfig()) -> Engine:
+        """An engine for a GGUF file or a Hugging Face folder.
+
+        Raises:
+            ModelError: the files are missing, damaged or not supported.
+        """
+        return cls(load(path, config.weights), config)
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.scheduler.running or self.scheduler.waiting or self._aborted)
+
+    def submit(self, request: Request) -> None:
+        """Queue a request.
+
+        Raises:
+            InputError: it can never be served; nothing was queued.
+        """
+        self.scheduler.add(request)
+
+    def abort(self, request_id: str) -> None:
+        """Stop a request; the next step reports it as finished by "abort". Unknown ids (already finished) are
+        ignored."""
+        if self.scheduler.remove(request_id):
+            self._aborted.append(Output(request_id=request_id, tokens=(), logprobs=(), finish_reason="abort"))
+
+    def step(self) -> list[Output]:
+        """Compute one batch; what each request gained."""
+        aborted, self._aborted = self._aborted, []
+        batch = self.scheduler.schedule()
+        if batch is None:
+            return aborted
+        tokens, logprobs = self.sampler.draw(self.runner.run(batch), batch)
+        return aborted + self.scheduler.commit(tokens, logprobs)
+
+    def stream(self, prompt: Sequence[int], params: SamplingParams) -> Iterator[Output]:
+        """Run one prompt and yield its outputs; closing the iterator ends the request."""
+        self._require_idle()
+        request_id = f"stream-{next(self._ids)}"
+        self.submit(Request(id=request_id, prompt=tuple(prompt), params=params))
+        try:
+            while self.has_work:
+                yield from self.step()
+        finally:
+            self.scheduler.remove(request_id)
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], params: SamplingParams | Sequence[SamplingParams]
+    ) -> list[Output]:
+        """Run all prompts to their ends; one whole output each, in order. `params` is one for all or one a prompt.
+
+        Raises:
+            InputError: a prompt can never be served; then none was run.
+        """
+        self._require_idle()
+        each = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
+        requests = [
+            Request(id=f"generate-{next(self._ids)}", prompt=tuple(prompt), params=own)
+            for prompt, own in zip(prompts, each, strict=True)
+        ]
+        try:
+            for request in requests:
+                self.submit(request)
+            pieces: dict[str, list[Output]] = {request.id: [] for request in requests}
+            while self.has_work:
+                for output in self.step():
+                    pieces[output.request_id].append(output)
+        finally:
+            for request in requests:
+                self.scheduler.remove(request.id)
+        return [_join(pieces[request.id]) for request in requests]
+
+    def stats(self) -> dict[str, int]:
+        """Gauges of this moment."""
+        return {
+            "num_running": len(self.scheduler.running),
+            "num_waiting": len(self.scheduler.waiting),
+            "num_pages": self.scheduler.pool.num_pages,
+            "num_free_pages": self.scheduler.pool.num_free,
+            "num_preempted": self.scheduler.num_preempted,
+        }
+
+    def _require_idle(self) -> None:
+        if self.has_work:
+            raise InputError("generate and stream need an idle engine; use submit and step beside other requests")
+
+
+def _join(outputs: list[Output]) -> Output:
+    last = outputs[-1]
+    return Output(
+        request_id=last.request_id,
+        tokens=tuple(token for output in outputs for token in output.tokens),
+        logprobs=tuple(logprob for output in outputs for logprob in output.logprobs),
+        stop_token=last.stop_token,
+        finish_reason=last.finish_reason,
+        num_prompt_tokens=last.num_prompt_tokens,
+        num_generated=last.num_generated,
+    )

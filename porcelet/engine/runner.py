@@ -1,0 +1,52 @@
+"""One step of the model: a `Batch` becomes tensors, the model runs over the cache, the sampled rows' logits come
+back."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from porcelet.config import PAGE_SIZE, ModelConfig
+from porcelet.models.attention import PagedView
+from porcelet.models.transformer import Transformer
+from porcelet.types import Batch
+
+
+class Runner:
+    """Owns the cache tensors. They are allocated but not touched, so memory is used as pages are."""
+
+    def __init__(self, model: Transformer, num_pages: int) -> None:
+        self.model = model
+        self.cache = [_layer_cache(model.config, num_pages) for _ in range(model.config.num_hidden_layers)]
+
+    @torch.inference_mode()
+    def run(self, batch: Batch) -> Tensor:
+        """Logits [number of sampled sequences, V] after each sampled sequence's last token."""
+        view = self._view(batch)
+        hidden = self.model(torch.tensor(batch.tokens), torch.tensor(batch.positions), view)
+        last = [end - 1 for end, sampled in zip(batch.offsets[1:], batch.sampled, strict=True) if sampled]
+        return self.model.logits(hidden[torch.tensor(last, dtype=torch.int64)])
+
+    def _view(self, batch: Batch) -> PagedView:
+        width = max(map(len, batch.tables))
+        tables = [table + (0,) * (width - len(table)) for table in batch.tables]
+        slots = [
+            table[position // PAGE_SIZE] * PAGE_SIZE + position % PAGE_SIZE
+            for table, start, end in zip(batch.tables, batch.offsets, batch.offsets[1:], strict=False)
+            for position in batch.positions[start:end]
+        ]
+        return PagedView(
+            torch.tensor(batch.offsets),
+            torch.tensor(batch.lengths),
+            torch.tensor(tables),
+            torch.tensor(slots),
+            self.cache,
+        )
+
+
+def _layer_cache(config: ModelConfig, num_pages: int) -> tuple[Tensor, ...]:
+    """(latents,) [P, page, 1, C+R] for MLA, (keys, values) [P, page, K, Hd] for GQA."""
+    if config.is_mla:
+        return (torch.empty(num_pages, PAGE_SIZE, 1, config.kv_lora_rank + config.qk_rope_head_dim),)
+    shape = (num_pages, PAGE_SIZE, config.num_key_value_heads, config.head_dim)
+    return torch.empty(shape), torch.empty(shape)

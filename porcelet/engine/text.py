@@ -1,0 +1,65 @@
+"""Text in, text out: tokenizer, chat format and engine of one model together, for the command line and for scripts.
+
+    model = porcelet.load()
+    print(model.chat("What is the capital of France?"))
+
+The server does the same over two processes, so it does not use this file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from porcelet import hub
+from porcelet.chat import ChatFormat
+from porcelet.config import EngineConfig
+from porcelet.engine.engine import Engine
+from porcelet.tokenizer import StreamDecoder, Tokenizer
+from porcelet.types import Output, SamplingParams
+from porcelet.weights import gguf
+
+Message = dict[str, str]
+
+
+@dataclass(frozen=True)
+class TextModel:
+    """An engine with its tokenizer and chat format."""
+
+    engine: Engine
+    tokenizer: Tokenizer
+    format: ChatFormat
+
+    def chat(self, messages: str | Sequence[Message], params: SamplingParams = SamplingParams()) -> str:
+        """The whole answer to a message or a conversation of {"role", "content"}."""
+        return "".join(text for text, _ in self.stream(messages, params))
+
+    def stream(
+        self, messages: str | Sequence[Message], params: SamplingParams = SamplingParams()
+    ) -> Generator[tuple[str, Output], None, None]:
+        """(text, output) a step; a text may be empty while a character is incomplete."""
+        conversation = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
+        decoder = StreamDecoder(self.tokenizer)
+        for output in self.engine.stream(self.format.render(conversation, self.tokenizer), params):
+            text = decoder.push(output.tokens)
+            yield (text + decoder.flush() if output.finish_reason else text), output
+
+
+def load(name: str = hub.DEFAULT_MODEL, config: EngineConfig = EngineConfig()) -> TextModel:
+    """Open a model by its name in the store, a GGUF file or a Hugging Face folder.
+
+    Raises:
+        ModelError: unknown name, or files that are missing, damaged or not supported.
+    """
+    path = hub.resolve(name)
+    tokenizer, chat_format = open_text(path)
+    return TextModel(Engine.load(path, config), tokenizer, chat_format)
+
+
+def open_text(path: Path) -> tuple[Tokenizer, ChatFormat]:
+    """The tokenizer and the chat format that a model brings along."""
+    if path.is_dir():
+        return Tokenizer.from_folder(path), ChatFormat.from_folder(path)
+    metadata = gguf.read(path).metadata
+    return Tokenizer.from_gguf(metadata), ChatFormat.from_gguf(metadata)

@@ -1,0 +1,116 @@
+"""Causal attention over flat tokens, from a packed batch (training) or from cache pages (serving).
+
+Both read the same layout, q [T, H, Hd] with offsets [B+1] cutting T into sequences. Grouped queries share key heads;
+absorbed MLA is the case of one key head whose first C columns are also the values. Softmax is in fp32 inside torch's
+SDPA.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from porcelet.kernels import op
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+
+
+@op
+def attention_packed(
+    q: Float[Tensor, "T H Hd"],
+    k: Float[Tensor, "T K Hd"],
+    v: Float[Tensor, "T K Vd"],
+    offsets: Int[Tensor, "B1"],
+    scale: float,
+) -> Float[Tensor, "T H Vd"]:
+    """Each sequence attends causally to itself; a loop over sequences."""
+    cuts = offsets.tolist()
+    out = [_causal(q[a:b], k[a:b], v[a:b], scale) for a, b in zip(cuts, cuts[1:], strict=False)]
+    return torch.cat(out) if out else q.new_zeros(0, q.shape[1], v.shape[2])
+
+
+@attention_packed.body("padded", when=lambda key: True)
+def _attention_padded(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, scale: float) -> Tensor:
+    """One SDPA over sequences padded to the longest; the loop where padding would more than double the work."""
+    lengths = offsets.diff()
+    num_sequences, longest = len(lengths), int(lengths.max()) if len(lengths) else 0
+    if num_sequences < 2 or longest * num_sequences > 2 * len(q):
+        return attention_packed.reference(q, k, v, offsets, scale)
+    column = torch.arange(longest, device=q.device)
+    filled = column < lengths[:, None]  # [B, longest]
+    # Padding reads the sequence's first token: any finite row will do, as causality hides it from the real ones.
+    index = offsets[:-1, None] + torch.where(filled, column, 0)
+    q, k, v = (t[index].transpose(1, 2) for t in (q, k, v))  # [B, heads, longest, width]
+    out = functional.scaled_dot_product_attention(
+        q, k, v, is_causal=True, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+    )
+    return out.transpose(1, 2)[filled]  # [T, H, Vd]
+
+
+@op
+def cache_write(
+    cache: Float[Tensor, "P page *width"], values: Float[Tensor, "T *width"], slots: Int[Tensor, "T"]
+) -> None:
+    """Put each token's values into its slot, page · page size + place in the page. Changes `cache` in place."""
+    cache.flatten(0, 1)[slots] = values.to(cache.dtype)
+
+
+@op
+def attention_paged(
+    q: Float[Tensor, "T H Hd"],
+    k_cache: Float[Tensor, "P page K Hd"],
+    v_cache: Float[Tensor, "P page K Vd"],
+    offsets: Int[Tensor, "B1"],
+    lengths: Int[Tensor, "B"],
+    tables: Int[Tensor, "B max_pages"],
+    scale: float,
+) -> Float[Tensor, "T H Vd"]:
+    """Each sequence's new tokens attend to its `lengths` cached ones, themselves included; a loop over sequences.
+
+    `tables` lists each sequence's pages in order; entries past its last page are never read as values.
+    """
+    cuts = offsets.tolist()
+    out = []
+    for row, (a, b, length) in enumerate(zip(cuts, cuts[1:], lengths.tolist(), strict=False)):
+        pages = tables[row, : -(-length // k_cache.shape[1])]
+        k = k_cache[pages].flatten(0, 1)[:length].to(q.dtype)
+        v = v_cache[pages].flatten(0, 1)[:length].to(q.dtype)
+        out.append(_causal(q[a:b], k, v, scale))
+    return torch.cat(out) if out else q.new_zeros(0, q.shape[1], v_cache.shape[3])
+
+
+@attention_paged.body("batched_decode", when=lambda key: not key.needs_grad)
+def _attention_decode(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, offsets: Tensor, lengths: Tensor, tables: Tensor, scale: float
+) -> Tensor:
+    """One SDPA when every sequence has a single new token; the loop otherwise."""
+    num_sequences = len(lengths)
+    if len(q) != num_sequences or num_sequences == 0:
+        return attention_paged.reference(q, k_cache, v_cache, offsets, lengths, tables, scale)
+    num_slots = tables.shape[1] * k_cache.shape[1]
+    hidden = torch.arange(num_slots, device=q.device) >= lengths[:, None]  # [B, S]
+    # Slots past the end may hold anything, NaN too, and 0 · NaN is NaN: both sides are masked.
+    k = k_cache[tables].flatten(1, 2).to(q.dtype)
+    v = v_cache[tables].flatten(1, 2).to(q.dtype)
+    k, v = (t.masked_fill(hidden[:, :, None, None], 0).transpose(1, 2) for t in (k, v))  # [B, K, S, width]
+    out = functional.scaled_dot_product_attention(
+        q[:, :, None], k, v, attn_mask=~hidden[:, None, None], scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+    )
+    return out[:, :, 0]  # [B, H, Vd]
+
+
+def _causal(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """One sequence: q [t, H, Hd] are the last t of the S keys and values [S, K, *]; returns [t, H, Vd]."""
+    new, total = len(q), len(k)
+    mask = None
+    if 1 < new < total:
+        mask = torch.ones(new, total, dtype=torch.bool, device=q.device).tril(total - new)
+    q, k, v = (t.transpose(0, 1)[None] for t in (q, k, v))  # [1, heads, tokens, width]
+    out = functional.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=new == total and new > 1, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+    )
+    return out[0].transpose(0, 1)

@@ -1,0 +1,1 @@
+"""Model definitions: one for training, prefill and decode."""

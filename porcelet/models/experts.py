@@ -1,0 +1,74 @@
+"""DeepSeekMoE with V3's gate: many small routed experts, a shared one, balanced by a bias instead of a loss.
+
+DeepSeek-V3 report, section 2.1.2. The bias is a buffer that the trainer moves after each step; it takes part in the
+choice of experts only, so no gradient reaches it. Routed experts are stacked, as one table in weights/load.py says.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from porcelet.config import ModelConfig
+from porcelet.kernels.experts import experts, route
+from porcelet.kernels.linear import linear
+from porcelet.models.attention import View
+from porcelet.models.layers import MLP
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+
+
+class Gate(nn.Module):
+    """Scores tokens against experts in fp32 and chooses."""
+
+    e_score_correction_bias: Tensor
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.weight = nn.Parameter(torch.empty(config.n_routed_experts, config.hidden_size))
+        self.register_buffer("e_score_correction_bias", torch.zeros(config.n_routed_experts))
+
+    def forward(self, x: Float[Tensor, "T D"]) -> tuple[Int[Tensor, "T A"], Float[Tensor, "T A"]]:
+        c = self.config
+        logits = linear(x.float(), self.weight.float())
+        return route(
+            logits,
+            self.e_score_correction_bias,
+            c.n_group,
+            c.topk_group,
+            c.num_experts_per_tok,
+            c.norm_topk_prob,
+            c.routed_scaling_factor,
+        )
+
+
+class Experts(nn.Module):
+    """The routed experts' weights, stacked over experts."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        num_experts, width, hidden = config.n_routed_experts, config.hidden_size, config.moe_intermediate_size
+        self.gate_up_proj = nn.Parameter(torch.empty(num_experts, 2 * hidden, width))
+        self.down_proj = nn.Parameter(torch.empty(num_experts, width, hidden))
+
+    def forward(self, x: Tensor, indices: Tensor, weights: Tensor) -> Float[Tensor, "T D"]:
+        return experts(x, self.gate_up_proj, self.down_proj, indices, weights)
+
+
+class MoE(nn.Module):
+    """Routed experts plus the shared ones, which are one MLP of n_shared_experts times their width."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate = Gate(config)
+        self.experts = Experts(config)
+        self.shared_experts = MLP(config.hidden_size, config.n_shared_experts * config.moe_intermediate_size)
+
+    def forward(self, x: Float[Tensor, "T D"], view: View) -> Float[Tensor, "T D"]:
+        indices, weights = self.gate(x)
+        view.routing.append(indices)
+        return self.experts(x, indices, weights) + self.shared_experts(x)

@@ -1,0 +1,17 @@
+"""Shapes are checked in tests: every function of the kernels and models with a jaxtyping annotation is wrapped.
+
+The package imports jaxtyping for type checkers only, so the names its annotations use are made known here.
+"""
+
+from __future__ import annotations
+
+import builtins
+
+import jaxtyping
+
+for name in ("Float", "Float16", "Int", "UInt8"):
+    setattr(builtins, name, getattr(jaxtyping, name))
+# Not the package kernels itself: it holds no shapes, and its dispatch is timed.
+OP_FILES = ("attention", "cpu", "experts", "linear", "loss", "pointwise", "sample")
+HOOKED = tuple(f"porcelet.kernels.{name}" for name in OP_FILES) + ("porcelet.models",)
+jaxtyping.install_import_hook(HOOKED, "beartype.beartype")

@@ -1,0 +1,199 @@
+"""The engine against a lone, uncached loop over the same model."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from porcelet.config import PAGE_SIZE, EngineConfig
+from porcelet.engine.engine import Engine
+from porcelet.engine.sampler import uniform
+from porcelet.engine.scheduler import Scheduler
+from porcelet.errors import InputError
+from porcelet.models.attention import PackedView
+from porcelet.models.transformer import Transformer, build, initialize
+from porcelet.types import Output, Request, SamplingParams
+from tests.models.test_transformer import LLAMA, V3
+
+GREEDY = SamplingParams(max_tokens=40, temperature=0)
+
+
+@pytest.fixture(scope="module", params=[LLAMA, V3], ids=["llama", "v3"])
+def model(request: pytest.FixtureRequest) -> Transformer:
+    return initialize(build(request.param), seed=5).eval()
+
+
+def prompts(count: int, longest: int = 150) -> list[list[int]]:
+    rng = random.Random(0)
+    return [[rng.randrange(97) for _ in range(rng.randrange(1, longest))] for _ in range(count)]
+
+
+@torch.inference_mode()
+def lone(model: Transformer, prompt: list[int], num_tokens: int) -> tuple[int, ...]:
+    """Greedy decoding that recomputes everything for every token."""
+    tokens = list(prompt)
+    for _ in range(num_tokens):
+        hidden = model(torch.tensor(tokens), torch.arange(len(tokens)), PackedView(torch.tensor([0, len(tokens)])))
+        tokens.append(int(model.logits(hidden[-1:]).argmax()))
+    return tuple(tokens[len(prompt) :])
+
+
+@pytest.mark.parametrize(
+    ("config", "preempts"),
+    [
+        (EngineConfig(), False),
+        (EngineConfig(max_batch_tokens=17), False),
+        (EngineConfig(cache_tokens=PAGE_SIZE * 4, max_batch_tokens=50), True),
+        (EngineConfig(max_sequences=1), False),
+    ],
+    ids=["roomy", "small chunks", "preempting", "one at a time"],
+)
+def test_batched_greedy_equals_lone(model: Transformer, config: EngineConfig, preempts: bool) -> None:
+    """Whoever shares the batch, however prompts are chunked, whoever loses its pages: the tokens are the lone ones."""
+    engine = Engine(model, config)
+    asked = prompts(8)
+    outputs = engine.generate(asked, GREEDY)
+    assert [output.tokens for output in outputs] == [lone(model, prompt, 40) for prompt in asked]
+    assert (engine.stats()["num_preempted"] > 0) == preempts
+    assert engine.stats()["num_free_pages"] == engine.stats()["num_pages"]
+    assert all(o.finish_reason == "length" and o.num_generated == len(o.logprobs) == 40 for o in outputs)
+
+
+def test_logprobs_are_the_models(model: Transformer) -> None:
+    """The log-probability that comes with a drawn token is the model's, temperature applied."""
+    prompt = prompts(1)[0]
+    (output,) = Engine(model).generate([prompt], SamplingParams(max_tokens=20, temperature=0.7, seed=3))
+    sequence = torch.tensor([*prompt, *output.tokens])
+    with torch.inference_mode():
+        hidden = model(sequence, torch.arange(len(sequence)), PackedView(torch.tensor([0, len(sequence)])))
+        scores = (model.logits(hidden) / 0.7).log_softmax(-1)
+    expected = scores[len(prompt) - 1 : -1].gather(1, sequence[len(prompt) :, None])[:, 0]
+    assert (torch.tensor(output.logprobs) - expected).abs().max() < 1e-4
+
+
+def test_seeded_request_repeats_in_any_batch(model: Transformer) -> None:
+    """A seed fixes a request's tokens whatever runs beside it; another seed gives others."""
+    prompt, seeded = prompts(1)[0], SamplingParams(max_tokens=30, seed=11)
+    alone = Engine(model).generate([prompt], seeded)[0]
+    crowd = Engine(model).generate([*prompts(5), prompt], [SamplingParams(max_tokens=30)] * 5 + [seeded])[-1]
+    other = Engine(model).generate([prompt], SamplingParams(max_tokens=30, seed=12))[0]
+    assert alone.tokens == crowd.tokens != other.tokens
+
+
+def test_stop_token_ends_the_request(model: Transformer) -> None:
+    """A stop token ends the request in its step, is reported with its log-probability, and is not among the tokens."""
+    prompt = prompts(1)[0]
+    tokens = lone(model, prompt, 40)
+    stop = tokens[10]
+    params = SamplingParams(max_tokens=40, temperature=0, stop_token_ids=(stop,))
+    (output,) = Engine(model).generate([prompt], params)
+    length = tokens.index(stop)
+    assert output.tokens == tokens[:length] and output.stop_token == stop and output.finish_reason == "stop"
+    assert output.num_generated == len(output.logprobs) == length + 1
+
+
+def test_abort_frees_everything(model: Transformer) -> None:
+    """Aborting in the queue, in the prompt and while decoding gives one last output and all pages back."""
+    engine = Engine(model, EngineConfig(max_batch_tokens=64, max_sequences=2))
+    for index, prompt in enumerate(prompts(4)):
+        engine.submit(Request(id=str(index), prompt=tuple(prompt), params=GREEDY))
+    engine.step()
+    for index in range(4):
+        engine.abort(str(index))
+    engine.abort("never existed")
+    last = engine.step()
+    assert sorted(o.request_id for o in last) == ["0", "1", "2", "3"]
+    assert {o.finish_reason for o in last} == {"abort"}
+    assert not engine.has_work and engine.stats()["num_free_pages"] == engine.stats()["num_pages"]
+
+
+def test_closed_stream_leaves_the_engine_idle(model: Transformer) -> None:
+    """A caller that stops listening ends its request."""
+    engine = Engine(model)
+    stream = engine.stream(prompts(1)[0], GREEDY)
+    next(stream)
+    stream.close()
+    assert not engine.has_work and engine.stats()["num_free_pages"] == engine.stats()["num_pages"]
+
+
+def test_refusals_name_the_reason(model: Transformer) -> None:
+    """What can never be served is refused at once, and nothing stays queued."""
+    engine = Engine(model, EngineConfig(cache_tokens=128))
+    for prompt, reason in [((), "empty"), ((1,) * 128, "at most 127"), ((1, 97), "token 97"), ((-1,), "token -1")]:
+        with pytest.raises(InputError, match=reason):
+            engine.generate([(1, 2), prompt], GREEDY)
+    assert not engine.has_work
+    engine.submit(Request(id="twice", prompt=(1,), params=GREEDY))
+    with pytest.raises(InputError, match="twice"):
+        engine.submit(Request(id="twice", prompt=(1,), params=GREEDY))
+
+
+def test_generation_ends_at_the_context(model: Transformer) -> None:
+    """A request may ask for more than fits; it ends by length where the cache ends."""
+    engine = Engine(model, EngineConfig(cache_tokens=128))
+    (output,) = engine.generate([(1,) * 120], SamplingParams(max_tokens=100, temperature=0))
+    assert output.finish_reason == "length" and output.num_generated == 8
+
+
+events = st.lists(
+    st.one_of(
+        st.tuples(st.just("submit"), st.integers(1, 300), st.integers(1, 60)),
+        st.tuples(st.just("abort"), st.integers(0, 20), st.just(0)),
+        st.tuples(st.just("step"), st.integers(1, 30), st.just(0)),
+    ),
+    max_size=30,
+)
+
+
+@given(events, st.integers(5, 9), st.integers(1, 200), st.integers(1, 5))
+@settings(max_examples=200, deadline=None)
+def test_scheduler_loses_no_page_and_no_request(
+    happenings: list[tuple[str, int, int]], num_pages: int, budget: int, max_sequences: int
+) -> None:
+    """After any events every page is free or owned once, no slot is written twice in a step, and all requests end."""
+    config = EngineConfig(cache_tokens=num_pages * PAGE_SIZE, max_batch_tokens=budget, max_sequences=max_sequences)
+    scheduler = Scheduler(LLAMA, config)
+    alive: set[str] = set()
+
+    def step() -> None:
+        batch = scheduler.schedule()
+        owned = [page for s in (*scheduler.running, *scheduler.waiting) for page in s.pages]
+        assert len(owned) == len(set(owned)) and len(owned) + scheduler.pool.num_free == num_pages
+        if batch is None:
+            assert not alive
+            return
+        assert len(batch.tokens) <= budget and len(set(batch.request_ids)) == len(batch.request_ids) <= max_sequences
+        for table, length in zip(batch.tables, batch.lengths, strict=True):
+            assert len(table) * PAGE_SIZE >= length
+        outputs: list[Output] = scheduler.commit([1] * sum(batch.sampled), [0.0] * sum(batch.sampled))
+        alive.difference_update(o.request_id for o in outputs if o.finish_reason)
+
+    for number, (kind, size, most) in enumerate(happenings):
+        if kind == "submit":
+            request = Request(id=str(number), prompt=(1,) * size, params=SamplingParams(max_tokens=most))
+            if size < scheduler.max_length:
+                scheduler.add(request)
+                alive.add(request.id)
+        elif kind == "abort":
+            if scheduler.remove(str(size)):
+                alive.discard(str(size))
+        else:
+            for _ in range(size):
+                step()
+    for _ in range(10000):
+        if not alive:
+            break
+        step()
+    assert not alive
+    assert scheduler.schedule() is None  # checks that all pages are free
+
+
+def test_uniform_is_uniform() -> None:
+    """The hashed numbers lie in [0, 1), differ by seed and index, and have the right mean."""
+    numbers = [uniform(seed, index) for seed in range(40) for index in range(50)]
+    assert len(set(numbers)) == 2000 and min(numbers) >= 0 and max(numbers) < 1
+    assert abs(sum(numbers) / 2000 - 0.5) < 0.03

@@ -1,0 +1,137 @@
+"""Inputs for every op: odd shapes, empty ones, ragged ones. The parity test runs every body on them; tolerances by
+dtype."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from porcelet.config import PAGE_SIZE
+from porcelet.kernels.linear import Int8Weight, pack_int8
+
+TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-12, torch.int64: 0.0}
+# Bodies that quantise activations to 8 bits differ from their reference by design, by less than this.
+QUANTISED_TOLERANCE = 1e-2
+
+Case = tuple[Any, ...]
+
+
+def int8_weight(rows: int, columns: int) -> Int8Weight:
+    scale = (torch.rand(rows, columns // 32) * 1e-2).half()
+    return pack_int8(torch.randint(0, 256, (rows, columns), dtype=torch.uint8), scale, -128 * scale)
+
+
+def offsets(*lengths: int) -> Tensor:
+    return torch.tensor([0, *lengths]).cumsum(0)
+
+
+def linear() -> Iterator[Case]:
+    for tokens, rows, columns in [(0, 8, 32), (1, 37, 96), (5, 16, 64), (17, 100, 160)]:
+        yield torch.randn(tokens, columns), torch.randn(rows, columns)
+        yield torch.randn(tokens, columns), int8_weight(rows, columns)
+
+
+def embedding() -> Iterator[Case]:
+    for weight in (torch.randn(37, 64), int8_weight(37, 64)):
+        yield torch.tensor([0, 36, 5, 5]), weight
+        yield torch.zeros(0, dtype=torch.int64), weight
+
+
+def rms_norm() -> Iterator[Case]:
+    for shape in [(0, 8), (1, 1), (5, 17), (2, 3, 64)]:
+        yield torch.randn(shape), torch.randn(shape[-1]), 1e-6
+
+
+def rope() -> Iterator[Case]:
+    for tokens, interleaved in [(0, False), (1, True), (7, False), (7, True)]:
+        yield torch.randn(tokens, 3, 16), torch.rand(tokens, 8), torch.rand(tokens, 8), interleaved
+
+
+def silu_mul() -> Iterator[Case]:
+    yield torch.randn(0, 5), torch.randn(0, 5)
+    yield torch.randn(3, 7), torch.randn(3, 7)
+
+
+def attention_packed() -> Iterator[Case]:
+    """Ragged and equal lengths, grouped heads, values narrower than keys, no sequence at all, an empty sequence."""
+    for lengths, heads, kv_heads, width, value in [
+        ((5,), 4, 4, 16, 16),
+        ((3, 4, 3, 1), 4, 2, 16, 16),
+        ((1, 40), 2, 1, 8, 8),
+        ((6, 6, 6), 3, 3, 20, 12),
+        ((4, 0, 5), 2, 2, 8, 8),
+        ((), 2, 2, 8, 8),
+    ]:
+        total = sum(lengths)
+        q, k, v = (torch.randn(total, h, w) for h, w in ((heads, width), (kv_heads, width), (kv_heads, value)))
+        yield q, k, v, offsets(*lengths), width**-0.5
+
+
+def attention_paged() -> Iterator[Case]:
+    """Decode, chunks, whole prompts and a mix; pages in any order; what lies beyond a length is NaN."""
+    for new, lengths, heads, kv_heads, width, value in [
+        ((1,), (1,), 4, 2, 16, 16),
+        ((1, 1, 1), (5, 64, 130), 4, 2, 16, 16),
+        ((1, 1), (65, 7), 4, 1, 24, 16),
+        ((7, 1, 70), (7, 100, 130), 4, 2, 16, 16),
+        ((), (), 2, 2, 8, 8),
+    ]:
+        pages = [-(-length // PAGE_SIZE) for length in lengths]
+        order = torch.randperm(sum(pages)).split(pages)
+        tables = torch.zeros(len(lengths), max(pages, default=1), dtype=torch.int64)
+        k_cache, v_cache = (torch.full((max(1, sum(pages)), PAGE_SIZE, kv_heads, w), torch.nan) for w in (width, value))
+        for row, (own, length) in enumerate(zip(order, lengths, strict=True)):
+            tables[row, : len(own)] = own
+            slots = (own[:, None] * PAGE_SIZE + torch.arange(PAGE_SIZE)).flatten()[:length]
+            k_cache.flatten(0, 1)[slots] = torch.randn(length, kv_heads, width)
+            v_cache.flatten(0, 1)[slots] = torch.randn(length, kv_heads, value)
+        q = torch.randn(sum(new), heads, width)
+        yield q, k_cache, v_cache, offsets(*new), torch.tensor(lengths, dtype=torch.int64), tables, width**-0.5
+
+
+def cache_write() -> Iterator[Case]:
+    yield torch.zeros(2, PAGE_SIZE, 3, 4), torch.randn(5, 3, 4), torch.tensor([0, 127, 64, 3, 63])
+
+
+def route() -> Iterator[Case]:
+    for tokens, groups, kept, chosen in [(5, 1, 1, 2), (9, 4, 2, 3), (0, 2, 1, 2)]:
+        yield torch.randn(tokens, 16), torch.randn(16) * 0.1, groups, kept, chosen, True, 2.5
+
+
+def experts() -> Iterator[Case]:
+    for tokens in (0, 1, 9):
+        indices = torch.rand(tokens, 8).topk(2).indices
+        yield torch.randn(tokens, 12), torch.randn(8, 20, 12), torch.randn(8, 12, 10), indices, torch.rand(tokens, 2)
+
+
+def sample() -> Iterator[Case]:
+    yield torch.randn(3, 50), torch.zeros(3), torch.zeros(3, dtype=torch.int64), torch.ones(3), torch.rand(3)
+    temperature = torch.tensor([0.0, 0.7, 1.0, 2.0])
+    yield torch.randn(4, 50), temperature, torch.tensor([0, 0, 5, 1]), torch.tensor([1.0, 0.5, 0.9, 1.0]), torch.rand(4)
+
+
+def token_logprobs() -> Iterator[Case]:
+    for tokens in (0, 3, 4500):
+        yield torch.randn(tokens, 8), torch.randn(11, 8), torch.randint(0, 11, (tokens,))
+
+
+CASES = {
+    f.__name__: f
+    for f in (
+        linear,
+        embedding,
+        rms_norm,
+        rope,
+        silu_mul,
+        attention_packed,
+        attention_paged,
+        cache_write,
+        route,
+        experts,
+        sample,
+        token_logprobs,
+    )
+}

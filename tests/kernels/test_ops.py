@@ -1,0 +1,128 @@
+"""Every body of every op against the op's definition, and what a call through the table costs."""
+
+from __future__ import annotations
+
+import timeit
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import porcelet.engine.sampler  # noqa: E401, F401, I001
+import porcelet.kernels.loss
+import porcelet.models.transformer  # noqa: F401  brings in every op with its bodies
+from porcelet.kernels import OPS, Body, Key, Op, op
+from tests.kernels.cases import CASES, QUANTISED_TOLERANCE, TOLERANCE
+
+
+def key(args: tuple[Any, ...], needs_grad: bool) -> Key:
+    return Key(args[0].device.type, type(args[1]).__name__, args[0].dtype, needs_grad)
+
+
+def assert_close(actual: Tensor, expected: Tensor, tolerance: float) -> None:
+    assert actual.shape == expected.shape and actual.dtype == expected.dtype
+    if expected.numel():
+        scale = expected.double().abs().max().clamp_min(1e-30)
+        assert (actual.double() - expected.double()).abs().max() <= tolerance * scale
+
+
+BODIES = [(o, b) for o in OPS.values() for b in o.bodies if b.available()]
+
+
+def test_every_op_has_cases() -> None:
+    """No op escapes the parity test by having no cases."""
+    assert set(OPS) == set(CASES)
+
+
+@pytest.mark.parametrize(("an_op", "body"), BODIES, ids=lambda x: getattr(x, "name", ""))
+def test_body_equals_reference(an_op: Op[..., Any], body: Body[..., Any]) -> None:
+    """A body gives what the definition gives, on every case that it says it serves."""
+    torch.manual_seed(0)
+    served = 0
+    for args in CASES[an_op.name]():
+        if not body.when(key(args, False)):
+            continue
+        served += 1
+        tolerance = QUANTISED_TOLERANCE if "int8" in body.name else TOLERANCE[torch.float32]
+        results = [function(*args) for function in (body.function, an_op.reference)]
+        for actual, expected in zip(*(r if isinstance(r, tuple) else (r,) for r in results), strict=True):
+            assert_close(actual, expected, tolerance)
+    assert served, f"no case of {an_op.name} reaches {body.name}"
+
+
+@pytest.mark.parametrize(
+    ("an_op", "body"),
+    [(o, b) for o, b in BODIES if o.name in ("attention_packed", "token_logprobs")],
+    ids=lambda x: x.name,
+)
+def test_gradients_equal_reference(an_op: Op[..., Any], body: Body[..., Any]) -> None:
+    """A body that serves training gives the definition's gradients."""
+    torch.manual_seed(0)
+    for args in CASES[an_op.name]():
+        gradients = []
+        if not len(args[0]):
+            continue
+        for function in (body.function, an_op.reference):
+            leaves = [a.clone().requires_grad_() if a.is_floating_point() else a for a in args if isinstance(a, Tensor)]
+            rest = [a for a in args if not isinstance(a, Tensor)]
+            out = function(*leaves, *rest)
+            (out * torch.linspace(-1, 1, out.numel()).view_as(out)).sum().backward()
+            gradients.append([leaf.grad for leaf in leaves if leaf.requires_grad and leaf.grad is not None])
+        for actual, expected in zip(*gradients, strict=True):
+            assert_close(actual, expected, 1e-4)
+
+
+def test_dispatch_costs_under_two_microseconds() -> None:
+    """A call through the table adds less than 2 µs to the function itself, with and without gradients."""
+
+    @op
+    def probe_dispatch(x: Tensor, weight: Tensor) -> Tensor:
+        return x
+
+    del OPS["probe_dispatch"]
+    x, weight, number = torch.zeros(1), torch.zeros(1), 20000
+    for grad in (False, True):
+        with torch.set_grad_enabled(grad):
+            through = min(timeit.repeat(lambda: probe_dispatch(x, weight), number=number, repeat=9))
+            direct = min(timeit.repeat(lambda: probe_dispatch.reference(x, weight), number=number, repeat=9))
+        assert (through - direct) / number < 2e-6
+
+
+def test_the_last_body_that_applies_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Resolution honours `when` and `available`, and PORCELET_KERNELS=reference turns every body off."""
+
+    @op
+    def probe_choice(x: Tensor, weight: Tensor) -> str:
+        return "reference"
+
+    del OPS["probe_choice"]
+    probe_choice.body("first", when=lambda key: True)(lambda x, weight: "first")
+    probe_choice.body("inference", when=lambda key: not key.needs_grad)(lambda x, weight: "inference")
+    probe_choice.body("absent", when=lambda key: True, available=lambda: False)(lambda x, weight: "absent")
+    x = torch.zeros(1)
+    assert probe_choice(x, x) == "inference"
+    assert probe_choice(x.requires_grad_(), x) == "first"
+    monkeypatch.setenv("PORCELET_KERNELS", "reference")
+    assert probe_choice.chosen(Key("cpu", "Tensor", torch.float32, False)) == "reference"
+
+
+def test_sample_draws_from_the_distribution() -> None:
+    """Frequencies match softmax under top-k and top-p (chi-square), and the reported log-probability is the drawn
+    one's."""
+    from porcelet.kernels.sample import sample
+
+    torch.manual_seed(0)
+    logits, draws = torch.tensor([2.0, 1.0, 0.0, -1.0, 1.5]), 20000
+    columns = torch.full((draws,), 1.3), torch.full((draws,), 4), torch.full((draws,), 0.9)
+    tokens, logprobs = sample(logits.expand(draws, -1), *columns, torch.rand(draws, dtype=torch.float64))
+    p = (logits / 1.3).double().softmax(-1)
+    p[3] = 0  # fifth of five: cut by top-k 4
+    p /= p.sum()
+    p[2] = 0  # 2.0, 1.5 and 1.0 reach 0.9 together
+    p /= p.sum()
+    counts = torch.bincount(tokens, minlength=5).double()
+    kept = p > 0
+    assert counts[~kept].sum() == 0
+    assert ((counts - draws * p)[kept] ** 2 / (draws * p[kept])).sum() < 13.8  # chi-square, 2 degrees, p = 0.001
+    assert_close(logprobs.double(), p[tokens].log(), 1e-6)

@@ -6,8 +6,10 @@ The package imports jaxtyping for type checkers only, so the names its annotatio
 from __future__ import annotations
 
 import builtins
+from pathlib import Path
 
 import jaxtyping
+import pytest
 
 for name in ("Float", "Float16", "Int", "UInt8"):
     setattr(builtins, name, getattr(jaxtyping, name))
@@ -15,3 +17,11 @@ for name in ("Float", "Float16", "Int", "UInt8"):
 OP_FILES = ("attention", "cpu", "experts", "linear", "loss", "pointwise", "sample")
 HOOKED = tuple(f"porcelet.kernels.{name}" for name in OP_FILES) + ("porcelet.models",)
 jaxtyping.install_import_hook(HOOKED, "beartype.beartype")
+
+
+@pytest.fixture(scope="session")
+def default_model() -> Path:
+    """The real default model, from the store that `make test` fills. Its absence is a failure, not a reason to skip."""
+    from porcelet import hub
+
+    return hub.resolve(hub.DEFAULT_MODEL)

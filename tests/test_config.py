@@ -9,7 +9,7 @@ import pytest
 
 from porcelet.config import EngineConfig, ModelConfig, TrainConfig, override, parse_settings
 from porcelet.errors import InputError, ModelError
-from tests.models.test_transformer import VARIANTS, published_v3
+from tests.models.variants import VARIANTS, published_v3
 
 
 @pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS)

@@ -17,7 +17,7 @@ from porcelet.errors import InputError
 from porcelet.models.attention import PackedView
 from porcelet.models.transformer import Transformer, build, initialize
 from porcelet.types import Output, Request, SamplingParams
-from tests.models.test_transformer import LLAMA, V3
+from tests.models.variants import LLAMA, V3
 
 GREEDY = SamplingParams(max_tokens=40, temperature=0)
 

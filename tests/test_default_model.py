@@ -1,0 +1,114 @@
+"""The real default model: our reader and our model against `transformers`, and int8 against float32."""
+
+from __future__ import annotations
+
+import pydoc_data.topics
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks.decode import as_transformers
+from porcelet.engine.engine import Engine
+from porcelet.engine.text import TextModel, open_text
+from porcelet.kernels import Key, cpu
+from porcelet.kernels.linear import linear
+from porcelet.kernels.loss import token_logprobs
+from porcelet.models.attention import PackedView
+from porcelet.models.transformer import Transformer
+from porcelet.types import SamplingParams
+from porcelet.weights.load import load
+
+PROMPTS = [
+    "What is the capital of France?",
+    "Write a haiku about the sea.",
+    "What is 12 + 30? Think step by step.",
+    "Explique la photosynthèse en une phrase.",
+    "用一句话介绍北京。",
+]
+GREEDY = SamplingParams(max_tokens=64, temperature=0)
+
+
+@pytest.fixture(scope="module")
+def exact(default_model: Path) -> Transformer:
+    return load(default_model, "float32")
+
+
+@pytest.fixture(scope="module")
+def quick(default_model: Path) -> Transformer:
+    return load(default_model, "auto")
+
+
+def encode(path: Path, prompt: str) -> list[int]:
+    tokenizer, chat_format = open_text(path)
+    return chat_format.render([{"role": "user", "content": prompt}], tokenizer)
+
+
+def assert_same_greedy(rival: torch.nn.Module, model: Transformer, path: Path, tolerance: float = 1e-3) -> None:
+    """64 greedy tokens a prompt: each is the rival's likeliest after the ones before, or ties with it within tolerance.
+
+    By induction the rival's greedy text is ours up to the first tie, and one forward pass a prompt shows it.
+    """
+    ties = 0
+    prompts = [encode(path, prompt) for prompt in PROMPTS]
+    for prompt, ours in zip(prompts, Engine(model).generate(prompts, GREEDY), strict=True):
+        drawn = [*ours.tokens, *([] if ours.stop_token is None else [ours.stop_token])]
+        logits = rival(torch.tensor([prompt + drawn])).logits[0, len(prompt) - 1 : -1]
+        gap = logits.amax(-1) - logits.gather(-1, torch.tensor(drawn)[:, None])[:, 0]
+        assert gap.max() < tolerance, f"token {int(gap.argmax())} is {float(gap.max())} below the likeliest"
+        ties += int((gap > 0).sum())
+    assert ties <= 1
+
+
+@torch.inference_mode()
+def test_greedy_text_equals_transformers(exact: Transformer, default_model: Path) -> None:
+    """Engine, pages and all give the tokens of `transformers` with the same weights."""
+    assert_same_greedy(as_transformers(exact), exact, default_model)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@torch.inference_mode()
+def test_greedy_text_equals_transformers_from_the_file(exact: Transformer, default_model: Path) -> None:
+    """The same with `transformers` reading the GGUF file itself: tensors, tokenizer, chat template and tokens."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    rival = AutoModelForCausalLM.from_pretrained(
+        default_model.parent, gguf_file=default_model.name, dtype=torch.float32
+    )
+    theirs = rival.state_dict()
+    for name, tensor in exact.state_dict().items():
+        assert torch.equal(tensor, theirs[name]), name
+    tokenizer = AutoTokenizer.from_pretrained(default_model.parent, gguf_file=default_model.name)
+    for prompt in PROMPTS:
+        conversation = [{"role": "user", "content": prompt}]
+        expected = tokenizer.apply_chat_template(conversation, add_generation_prompt=True, return_dict=False)
+        assert encode(default_model, prompt) == expected
+    assert_same_greedy(rival.eval(), exact, default_model)
+
+
+def test_answers_in_text(quick: Transformer, default_model: Path) -> None:
+    """The int8 model, as a user gets it, knows the capital of France."""
+    model = TextModel(Engine(quick), *open_text(default_model))
+    assert "Paris" in model.chat(PROMPTS[0], GREEDY)
+
+
+def test_the_native_body_serves_the_default_model(quick: Transformer) -> None:
+    """Where a compiler was there, and CI has one, int8 runs natively."""
+    assert cpu.available()
+    assert linear.chosen(Key("cpu", type(quick.lm_head.weight).__name__, torch.float32, False)) == "cpu_int8"
+
+
+@torch.inference_mode()
+def test_int8_keeps_the_perplexity(exact: Transformer, quick: Transformer, default_model: Path) -> None:
+    """On English prose, int8 activations change the perplexity by less than 0.5 %."""
+    text = pydoc_data.topics.topics["objects"][:6000]
+    tokens = torch.tensor(open_text(default_model)[0].encode(text))[:1024]
+
+    def bits(model: Transformer) -> Tensor:
+        view = PackedView(torch.tensor([0, len(tokens) - 1]))
+        hidden = model.model.norm(model(tokens[:-1], torch.arange(len(tokens) - 1), view))
+        return -token_logprobs(hidden, exact.lm_head.weight, tokens[1:]).mean()
+
+    assert abs(float((bits(quick) - bits(exact)).exp()) - 1) < 0.005

@@ -268,7 +268,7 @@ class ModelConfig:
             values = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError as problem:
             raise ModelError(f"{path} does not exist; a model folder needs config.json and *.safetensors") from problem
-        except (UnicodeDecodeError, json.JSONDecodeError) as problem:
+        except (OSError, ValueError, RecursionError) as problem:
             raise ModelError(f"{path} is not valid JSON: {problem}") from problem
         if not isinstance(values, dict):
             raise ModelError(f"{path} holds a {type(values).__name__}; a JSON object was expected")

@@ -11,11 +11,11 @@ from pathlib import Path
 import jaxtyping
 import pytest
 
-for name in ("Float", "Float16", "Int", "UInt8"):
+for name in ("Float", "Float16", "Int", "Shaped", "UInt8"):
     setattr(builtins, name, getattr(jaxtyping, name))
 # Not the package kernels itself: it holds no shapes, and its dispatch is timed.
 OP_FILES = ("attention", "cpu", "experts", "linear", "loss", "pointwise", "sample")
-HOOKED = tuple(f"porcelet.kernels.{name}" for name in OP_FILES) + ("porcelet.models",)
+HOOKED = tuple(f"porcelet.kernels.{name}" for name in OP_FILES) + ("porcelet.models", "porcelet.weights.quantize")
 jaxtyping.install_import_hook(HOOKED, "beartype.beartype")
 
 

@@ -18,6 +18,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import update_wrapper
+from inspect import signature
 from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar
 
 import torch
@@ -50,6 +51,7 @@ class Op(Generic[P, R]):
     """A reference function and the faster bodies registered on it; calling it dispatches.
 
     The first argument is a tensor and gives device and dtype; the class of the second gives the weight format.
+    Arguments annotated as tensors or weights are passed by position, so that a call can ask them for requires_grad.
     """
 
     def __init__(self, reference: Callable[P, R]) -> None:
@@ -57,20 +59,23 @@ class Op(Generic[P, R]):
         self.name: str = reference.__name__
         self.bodies: list[Body[P, R]] = []
         self._resolved: dict[Any, Callable[P, R]] = {}
+        annotations = [str(parameter.annotation) for parameter in signature(reference).parameters.values()]
+        self._tensors = [i for i, kind in enumerate(annotations) if "Tensor" in kind or "Weight" in kind]
         update_wrapper(self, reference)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        first: Any = args[0]
+        arguments: tuple[Any, ...] = args
+        first = arguments[0]
         needs_grad = False
         if torch.is_grad_enabled():
-            for argument in args:  # a plain loop: `any` over a generator costs half a microsecond more
-                if isinstance(argument, torch.Tensor) and argument.requires_grad:
+            for position in self._tensors:  # isinstance on every argument would cost more than all the rest
+                if arguments[position].requires_grad:
                     needs_grad = True
                     break
         # The class itself, not its name, is the dictionary's key: it is what costs nothing to look up.
-        function = self._resolved.get((first.is_cpu, args[1].__class__, first.dtype, needs_grad))
+        function = self._resolved.get((first.is_cpu, arguments[1].__class__, first.dtype, needs_grad))
         if function is None:
-            function = self._resolve(first, args[1], needs_grad)
+            function = self._resolve(first, arguments[1], needs_grad)
         return function(*args, **kwargs)
 
     def body(

@@ -1,0 +1,1 @@
+"""Everything between a model's files and its parameters."""

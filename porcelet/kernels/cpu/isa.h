@@ -1,0 +1,17 @@
+// Which instruction set the native bodies use: the best the processor has, found at run time. The scalar bodies are the
+// only ones compiled off x86-64.
+#pragma once
+
+namespace porcelet {
+
+enum class Isa { scalar, avx2, avx512, avx512vnni };
+
+const char* name(Isa isa);
+
+bool supported(Isa isa);
+
+// The best supported set, or the one PORCELET_ISA names; read on every call, so that a test can change it.
+// Throws std::invalid_argument on a name that is unknown or that this processor lacks.
+Isa select_isa();
+
+}  // namespace porcelet

@@ -1,0 +1,43 @@
+// The int8 linear layer one row at a time, in portable C++: what the other sets are compared with.
+#include <cmath>
+
+#include "linear_body.h"
+
+namespace porcelet {
+namespace {
+
+float from_half(uint16_t half) {
+    const uint32_t sign = static_cast<uint32_t>(half & 0x8000) << 16, exponent = half >> 10 & 31, fraction = half & 1023;
+    if (exponent == 0) return std::copysign(std::ldexp(static_cast<float>(fraction), -24), sign ? -1.0f : 1.0f);
+    const uint32_t bits = sign | (exponent == 31 ? 255 : exponent + 112) << 23 | fraction << 13;
+    return bits_of<float>(bits);
+}
+
+struct Scalar {
+    static constexpr size_t lanes = 1;
+    using Activation = int8_t;
+    using Ints = int32_t;
+    using Floats = float;
+
+    static constexpr size_t place(size_t column) { return column; }
+    static const uint8_t* weights(const uint8_t* p) { return p; }
+    static int32_t dot(int32_t sum, const uint8_t* w, const int8_t* x) {
+        return sum + w[0] * x[0] + w[1] * x[1] + w[2] * x[2] + w[3] * x[3];
+    }
+    static float halves(const uint8_t* p) {
+        uint16_t half;
+        std::memcpy(&half, p, sizeof half);
+        return from_half(half);
+    }
+    static float broadcast(float s) { return s; }
+    static float to_float(int32_t i) { return static_cast<float>(i); }
+    static float multiply(float a, float b) { return a * b; }
+    static float fma(float a, float b, float c) { return std::fma(a, b, c); }
+    static void store(float* p, float v) { *p = v; }
+};
+
+}  // namespace
+
+constexpr LinearBody linear_scalar = linear_body<Scalar>();
+
+}  // namespace porcelet

@@ -1,0 +1,213 @@
+"""The native int8 linear layer: against its formula, and bit for bit against itself."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from porcelet.errors import InputError
+from porcelet.kernels import Key, cpu
+from porcelet.kernels.linear import GROUP, Int8Weight, linear, pack_int8, unpack_int8
+
+ISAS = ("scalar", "avx2", "avx512", "avx512vnni")
+SHAPES = [*itertools.product((1, 15, 17, 37), (32, 96)), (37, 576), (192, 576)]  # N, K
+TOKENS = (1, 2, 3, 5, 8, 9, 17, 64)
+
+# Only a machine that cannot build the module may go without: where there is a compiler, its absence fails.
+NO_COMPILER = shutil.which("g++") is None
+pytestmark = pytest.mark.skipif(not cpu.available() and NO_COMPILER, reason="no compiler, hence no native module")
+
+
+def runs_here(isa: str) -> bool:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PORCELET_ISA", isa)
+        try:
+            return cpu.isa() == isa
+        except InputError:
+            return False
+
+
+HERE = [isa for isa in ISAS if cpu.available() and runs_here(isa)]
+
+
+def make_weight(N: int, K: int, seed: int = 0) -> Int8Weight:
+    """Bytes over their whole range, so that an instruction that saturates shows."""
+    random = torch.Generator().manual_seed(seed)
+    q = torch.randint(0, 256, (N, K), generator=random, dtype=torch.uint8)
+    scale = torch.rand(N, K // GROUP, generator=random) * 0.01
+    minimum = -scale * 128 * torch.rand(N, K // GROUP, generator=random)
+    return pack_int8(q, scale.half(), minimum.half())
+
+
+def make_tokens(T: int, K: int, seed: int = 1) -> Tensor:
+    return torch.randn(T, K, generator=torch.Generator().manual_seed(seed))
+
+
+def run(isa: str, x: Tensor, weight: Int8Weight) -> Tensor:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PORCELET_ISA", isa)
+        return cpu.linear_int8(x, weight)
+
+
+def formula(x: Tensor, weight: Int8Weight) -> tuple[np.ndarray, np.ndarray]:
+    """The definition in float64 from activations quantised as the body does, and the sum of its terms' magnitudes."""
+    q, scale, minimum = (t.numpy() for t in unpack_int8(weight))
+    grouped = x.numpy().reshape(x.shape[0], -1, GROUP)
+    largest = np.abs(grouped).max(-1)
+    with np.errstate(divide="ignore"):
+        reciprocal = np.where(largest > 0, np.float32(127) / largest, np.float32(0))
+    x_q = np.rint(grouped * reciprocal[..., None]).astype(np.int64)
+    x_scale = (largest / np.float32(127)).astype(np.float64)
+    dot = np.einsum("tgi,ngi->tng", x_q, q.reshape(q.shape[0], -1, GROUP).astype(np.int64))
+    products = scale.astype(np.float64) * x_scale[:, None] * dot
+    minima = minimum.astype(np.float64) * (x_scale * x_q.sum(-1))[:, None]
+    return (products + minima).sum(-1), (np.abs(products) + np.abs(minima)).sum(-1)
+
+
+def test_the_module_was_built() -> None:
+    """Where there is a compiler, the installation has the native module."""
+    assert cpu.available() and HERE[0] == "scalar"
+
+
+@pytest.mark.parametrize("isa", HERE)
+@pytest.mark.parametrize(("N", "K"), SHAPES)
+def test_every_isa_computes_the_formula(isa: str, N: int, K: int) -> None:
+    """The float32 result is the float64 formula's, within the rounding of its own additions."""
+    weight = make_weight(N, K)
+    for T in TOKENS:
+        x = make_tokens(T, K)
+        expected, magnitude = formula(x, weight)
+        difference = np.abs(run(isa, x, weight).numpy() - expected)
+        assert (difference <= 2e-6 * magnitude).all(), (T, difference.max())
+
+
+@pytest.mark.parametrize("isa", HERE)
+@pytest.mark.parametrize(("N", "K"), SHAPES)
+def test_all_isas_agree_bitwise(isa: str, N: int, K: int) -> None:
+    """Every instruction set gives the bits of the scalar body, extreme activations included."""
+    weight = make_weight(N, K)
+    for T in TOKENS:
+        x = make_tokens(T, K)
+        x[0, ::2] = 1e35
+        x[-1, :GROUP] = 1e-39  # below what counts as zero
+        assert torch.equal(run(isa, x, weight), run("scalar", x, weight)), T
+
+
+@pytest.mark.parametrize("isa", HERE)
+def test_saturated_products_are_exact(isa: str) -> None:
+    """The largest bytes times the largest activations: no 16-bit step in between saturates."""
+    q = torch.full((16, GROUP), 255, dtype=torch.uint8)
+    weight = pack_int8(q, torch.ones(16, 1).half(), torch.zeros(16, 1).half())
+    for sign in (1, -1):
+        x = torch.full((3, GROUP), 127.0 * sign)
+        assert torch.equal(run(isa, x, weight), torch.full((3, 16), 255.0 * 127 * GROUP * sign))
+
+
+@pytest.mark.parametrize("isa", HERE)
+def test_half_precision_subnormals_and_signs(isa: str) -> None:
+    """Scales and minima of every kind of finite half are read exactly."""
+    halves = (
+        torch.tensor([0.0, -0.0, 2**-24, -(2**-24), 1023 * 2**-24, 2**-14, 1.0, -65504.0]).half().repeat(2)[:, None]
+    )
+    zero = torch.zeros(16, 1).half()
+    ones = torch.ones(16, GROUP, dtype=torch.uint8)
+    x = torch.full((1, GROUP), 127.0)
+    expected = (halves.double() * 127 * GROUP).float().T
+    assert torch.equal(run(isa, x, pack_int8(ones, halves, zero)), expected)
+    assert torch.equal(run(isa, x, pack_int8(ones, zero, halves)), expected)
+
+
+@pytest.mark.parametrize("isa", HERE)
+def test_a_token_does_not_depend_on_its_batch(isa: str) -> None:
+    """A token alone, in any batch and at any place in it has the same bits."""
+    weight, x = make_weight(37, 96), make_tokens(64, 96)
+    alone = torch.cat([run(isa, x[t : t + 1], weight) for t in range(64)])
+    for T in TOKENS:
+        assert torch.equal(run(isa, x[:T], weight), alone[:T]), T
+        assert torch.equal(run(isa, x[-T:], weight), alone[-T:]), T
+
+
+@pytest.mark.parametrize("isa", HERE)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_nan_poisons_its_own_token_only(isa: str, bad: float) -> None:
+    """One bad activation makes all outputs of its token NaN and leaves the bits of all others."""
+    weight, x = make_weight(37, 96), make_tokens(9, 96)
+    clean = run(isa, x, weight)
+    x[4, 50] = bad
+    poisoned = run(isa, x, weight)
+    assert poisoned[4].isnan().all()
+    others = torch.arange(9) != 4
+    assert torch.equal(poisoned[others], clean[others])
+
+
+@pytest.mark.parametrize("isa", HERE)
+def test_zero_tokens_and_zero_values(isa: str) -> None:
+    """No tokens give no outputs; a token of zeros gives zeros."""
+    weight = make_weight(17, 96)
+    assert run(isa, torch.empty(0, 96), weight).shape == (0, 17)
+    assert torch.equal(run(isa, torch.zeros(2, 96), weight), torch.zeros(2, 17))
+
+
+@pytest.mark.parametrize("T", [1, 9, 64])
+def test_threads_share_the_work_without_a_trace(T: int) -> None:
+    """One, two and three threads give the same bits, and torch keeps its own number."""
+    weight, x = make_weight(192, 576), make_tokens(T, 576)
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(cpu.linear_int8(x, weight))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+
+
+def test_one_openmp_library() -> None:
+    """The native module runs on torch's thread pool: one OpenMP runtime is mapped into the process."""
+    cpu.linear_int8(make_tokens(1, 32), make_weight(16, 32))
+    mapped = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "omp" in line}
+    runtimes = {path for path in mapped if Path(path).name.startswith(("libgomp", "libomp", "libiomp"))}
+    assert len(runtimes) == 1, runtimes
+
+
+def test_an_isa_the_processor_lacks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An unknown or missing instruction set is an error that names those there are, not an illegal instruction."""
+    for isa in {*ISAS, "avx1024", ""} - set(HERE):
+        monkeypatch.setenv("PORCELET_ISA", isa)
+        with pytest.raises(InputError, match=f"PORCELET_ISA is '{isa}'.*scalar"):
+            cpu.isa()
+        with pytest.raises(InputError, match="PORCELET_ISA"):
+            cpu.linear_int8(make_tokens(1, 32), make_weight(1, 32))
+
+
+def test_strided_activations() -> None:
+    """Activations that are not contiguous are read as what they are."""
+    weight, x = make_weight(37, 96), make_tokens(5, 192)
+    assert torch.equal(cpu.linear_int8(x[:, ::2], weight), cpu.linear_int8(x[:, ::2].contiguous(), weight))
+
+
+def test_wrong_shapes_and_dtypes_assert() -> None:
+    """What the caller got wrong never reaches the addresses."""
+    weight = make_weight(16, 64)
+    for x in (make_tokens(1, 32), make_tokens(1, 64).double()):
+        with pytest.raises(AssertionError):
+            cpu.linear_int8(x, weight)
+
+
+@pytest.mark.parametrize(("N", "K"), [(576, 576), (192, 576), (576, 1536)])
+def test_linear_takes_the_native_body_and_stays_near_the_reference(N: int, K: int) -> None:
+    """`linear` on an Int8Weight runs natively and is within 1 % of the largest value of the exact product."""
+    assert linear.chosen(Key("cpu", "Int8Weight", torch.float32, False)) == "cpu_int8"
+    assert linear.chosen(Key("cpu", "Int8Weight", torch.float32, True)) != "cpu_int8"
+    weight, x = make_weight(N, K), make_tokens(17, K)
+    expected = linear.reference(x, weight)
+    assert torch.equal(linear(x, weight), cpu.linear_int8(x, weight))
+    assert (linear(x, weight) - expected).abs().max() <= 0.01 * expected.abs().max()

@@ -328,6 +328,7 @@ class TrainConfig:
     weight_decay: float = 0.1
     max_grad_norm: float = 1.0
     checkpoint_every: int = 100
+    threads: int = 0  # 0: as torch decides
     mtp_weight: float = 0.3  # lambda of the MTP loss, V3 report section 4.2
     bias_update_speed: float = 0.001  # gamma of the balancing rule, V3 report section 2.1.2
     max_number: int = 20  # operands of the task "sums" are below it

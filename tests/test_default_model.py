@@ -62,9 +62,11 @@ def assert_same_greedy(rival: torch.nn.Module, model: Transformer, path: Path, t
 
 
 @torch.inference_mode()
-def test_greedy_text_equals_transformers(exact: Transformer, default_model: Path) -> None:
-    """Engine, pages and all give the tokens of `transformers` with the same weights."""
-    assert_same_greedy(as_transformers(exact), exact, default_model)
+def test_greedy_text_equals_transformers(exact: Transformer, quick: Transformer, default_model: Path) -> None:
+    """Engine, pages and all give the tokens of `transformers` with the same weights, in float32 and in int8."""
+    rival = as_transformers(exact)
+    assert_same_greedy(rival, exact, default_model)
+    assert_same_greedy(rival, quick, default_model, tolerance=1e-2)
 
 
 @pytest.mark.slow
@@ -102,7 +104,7 @@ def test_the_native_body_serves_the_default_model(quick: Transformer) -> None:
 
 @torch.inference_mode()
 def test_int8_keeps_the_perplexity(exact: Transformer, quick: Transformer, default_model: Path) -> None:
-    """On English prose, int8 activations change the perplexity by less than 0.5 %."""
+    """On English prose, int8 changes the perplexity by less than 0.1 %."""
     text = pydoc_data.topics.topics["objects"][:6000]
     tokens = torch.tensor(open_text(default_model)[0].encode(text))[:1024]
 
@@ -111,4 +113,4 @@ def test_int8_keeps_the_perplexity(exact: Transformer, quick: Transformer, defau
         hidden = model.model.norm(model(tokens[:-1], torch.arange(len(tokens) - 1), view))
         return -token_logprobs(hidden, exact.lm_head.weight, tokens[1:]).mean()
 
-    assert abs(float((bits(quick) - bits(exact)).exp()) - 1) < 0.005
+    assert abs(float((bits(quick) - bits(exact)).exp()) - 1) < 0.001

@@ -61,9 +61,9 @@ def formula(x: Tensor, weight: Int8Weight) -> tuple[np.ndarray, np.ndarray]:
     grouped = x.numpy().reshape(x.shape[0], -1, GROUP)
     largest = np.abs(grouped).max(-1)
     with np.errstate(divide="ignore"):
-        reciprocal = np.where(largest > 0, np.float32(127) / largest, np.float32(0))
+        reciprocal = np.where(largest > 0, np.float32(32512) / largest, np.float32(0))
     x_q = np.rint(grouped * reciprocal[..., None]).astype(np.int64)
-    x_scale = (largest / np.float32(127)).astype(np.float64)
+    x_scale = (largest / np.float32(32512)).astype(np.float64)
     dot = np.einsum("tgi,ngi->tng", x_q, q.reshape(q.shape[0], -1, GROUP).astype(np.int64))
     products = scale.astype(np.float64) * x_scale[:, None] * dot
     minima = minimum.astype(np.float64) * (x_scale * x_q.sum(-1))[:, None]
@@ -95,18 +95,18 @@ def test_all_isas_agree_bitwise(isa: str, N: int, K: int) -> None:
     for T in TOKENS:
         x = make_tokens(T, K)
         x[0, ::2] = 1e35
-        x[-1, :GROUP] = 1e-39  # below what counts as zero
+        x[-1, :GROUP] = 1e-37  # below what counts as zero
         assert torch.equal(run(isa, x, weight), run("scalar", x, weight)), T
 
 
 @pytest.mark.parametrize("isa", HERE)
 def test_saturated_products_are_exact(isa: str) -> None:
-    """The largest bytes times the largest activations: no 16-bit step in between saturates."""
+    """The largest bytes times the largest activations: no step in between saturates."""
     q = torch.full((16, GROUP), 255, dtype=torch.uint8)
     weight = pack_int8(q, torch.ones(16, 1).half(), torch.zeros(16, 1).half())
     for sign in (1, -1):
-        x = torch.full((3, GROUP), 127.0 * sign)
-        assert torch.equal(run(isa, x, weight), torch.full((3, 16), 255.0 * 127 * GROUP * sign))
+        x = torch.full((3, GROUP), 32512.0 * sign)
+        assert torch.equal(run(isa, x, weight), torch.full((3, 16), 255.0 * 32512 * GROUP * sign))
 
 
 @pytest.mark.parametrize("isa", HERE)
@@ -117,8 +117,8 @@ def test_half_precision_subnormals_and_signs(isa: str) -> None:
     )
     zero = torch.zeros(16, 1).half()
     ones = torch.ones(16, GROUP, dtype=torch.uint8)
-    x = torch.full((1, GROUP), 127.0)
-    expected = (halves.double() * 127 * GROUP).float().T
+    x = torch.full((1, GROUP), 32512.0)
+    expected = (halves.double() * 32512 * GROUP).float().T
     assert torch.equal(run(isa, x, pack_int8(ones, halves, zero)), expected)
     assert torch.equal(run(isa, x, pack_int8(ones, zero, halves)), expected)
 
@@ -204,10 +204,10 @@ def test_wrong_shapes_and_dtypes_assert() -> None:
 
 @pytest.mark.parametrize(("N", "K"), [(576, 576), (192, 576), (576, 1536)])
 def test_linear_takes_the_native_body_and_stays_near_the_reference(N: int, K: int) -> None:
-    """`linear` on an Int8Weight runs natively and is within 1 % of the largest value of the exact product."""
+    """`linear` on an Int8Weight runs natively and is within 1e-4 of the largest value of the exact product."""
     assert linear.chosen(Key("cpu", "Int8Weight", torch.float32, False)) == "cpu_int8"
     assert linear.chosen(Key("cpu", "Int8Weight", torch.float32, True)) != "cpu_int8"
     weight, x = make_weight(N, K), make_tokens(17, K)
     expected = linear.reference(x, weight)
     assert torch.equal(linear(x, weight), cpu.linear_int8(x, weight))
-    assert (linear(x, weight) - expected).abs().max() <= 0.01 * expected.abs().max()
+    assert (linear(x, weight) - expected).abs().max() <= 1e-4 * expected.abs().max()

@@ -42,7 +42,7 @@ def _is_int8(key: Key) -> bool:
 
 @linear.body("cpu_int8", when=_is_int8, available=available)
 def linear_int8(x: Float[Tensor, "T D"], weight: Weight) -> Float[Tensor, "T N"]:
-    """x · weightᵀ with x quantised to 8 bits a token and group of 32; within 1 % of the reference's largest value.
+    """x · weightᵀ with x quantised to 16 bits a token and group of 32: within 1e-4 of the reference's largest value.
 
     The result is the same bit for bit whatever the instruction set, the number of threads and the other tokens. A token
     that holds NaN or infinity gets NaN in all its outputs.

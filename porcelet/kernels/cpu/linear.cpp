@@ -1,6 +1,6 @@
 // Linear layers on the CPU: int8 weights in the packed layout of kernels/linear.py, float32 activations.
 //
-// Activations are quantised a token and group (llama.cpp's Q8 idea) so that the products are integers:
+// Activations are quantised to 16 bits a token and group, so that the products are integers:
 //
 //   out[t, n] = sum over groups g of   scale[n, g] * x_scale[t, g] * (q[n, g] . x_q[t, g])  +  minimum[n, g] * x_sum[t, g]
 //

@@ -17,7 +17,7 @@ constexpr size_t BLOCK_BYTES = 576;  // one group of one tile
 constexpr size_t TOKENS = 8;        // tokens one pass over a tile serves from registers
 
 // One instruction set's body.
-//   quantize  turns 32 activations into a record of `record_bytes`: signed 8-bit values, their scale, scale times their sum
+//   quantize  turns 32 activations into a record of `record_bytes`: signed 16-bit values, their scale, scale times their sum
 //   multiply  [tokens - 1] gives `columns` <= 16 outputs a token, `out_stride` floats apart, from one tile and the
 //             records [groups, tokens]
 struct LinearBody {

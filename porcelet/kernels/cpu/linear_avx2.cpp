@@ -1,7 +1,7 @@
 // The int8 linear layer with AVX2, FMA and F16C: 8 rows a vector.
 //
-// vpmaddubsw would multiply the bytes as they lie but saturates at 16 bits. Instead bytes 0 and 2, then 1 and 3, of each row
-// are widened to 16 bits in place, by a mask and a shift, and vpmaddwd sums their products exactly.
+// Bytes 0 and 2, then 1 and 3, of each row are widened to 16 bits in place, by a mask and a shift; vpmaddwd sums their
+// products with two activations exactly.
 #include <immintrin.h>
 
 #include "linear_body.h"
@@ -11,7 +11,6 @@ namespace {
 
 struct Avx2 {
     static constexpr size_t lanes = 8;
-    using Activation = int16_t;
     using Ints = __m256i;
     using Floats = __m256;
     struct Weights {

@@ -15,13 +15,12 @@ float from_half(uint16_t half) {
 
 struct Scalar {
     static constexpr size_t lanes = 1;
-    using Activation = int8_t;
     using Ints = int32_t;
     using Floats = float;
 
     static constexpr size_t place(size_t column) { return column; }
     static const uint8_t* weights(const uint8_t* p) { return p; }
-    static int32_t dot(int32_t sum, const uint8_t* w, const int8_t* x) {
+    static int32_t dot(int32_t sum, const uint8_t* w, const int16_t* x) {
         return sum + w[0] * x[0] + w[1] * x[1] + w[2] * x[2] + w[3] * x[3];
     }
     static float halves(const uint8_t* p) {

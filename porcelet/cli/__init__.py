@@ -1,0 +1,46 @@
+"""The command line. Commands import what they need when they run, so that `porcelet --help` answers at once."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import typer
+
+from porcelet import __version__
+from porcelet.cli import chat, models, serve, train
+from porcelet.errors import PorceletError
+
+app = typer.Typer(
+    name="porcelet",
+    help="Your own DeepSeek in one Python package: load, train, adapt and serve reasoning models, offline.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+app.command()(chat.generate)
+app.command()(chat.chat)
+app.command()(serve.serve)
+app.command()(train.train)
+app.command()(models.pull)
+app.command("list")(models.list_)
+app.command()(models.rm)
+app.command()(models.verify)
+
+
+@app.callback(invoke_without_command=True)
+def root(version: bool = typer.Option(False, "--version", help="Show the version and exit.", is_eager=True)) -> None:
+    if version:
+        print(f"porcelet {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run a command; an error meant for a person becomes one line and its exit code."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        app()
+    except PorceletError as problem:
+        print(f"porcelet: {problem}", file=sys.stderr)
+        sys.exit(problem.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)

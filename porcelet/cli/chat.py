@@ -1,0 +1,98 @@
+"""`porcelet generate` and `porcelet chat`: one answer, or a conversation in the terminal."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from porcelet.cli.models import DEFAULT
+
+if TYPE_CHECKING:
+    from porcelet.engine.text import Message, TextModel
+    from porcelet.types import SamplingParams
+
+Model = Annotated[str, typer.Option("--model", "-m", help="A name in the store, a GGUF file or a model folder.")]
+MaxTokens = Annotated[int, typer.Option(help="Longest answer, in tokens.")]
+Temperature = Annotated[float, typer.Option(help="0 always takes the likeliest token.")]
+TopP = Annotated[float, typer.Option(help="Draw from the likeliest tokens that reach this probability together.")]
+Seed = Annotated[int | None, typer.Option(help="Makes the draw repeatable.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", help="Engine settings, such as weights=float32 or threads=2.")
+]
+
+
+def generate(
+    prompt: Annotated[str, typer.Argument(help="What to ask.")],
+    model: Model = DEFAULT,
+    max_tokens: MaxTokens = 256,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    seed: Seed = None,
+    settings: Settings = None,
+) -> None:
+    """Answer one prompt and print it as it comes; speed goes to standard error."""
+    from porcelet.types import SamplingParams
+
+    params = SamplingParams(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
+    text_model = _open(model, settings)
+    _answer(text_model, [{"role": "user", "content": prompt}], params)
+
+
+def chat(
+    model: Model = DEFAULT,
+    max_tokens: MaxTokens = 1024,
+    temperature: Temperature = 0.6,
+    top_p: TopP = 0.95,
+    seed: Seed = None,
+    settings: Settings = None,
+) -> None:
+    """Talk to a model. /new starts over, /exit or Ctrl-D leaves, Ctrl-C stops an answer."""
+    from porcelet.types import SamplingParams
+
+    params = SamplingParams(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
+    text_model = _open(model, settings)
+    print(f"{model}: /new starts over, /exit or Ctrl-D leaves, Ctrl-C stops an answer")
+    messages: list[Message] = []
+    while True:
+        try:
+            line = input("> ").strip()
+        except EOFError:
+            return
+        if line == "/exit":
+            return
+        if line == "/new":
+            messages = []
+        elif line:
+            messages.append({"role": "user", "content": line})
+            messages.append({"role": "assistant", "content": _answer(text_model, messages, params)})
+
+
+def _open(model: str, settings: list[str] | None) -> TextModel:
+    from porcelet.config import EngineConfig, override, parse_settings
+    from porcelet.engine.text import load
+
+    return load(model, override(EngineConfig(), parse_settings(settings or []), "--set"))
+
+
+def _answer(model: TextModel, messages: list[Message], params: SamplingParams) -> str:
+    """Print an answer as it comes; the whole of it, or what there was when Ctrl-C stopped it."""
+    text, count, first = "", 0, time.perf_counter()
+    start = first
+    stream = model.stream(messages, params)
+    try:
+        for piece, output in stream:
+            if output.num_generated == 1:
+                first = time.perf_counter()
+            count = output.num_generated
+            text += piece
+            print(piece, end="", flush=True)
+    except KeyboardInterrupt:
+        stream.close()
+    finally:
+        print()
+    rate = f"{(count - 1) / (time.perf_counter() - first):.0f} tokens/s" if count > 1 else "one token"
+    print(f"[{count} tokens, first after {first - start:.2f} s, {rate}]", file=sys.stderr)
+    return text

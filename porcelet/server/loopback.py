@@ -1,0 +1,45 @@
+"""This machine alone: which names mean it, and a socket that only it can reach."""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import socket
+
+from porcelet.errors import CapacityError, InputError
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address means this machine alone."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket on a loopback address, not yet listening. Port 0 takes a free one.
+
+    Raises:
+        InputError: other machines can reach `host`, or this one does not have it.
+        CapacityError: the port is taken.
+    """
+    if not is_loopback(host):
+        raise InputError(
+            f"host {host} is not loopback; serving other machines needs API keys, which come later; use 127.0.0.1"
+        )
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as problem:
+        listener.close()
+        if problem.errno == errno.EADDRINUSE:
+            raise CapacityError(f"port {port} on {host} is taken; choose another one with --port") from problem
+        raise InputError(f"cannot listen on {host} port {port}: {problem.strerror}; try another --port") from problem
+    return listener
+
+
+def url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

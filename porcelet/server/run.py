@@ -1,0 +1,71 @@
+"""The serving process: start the engine's process, load the text side meanwhile, serve until told to stop.
+
+The heavy imports are inside the function so that they happen while the model loads in the other process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+import time
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from porcelet.config import EngineConfig
+from porcelet.engine.client import EngineClient
+from porcelet.server.loopback import url
+
+if TYPE_CHECKING:
+    import uvicorn
+
+DRAIN_SECONDS = 5  # how long answers may go on after a signal
+log = logging.getLogger(__name__)
+
+
+def run(path: Path, name: str, listener: socket.socket, config: EngineConfig) -> None:
+    """Serve the model at `path` as `name` until SIGINT or SIGTERM; a bound `listener` listens once all is ready.
+
+    Raises:
+        InputError, ModelError, EngineError: the engine's reason for not starting.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # both end it the same way, while loading too
+    with suppress(KeyboardInterrupt):
+        asyncio.run(_serve(path, name, listener, config))
+
+
+async def _serve(path: Path, name: str, listener: socket.socket, config: EngineConfig) -> None:
+    with closing(EngineClient.start(path, config)) as engine:
+        import uvicorn
+
+        from porcelet.server.app import create_app
+        from porcelet.server.service import Service, open_text
+
+        tokenizer, chat_format = open_text(path)
+        facts = await engine.ready()
+        app = create_app(Service(name, int(time.time()), engine, facts, tokenizer, chat_format))
+        options = uvicorn.Config(
+            app,
+            ws="none",
+            log_config=None,
+            log_level="warning",
+            proxy_headers=False,
+            server_header=False,
+            timeout_graceful_shutdown=2 * DRAIN_SECONDS,
+        )
+        server = uvicorn.Server(options)
+        draining = asyncio.create_task(_drain(server, engine))
+        listener.listen()
+        log.info("serving %s on %s (weights %s, context %d)", name, url(listener), facts.weights, facts.max_length)
+        await server.serve(sockets=[listener])
+        draining.cancel()
+
+
+async def _drain(server: uvicorn.Server, engine: EngineClient) -> None:
+    """Once the server is told to stop, end the answers that go on for too long, each with an error."""
+    while not server.should_exit:
+        await asyncio.sleep(0.1)
+    await asyncio.sleep(DRAIN_SECONDS)
+    engine.close()

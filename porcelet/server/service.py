@@ -1,0 +1,63 @@
+"""One served model as every dialect sees it: a conversation in, pieces of text out.
+
+Text lives on this side of the engine: the chat format turns a conversation into tokens, a stream decoder turns tokens
+into whole characters. Tokens that only complete part of a character yield an empty piece.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import uuid4
+
+from porcelet.chat import ChatFormat
+from porcelet.engine.client import EngineClient
+from porcelet.engine.messages import Ready
+from porcelet.tokenizer import StreamDecoder, Tokenizer
+from porcelet.types import Output, Request, SamplingParams
+from porcelet.weights import gguf
+
+Message = dict[str, str]
+Pieces = AsyncGenerator[tuple[str, Output], None]
+
+
+@dataclass(frozen=True)
+class Service:
+    """A loaded model with its name, its tokenizer and its chat format. `created` is in Unix seconds."""
+
+    name: str
+    created: int
+    engine: EngineClient
+    facts: Ready
+    tokenizer: Tokenizer
+    format: ChatFormat
+
+    async def answer(self, messages: Sequence[Message], params: SamplingParams) -> Pieces:
+        """(text, output) a step; the last output has a finish reason. Close it (`aclosing`) to stop the engine's work.
+
+        Raises:
+            PorceletError: the conversation or the request cannot be served, or the engine failed.
+        """
+        # A long conversation takes a while to tokenize; the other streams go on meanwhile.
+        prompt = await asyncio.to_thread(self.format.render, messages, self.tokenizer)
+        request = Request(id=uuid4().hex, prompt=tuple(prompt), params=params)
+        decoder = StreamDecoder(self.tokenizer)
+        async with aclosing(self.engine.submit(request)) as outputs:
+            async for output in outputs:
+                text = decoder.push(output.tokens)
+                yield (text + decoder.flush() if output.finish_reason else text), output
+
+
+def open_text(path: Path) -> tuple[Tokenizer, ChatFormat]:
+    """The tokenizer and the chat format that a GGUF file or a model folder brings along.
+
+    Raises:
+        ModelError: they are missing, damaged or not supported.
+    """
+    if path.is_dir():
+        return Tokenizer.from_folder(path), ChatFormat.from_folder(path)
+    metadata = gguf.read(path).metadata
+    return Tokenizer.from_gguf(metadata), ChatFormat.from_gguf(metadata)

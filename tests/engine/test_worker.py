@@ -1,0 +1,199 @@
+"""The engine's process and the client at the other end of its socket, for real."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Coroutine
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from porcelet.config import EngineConfig
+from porcelet.engine.client import EngineClient, _Inbox
+from porcelet.engine.engine import Engine
+from porcelet.engine.messages import MAX_FRAME_BYTES, Abort, Submit, body_length, pack, read_body, to_engine, unpack
+from porcelet.errors import EngineError, InputError, ModelError
+from porcelet.types import Output, Request, SamplingParams
+from tests.tiny_model import save_tiny_model
+
+CONFIG = EngineConfig(threads=1)
+ENDLESS = SamplingParams(max_tokens=10_000, temperature=0, ignore_eos=True)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+def with_client(folder: Path, body: Callable[[EngineClient], Coroutine[Any, Any, None]]) -> None:
+    async def main() -> None:
+        client = EngineClient.start(folder, CONFIG)
+        try:
+            await client.ready()
+            await asyncio.wait_for(body(client), 20)
+        finally:
+            client.close()
+
+    asyncio.run(main())
+
+
+async def collect(client: EngineClient, request: Request) -> list[Output]:
+    return [output async for output in client.submit(request)]
+
+
+def test_same_tokens_as_in_process(folder: Path) -> None:
+    """Requests that run together in the other process get the tokens that the library gives here."""
+    prompts = [(1, 2, 3), (4, 5), (6,) * 100]
+    params = SamplingParams(max_tokens=40, temperature=1.0, seed=7)
+    expected = Engine.load(folder, CONFIG).generate(prompts, params)
+
+    async def body(client: EngineClient) -> None:
+        requests = [Request(id=str(i), prompt=prompt, params=params) for i, prompt in enumerate(prompts)]
+        answers = await asyncio.gather(*(collect(client, request) for request in requests))
+        for outputs, whole in zip(answers, expected, strict=True):
+            assert sum((output.tokens for output in outputs), ()) == whole.tokens
+            assert [output.finish_reason for output in outputs[:-1]] == [None] * (len(outputs) - 1)
+            assert outputs[-1].finish_reason == whole.finish_reason
+
+    with_client(folder, body)
+
+
+def test_refusal_abort_and_death(folder: Path) -> None:
+    """A refusal is the engine's own error; a closed iterator frees the engine; death reaches every request at once."""
+
+    async def body(client: EngineClient) -> None:
+        with pytest.raises(InputError, match="empty"):
+            await collect(client, Request(id="empty", prompt=(), params=ENDLESS))
+
+        async with aclosing(client.submit(Request(id="left", prompt=(1,), params=ENDLESS))) as outputs:
+            await anext(outputs)
+            assert client.stats["num_running"] == 1
+        started = time.monotonic()
+        while client.stats["num_running"]:
+            await asyncio.sleep(0.001)
+        assert time.monotonic() - started < 1
+
+        streams = [client.submit(Request(id=f"dies-{i}", prompt=(i + 1,), params=ENDLESS)) for i in range(3)]
+        for stream in streams:
+            await anext(stream)
+        client.process.send_signal(signal.SIGINT)  # Ctrl-C reaches the whole terminal; only the parent acts on it
+        await asyncio.sleep(0.05)
+        assert client.alive
+        client.process.kill()
+        for stream in streams:
+            with pytest.raises(EngineError, match="killed by signal 9"):
+                while True:
+                    await anext(stream)
+        assert not client.alive
+        with pytest.raises(EngineError, match="killed by signal 9"):
+            await collect(client, Request(id="late", prompt=(1,), params=ENDLESS))
+
+    with_client(folder, body)
+
+
+def test_startup_error_is_the_workers_own(tmp_path: Path) -> None:
+    """What keeps the worker from starting is raised here as the same class, in one line."""
+
+    async def main() -> None:
+        client = EngineClient.start(tmp_path / "missing", CONFIG)
+        with pytest.raises(ModelError, match="missing") as caught:
+            await client.ready()
+        assert "\n" not in str(caught.value)
+        client.close()
+        assert client.process.returncode == ModelError.exit_code
+
+    asyncio.run(main())
+
+
+def worker(folder: Path) -> tuple[subprocess.Popen[bytes], socket.socket]:
+    ours, theirs = socket.socketpair()
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "porcelet.engine.worker",
+        "--fd",
+        str(theirs.fileno()),
+        "--model",
+        str(folder),
+    ]
+    with theirs:
+        return subprocess.Popen(command, pass_fds=[theirs.fileno()]), ours
+
+
+def test_hanging_up_ends_the_worker_while_it_loads(folder: Path) -> None:
+    """A worker whose parent is gone does not outlive it, not even by the time that loading takes."""
+    process, ours = worker(folder)
+    ours.close()
+    assert process.wait(20) == 0
+
+
+def test_malformed_frame_ends_the_worker(folder: Path) -> None:
+    """A frame that is no message ends the worker with the protocol error's exit code, after saying so."""
+    process, ours = worker(folder)
+    with ours, ours.makefile("rb") as stream:
+        assert read_body(stream)  # Ready
+        ours.sendall((5).to_bytes(4, "big") + b"hello")
+        assert b"malformed frame" in (read_body(stream) or b"")
+    assert process.wait(20) == EngineError.exit_code
+
+
+@pytest.mark.parametrize("message", [Submit(Request(id="a", prompt=(1, 2), params=ENDLESS)), Abort("é")])
+def test_frames_round_trip(message: Submit | Abort) -> None:
+    """What is packed is read back, frame by frame, until the clean end."""
+    stream = io.BytesIO(pack(message) * 2)
+    assert [unpack(to_engine, read_body(stream) or b"") for _ in range(2)] == [message, message]
+    assert read_body(stream) is None
+
+
+@pytest.mark.parametrize("cut", [1, 3, 4, 10])
+def test_cut_frame_is_an_error(cut: int) -> None:
+    """A stream that ends within a frame is not a clean end."""
+    with pytest.raises(EngineError, match="within a frame"):
+        read_body(io.BytesIO(pack(Abort("some request"))[:cut]))
+
+
+def test_bad_fields_and_long_frames_are_errors() -> None:
+    """A frame with a field of the wrong type or out of its range, or of an absurd length, is refused."""
+    good = pack(Submit(Request(id="a", prompt=(1,), params=SamplingParams(max_tokens=100))))[4:]
+    out_of_range = good.replace(b"max_tokens\x64", b"max_tokens\x00")
+    assert unpack(to_engine, good)
+    assert len(out_of_range) == len(good)
+    wrong_type = msgspec.msgpack.encode({"type": "Abort", "request_id": 1})
+    unknown = msgspec.msgpack.encode({"type": "Shutdown"})
+    for body in (b"", good[:-1], out_of_range, wrong_type, unknown):
+        with pytest.raises(EngineError, match="malformed"):
+            unpack(to_engine, body)
+    with pytest.raises(EngineError, match="at most"):
+        body_length((MAX_FRAME_BYTES + 1).to_bytes(4, "big"))
+
+
+def test_slow_reader_gets_everything_in_larger_outputs() -> None:
+    """Outputs that nobody took yet are joined: nothing is lost, the order stays, the last one's end is kept."""
+
+    async def main() -> None:
+        inbox = _Inbox()
+        for i in range(5):
+            inbox.put(Output(request_id="a", tokens=(i,), logprobs=(-float(i),), num_generated=i + 1))
+        inbox.put(Output(request_id="a", tokens=(), logprobs=(-9.0,), finish_reason="stop", num_generated=6))
+        joined = await inbox.take()
+        assert joined.tokens == (0, 1, 2, 3, 4)
+        assert joined.logprobs == (0.0, -1.0, -2.0, -3.0, -4.0, -9.0)
+        assert (joined.finish_reason, joined.num_generated, inbox.finished) == ("stop", 6, True)
+
+    asyncio.run(main())
+
+
+def test_client_imports_no_torch() -> None:
+    """The server's process can use the client without paying for torch."""
+    check = "import sys, porcelet.engine.client; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check]).returncode == 0

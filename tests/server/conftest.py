@@ -1,0 +1,58 @@
+"""One real server process with a tiny model, shared by the tests that only talk to it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.tiny_model import save_tiny_model
+
+START_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running `porcelet serve`: its address, its process and what it has written to standard error."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def children(self) -> list[int]:
+        found = subprocess.run(["pgrep", "-P", str(self.process.pid)], capture_output=True, text=True)
+        return [int(line) for line in found.stdout.split()]
+
+
+def start_server(folder: Path, log: Path, *python_options: str) -> Server:
+    """Start a server on a free port and wait for its one line."""
+    command = [sys.executable, *python_options, "-m", "porcelet", "serve", "--model", str(folder), "--port", "0"]
+    with log.open("wb") as stderr:
+        process = subprocess.Popen([*command, "--set", "threads=1"], stderr=stderr)
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        if ready := re.search(r"^serving tiny on (http://127\.0\.0\.1:\d+) \(", log.read_text(), re.MULTILINE):
+            return Server(ready[1], process, log)
+        time.sleep(0.02)
+    process.kill()
+    raise AssertionError(f"the server did not start: {log.read_text()[-2000:]}")
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def server(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    # -X importtime writes one line for every module that this process, and not its worker, imports.
+    running = start_server(model_folder, tmp_path_factory.mktemp("logs") / "stderr", "-X", "importtime")
+    yield running
+    running.process.terminate()
+    assert running.process.wait(20) == 0

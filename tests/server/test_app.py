@@ -1,0 +1,208 @@
+"""What stands around the dialects: who may ask, what a browser is told, how it starts and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from porcelet.config import EngineConfig
+from porcelet.engine.client import EngineClient
+from porcelet.server.app import MAX_BODY_BYTES, create_app
+from porcelet.server.loopback import is_loopback
+from porcelet.server.service import Service, open_text
+from tests.server.conftest import Server, start_server
+
+STATIC = Path(__file__).parents[2] / "porcelet/server/static"
+
+
+def test_health(server: Server) -> None:
+    """A healthy server names its model."""
+    response = httpx.get(f"{server.url}/healthz")
+    assert response.status_code == 200
+    assert response.json()["model"] == "tiny"
+
+
+def test_dead_engine_is_a_503(model_folder: Path) -> None:
+    """When the engine's process dies, health says so with the reason and requests get an error, not silence."""
+    ask = {"model": "tiny", "messages": [{"role": "user", "content": "x"}]}
+
+    async def main() -> None:
+        engine = EngineClient.start(model_folder, EngineConfig(threads=1))
+        service = Service("tiny", 0, engine, await engine.ready(), *open_text(model_folder))
+        transport = httpx.ASGITransport(create_app(service))
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            assert (await client.get("/healthz")).status_code == 200
+            engine.process.kill()
+            while engine.alive:
+                await asyncio.sleep(0.01)
+            health = await client.get("/healthz")
+            answer = await client.post("/v1/chat/completions", json=ask)
+        engine.close()
+        assert health.status_code == 503
+        assert answer.status_code == 500
+        for response in (health, answer):
+            assert response.json()["error"]["type"] == "engine_error"
+            assert "signal 9" in response.json()["error"]["message"]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/nowhere", 404),
+        ("GET", "/static/%2e%2e/app.py", 404),
+        ("GET", "/v1/chat/completions", 405),
+        ("POST", "/", 405),
+    ],
+)
+def test_errors_have_one_form(server: Server, method: str, path: str, status: int) -> None:
+    """Whatever was asked for in vain, the answer is OpenAI's error body."""
+    response = httpx.request(method, server.url + path)
+    assert response.status_code == status
+    assert set(response.json()["error"]) == {"message", "type", "param", "code"}
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b'{"model": }', b"[" * 50_000, b"\xff\xfe"])
+def test_bodies_that_are_no_request(server: Server, body: bytes) -> None:
+    """Bodies that are not JSON or not an object are a 400."""
+    headers = {"Content-Type": "application/json"}
+    response = httpx.post(f"{server.url}/v1/chat/completions", content=body, headers=headers)
+    assert response.status_code == 400
+    assert response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_large_body_is_a_413(server: Server, chunked: bool) -> None:
+    """The limit holds with a declared length and without one."""
+    body = b" " * (MAX_BODY_BYTES + 1)
+    content = iter([body[:1000], body[1000:]]) if chunked else body
+    headers = {"Content-Type": "application/json"}
+    response = httpx.post(f"{server.url}/v1/chat/completions", content=content, headers=headers)
+    assert response.status_code == 413
+    assert response.json()["error"]["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "localhost.evil.example:80", "10.0.0.1"])
+def test_foreign_host_is_refused(server: Server, host: str) -> None:
+    """A name that was rebound to this machine does not get in."""
+    assert httpx.get(f"{server.url}/healthz", headers={"Host": host}).status_code == 403
+
+
+@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://localhost:3000", "https://{host}"])
+def test_foreign_origin_is_refused(server: Server, origin: str) -> None:
+    """Pages of other sites, those of other local servers too, may not use this one; its own page may."""
+    host = server.url.removeprefix("http://")
+    foreign = {"Origin": origin.format(host=host)}
+    assert httpx.post(f"{server.url}/v1/chat/completions", headers=foreign).status_code == 403
+    assert httpx.get(f"{server.url}/v1/models", headers={"Origin": server.url}).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/", "/static/chat.js", "/v1/models", "/nowhere"])
+def test_security_headers(server: Server, path: str) -> None:
+    """Every answer forbids foreign content, guessing of types and framing, and allows no foreign reader."""
+    headers = httpx.get(server.url + path).headers
+    assert "default-src 'none'" in headers["content-security-policy"]
+    assert "http" not in headers["content-security-policy"]
+    assert "unsafe" not in headers["content-security-policy"]
+    assert headers["x-content-type-options"] == "nosniff"
+    assert not [name for name in headers if name.startswith("access-control-")]
+
+
+def test_loopback() -> None:
+    """Loopback are its addresses and the one name for them; not the wildcards, and no other name."""
+    assert all(is_loopback(host) for host in ("127.0.0.1", "127.8.8.8", "::1", "localhost"))
+    assert not any(is_loopback(host) for host in ("0.0.0.0", "::", "10.0.0.1", "", socket.gethostname()))
+
+
+def serve(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "porcelet", "serve", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+def test_refuses_other_hosts_and_taken_ports(model_folder: Path, server: Server) -> None:
+    """An address that others can reach, and a port that is taken, end in one line with the remedy and its exit code."""
+    wide = serve("--model", str(model_folder), "--host", "0.0.0.0")
+    assert wide.returncode == 2
+    assert "127.0.0.1" in wide.stderr
+    taken = serve("--model", str(model_folder), "--port", server.url.rpartition(":")[2])
+    assert taken.returncode == 4
+    assert "--port" in taken.stderr
+    assert len(taken.stderr.splitlines()) == 1
+
+
+def test_no_torch_in_the_http_process(server: Server) -> None:
+    """The process that has answered requests never imported torch, and never started a second worker."""
+    httpx.get(f"{server.url}/v1/models")
+    imported = set(re.findall(r"^import time:.*\|\s*(\S+)$", server.log.read_text(), re.MULTILINE))
+    assert "porcelet.server.app" in imported
+    assert not [name for name in imported if name.partition(".")[0] in ("torch", "numpy", "transformers")]
+    assert len(server.children()) == 1
+
+
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_no_orphans(model_folder: Path, tmp_path: Path, stop: signal.Signals) -> None:
+    """However the server ends, in the middle of an answer, its worker ends too; asked to end, it exits with 0."""
+    running = start_server(model_folder, tmp_path / "stderr")
+    (worker,) = running.children()
+    body = {"model": "tiny", "messages": [{"role": "user", "content": "x"}], "stream": True, "temperature": 0}
+    with httpx.stream("POST", f"{running.url}/v1/chat/completions", json=body, timeout=20):
+        running.process.send_signal(stop)
+    assert running.process.wait(20) == (-9 if stop == signal.SIGKILL else 0)
+    deadline = time.monotonic() + 5
+    while is_running(worker):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def is_running(process: int) -> bool:
+    """Whether it exists and is more than a zombie that waits for its new parent."""
+    state = subprocess.run(["ps", "-o", "stat=", "-p", str(process)], capture_output=True, text=True).stdout
+    return bool(state) and not state.startswith("Z")
+
+
+# ---- the page -------------------------------------------------------------------------------------------------------
+
+
+def test_page_needs_nothing_from_elsewhere(server: Server) -> None:
+    """The page and all that it names come from this server; no script or style is inline."""
+    page = httpx.get(f"{server.url}/").text
+    named = re.findall(r'(?:src|href)="([^"]+)"', page)
+    modules = [found for file in STATIC.glob("*.js") for found in re.findall(r'from "\./([^"]+)"', file.read_text())]
+    assert named
+    assert modules
+    for path in [*named, *(f"/static/{module}" for module in modules)]:
+        assert path.startswith("/static/")
+        assert httpx.get(server.url + path).status_code == 200
+    assert not re.search(r"<script(?![^>]*src=)|<style|\sstyle=|\son\w+=", page)
+    sources = "".join(file.read_text() for file in STATIC.iterdir())
+    assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|@import|url\(", sources)
+    assert set(re.findall(r"https?://[^\s\"'<]+", sources)) <= {"http://www.w3.org/2000/svg"}
+
+
+def test_texts_are_whole_in_every_language() -> None:
+    """Every language has the same keys with the same blanks, every key the page uses exists, and every key is used."""
+    source = (STATIC / "texts.js").read_text()
+    texts: dict[str, dict[str, str]] = json.loads(source.partition("TEXTS = ")[2].partition(";\n\n")[0])
+    assert set(texts) == {"en", "fr", "zh"}
+    english = texts["en"]
+    for language in texts.values():
+        assert set(language) == set(english)
+        assert all(re.findall(r"\{\w+\}", language[key]) == re.findall(r"\{\w+\}", english[key]) for key in english)
+        assert all(language.values())
+    code = (STATIC / "index.html").read_text() + "".join(file.read_text() for file in STATIC.glob("*.js"))
+    used = set(re.findall(r'data-(?:text|label|placeholder)="(\w+)"', code))
+    used |= set(re.findall(r'\b(?:text|translated)\(\s*"(\w+)"', code)) | set(re.findall(r'"(error_\w+)"\)', code))
+    by_kind = {key for key in english if key.startswith("error_")}
+    assert used <= set(english)
+    assert set(english) == used | by_kind | {"language_name"}

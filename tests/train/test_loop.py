@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from porcelet.errors import InputError, ModelError, PorceletError
+from porcelet.models.attention import PackedView
+from porcelet.train import loop
+from porcelet.train.data import Renderer
+from porcelet.train.loop import read_recipe, train
+from porcelet.train.optim import make_optimizer
+from porcelet.types import Sample
+from porcelet.weights.load import load
+from tests.train.tiny_run import FIELDS, config, metrics_of, model
+
+
+def test_training_lowers_the_loss_and_logs_every_step(tmp_path: Path) -> None:
+    """Every step has a line with the loss by parts, balance, norm, rate and tokens, in order."""
+    run = config(tmp_path, steps=40, learning_rate=1e-2, samples_per_step=16)
+    seen: list[dict[str, float]] = []
+    train(run, FIELDS, seen.append)
+    lines = metrics_of(tmp_path)
+    assert [line["step"] for line in lines] == list(range(1, 41)) and len(seen) == 40
+    assert lines[-1]["loss"] < 0.5 * lines[0]["loss"]
+    wanted = {"loss", "cross_entropy", "mtp", "gradient_norm", "learning_rate", "max_violation", "tokens", "step"}
+    assert all(set(line) == wanted for line in lines) and "tokens_per_second" in seen[0]
+    assert lines[0]["loss"] == pytest.approx(lines[0]["cross_entropy"] + 0.3 * lines[0]["mtp"], rel=1e-5)
+
+
+def test_transformers_computes_the_same_from_the_saved_model(tmp_path: Path) -> None:
+    """Same logits within 2e-5 of their size, and its MTP layer and biases come back in ours."""
+    transformers = pytest.importorskip("transformers")
+    output = train(config(tmp_path, learning_rate=1e-2, bias_update_speed=0.05), FIELDS)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(output, dtype=torch.float32).eval()
+    tokens = torch.tensor(Renderer(output).prompt("12+7="))
+    ours = load(output)
+    with torch.no_grad():
+        mine = ours.logits(ours(tokens, torch.arange(len(tokens)), PackedView(torch.tensor([0, len(tokens)]))))
+        expected = theirs(tokens[None]).logits[0]
+    assert (mine - expected).abs().max() <= 2e-5 * expected.abs().max()
+    assert set(dict(ours.named_parameters())) == set(dict(model().named_parameters()))
+    assert theirs.config.eos_token_id == 1 and theirs.config.bos_token_id == 0
+
+
+def test_step_that_is_not_finite_touches_no_weight(tmp_path: Path) -> None:
+    """Loss or gradient NaN: the step is named and refused, and model and optimizer stay as they were."""
+    network, run = model(), config(tmp_path)
+    network.model.layers[0].mlp.down_proj.weight.data[0, 0] = torch.nan
+    optimizer = make_optimizer(network, run)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    sample = Sample(tokens=(1, 2, 3), weights=(0.0, 1.0, 1.0))
+    with pytest.raises(PorceletError, match=r"step 5: the loss is nan.*learning_rate \(now 0.003\)"):
+        loop._step(network, optimizer, lambda step: ([sample], {}), 4, run)
+    assert all(torch.equal(t, before[n]) or t.isnan().any() for n, t in network.state_dict().items())
+    assert not optimizer.state
+
+
+def test_recipe_file_and_overrides(tmp_path: Path) -> None:
+    """Tables become config and model fields; words of the command line win; unknown keys name the nearest."""
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text("[train]\nsteps = 7\nseed = 3\n[model]\nhidden_size = 32\n", encoding="utf-8")
+    run, fields = read_recipe(recipe, ["steps=9", "learning_rate=0.1"])
+    assert (run.steps, run.seed, run.learning_rate, fields) == (9, 3, 0.1, {"hidden_size": 32})
+    with pytest.raises(InputError, match="'steps'"):
+        read_recipe(recipe, ["step=9"])
+    recipe.write_text("[trian]\n", encoding="utf-8")
+    with pytest.raises(InputError, match="trian"):
+        read_recipe(recipe)
+    with pytest.raises(InputError, match="absent.toml"):
+        read_recipe(tmp_path / "absent.toml")
+
+
+def test_recipes_of_the_repository_are_valid() -> None:
+    """Every recipe reads, and its model builds."""
+    for path in (Path(__file__).parents[2] / "recipes").glob("*.toml"):
+        run, fields = read_recipe(path)
+        assert bool(run.model) != bool(fields), path
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        (FIELDS | {"hiden_size": 3}, "'hidden_size'"),
+        (FIELDS | {"vocab_size": 100}, "vocab_size is 100"),
+        ({}, r"\[model\]"),
+    ],
+)
+def test_unusable_model_table_is_refused(tmp_path: Path, fields: dict[str, object], named: str) -> None:
+    """A mistyped field, a vocabulary smaller than the tokenizer's, or no model at all."""
+    with pytest.raises(InputError, match=named):
+        train(config(tmp_path), fields)
+
+
+def test_absent_start_model_is_named(tmp_path: Path) -> None:
+    """A folder that is not there is an error about that folder."""
+    with pytest.raises(ModelError, match="nowhere"):
+        train(config(tmp_path, model=str(tmp_path / "nowhere")), {})

@@ -1,0 +1,60 @@
+"""A run that takes milliseconds a step: a V3 model of some 30,000 parameters on sums of small numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+from porcelet.config import ModelConfig, TrainConfig
+from porcelet.models.transformer import Transformer, build, initialize
+
+FIELDS: dict[str, Any] = {
+    "model_type": "deepseek_v3",
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 64,
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 8,
+    "n_routed_experts": 8,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 16,
+    "first_k_dense_replace": 1,
+    "n_group": 2,
+    "topk_group": 2,
+    "num_nextn_predict_layers": 1,
+    "initializer_range": 0.2,
+}
+
+
+def config(output: Path, **changes: Any) -> TrainConfig:
+    values = {"output": str(output), "steps": 12, "samples_per_step": 8, "warmup_steps": 2, "checkpoint_every": 6}
+    return TrainConfig(**(values | changes))
+
+
+def model(seed: int = 0, **changes: Any) -> Transformer:
+    """A model over the sums' tokenizer, random enough that no two logits are nearly equal."""
+    shape = ModelConfig.from_hf(FIELDS | {"vocab_size": 261, "eos_token_id": 1, "bos_token_id": 0})
+    return initialize(build(dataclasses.replace(shape, **changes)), seed)
+
+
+def state_of(output: Path) -> dict[str, Tensor]:
+    """The tensors of a run's newest checkpoint; there must be exactly one."""
+    (folder,) = (output / "checkpoint").iterdir()
+    return load_file(folder / "state.safetensors")
+
+
+def metrics_of(output: Path) -> list[dict[str, float]]:
+    """A run's metrics without the one that is a time."""
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [{name: value for name, value in line.items() if name != "tokens_per_second"} for line in lines]

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.decode import as_transformers
+from porcelet.engine.codec import open_codec
 from porcelet.engine.engine import Engine
-from porcelet.engine.text import TextModel, open_text
+from porcelet.engine.text import TextModel
 from porcelet.kernels import Key, cpu
 from porcelet.kernels.linear import linear
 from porcelet.kernels.loss import token_logprobs
@@ -41,7 +42,7 @@ def quick(default_model: Path) -> Transformer:
 
 
 def encode(path: Path, prompt: str) -> list[int]:
-    tokenizer, chat_format = open_text(path)
+    tokenizer, chat_format = open_codec(path)
     return chat_format.render([{"role": "user", "content": prompt}], tokenizer)
 
 
@@ -92,7 +93,7 @@ def test_greedy_text_equals_transformers_from_the_file(exact: Transformer, defau
 
 def test_answers_in_text(quick: Transformer, default_model: Path) -> None:
     """The int8 model, as a user gets it, knows the capital of France."""
-    model = TextModel(Engine(quick), *open_text(default_model))
+    model = TextModel(Engine(quick), *open_codec(default_model))
     assert "Paris" in model.chat(PROMPTS[0], GREEDY)
 
 
@@ -106,11 +107,11 @@ def test_the_native_body_serves_the_default_model(quick: Transformer) -> None:
 def test_int8_keeps_the_perplexity(exact: Transformer, quick: Transformer, default_model: Path) -> None:
     """On English prose, int8 changes the perplexity by less than 0.1 %."""
     text = pydoc_data.topics.topics["objects"][:6000]
-    tokens = torch.tensor(open_text(default_model)[0].encode(text))[:1024]
+    tokens = torch.tensor(open_codec(default_model)[0].encode(text))[:1024]
 
     def bits(model: Transformer) -> Tensor:
         view = PackedView(torch.tensor([0, len(tokens) - 1]))
-        hidden = model.model.norm(model(tokens[:-1], torch.arange(len(tokens) - 1), view))
+        hidden = model(tokens[:-1], torch.arange(len(tokens) - 1), view)
         return -token_logprobs(hidden, exact.lm_head.weight, tokens[1:]).mean()
 
     assert abs(float((bits(quick) - bits(exact)).exp()) - 1) < 0.001

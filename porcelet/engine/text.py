@@ -10,15 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from porcelet import hub
 from porcelet.chat import ChatFormat
 from porcelet.config import EngineConfig
+from porcelet.engine.codec import open_codec
 from porcelet.engine.engine import Engine
 from porcelet.tokenizer import StreamDecoder, Tokenizer
 from porcelet.types import Output, SamplingParams
-from porcelet.weights import gguf
 
 Message = dict[str, str]
 
@@ -53,13 +52,5 @@ def load(name: str = hub.DEFAULT_MODEL, config: EngineConfig = EngineConfig()) -
         ModelError: unknown name, or files that are missing, damaged or not supported.
     """
     path = hub.resolve(name)
-    tokenizer, chat_format = open_text(path)
-    return TextModel(Engine.load(path, config), tokenizer, chat_format)
-
-
-def open_text(path: Path) -> tuple[Tokenizer, ChatFormat]:
-    """The tokenizer and the chat format that a model brings along."""
-    if path.is_dir():
-        return Tokenizer.from_folder(path), ChatFormat.from_folder(path)
-    metadata = gguf.read(path).metadata
-    return Tokenizer.from_gguf(metadata), ChatFormat.from_gguf(metadata)
+    engine = Engine.load(path, config)
+    return TextModel(engine, *open_codec(path))

@@ -1,9 +1,8 @@
 """The transformer: blocks, head and multi-token prediction, for every architecture and every use.
 
-`forward` takes flat tokens [T], their positions [T] and a view of the batch, and returns the last block's output
-before the final norm, which is what the MTP layer (DeepSeek-V3 report, section 2.2) needs; `logits` finishes the
-job. Module names make parameter names equal the checkpoint's. The model knows no file format, no rank and no
-quantisation.
+`forward` takes flat tokens [T], their positions [T] and a view of the batch, and returns hidden states after the final
+norm; `logits` scores them, the MTP layer (DeepSeek-V3 report, section 2.2) goes on from them. Module names make
+parameter names equal the checkpoint's. The model knows no file format, no rank and no quantisation.
 """
 
 from __future__ import annotations
@@ -90,16 +89,16 @@ class Transformer(nn.Module):
             self.lm_head.weight = self.model.embed_tokens.weight
 
     def forward(self, tokens: Int[Tensor, "T"], positions: Int[Tensor, "T"], view: View) -> Float[Tensor, "T D"]:
-        """Hidden states of the last block, before the final norm."""
+        """Hidden states after the final norm: `logits` scores them, `predict_further` goes on from them."""
         x = self.model.embed_tokens(tokens)
         angles = self._angles(positions, x.dtype)
         for block in self.model.layers[: self.config.num_hidden_layers]:
             x = block(x, angles, view)
-        return x
+        return self.model.norm(x)
 
     def logits(self, hidden: Float[Tensor, "T D"]) -> Float[Tensor, "T V"]:
         """Scores of the next token."""
-        return self.lm_head(self.model.norm(hidden))
+        return self.lm_head(hidden)
 
     def predict_further(
         self, hidden: Float[Tensor, "T D"], next_tokens: Int[Tensor, "T"], positions: Int[Tensor, "T"], view: View
@@ -107,7 +106,7 @@ class Transformer(nn.Module):
         """The MTP layer's normed hidden states: through `lm_head` they score the token after `next_tokens`."""
         layer = self.model.layers[self.config.num_hidden_layers]
         assert isinstance(layer, MTP)
-        joined = layer.join(self.model.embed_tokens(next_tokens), self.model.norm(hidden))
+        joined = layer.join(self.model.embed_tokens(next_tokens), hidden)
         return layer.shared_head.norm(layer(joined, self._angles(positions, hidden.dtype), view))
 
     def _angles(self, positions: Int[Tensor, "T"], dtype: torch.dtype) -> Angles:

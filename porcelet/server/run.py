@@ -40,10 +40,11 @@ async def _serve(path: Path, name: str, listener: socket.socket, config: EngineC
     with closing(EngineClient.start(path, config)) as engine:
         import uvicorn
 
+        from porcelet.engine.codec import open_codec
         from porcelet.server.app import create_app
-        from porcelet.server.service import Service, open_text
+        from porcelet.server.service import Service
 
-        tokenizer, chat_format = open_text(path)
+        tokenizer, chat_format = open_codec(path)
         facts = await engine.ready()
         app = create_app(Service(name, int(time.time()), engine, facts, tokenizer, chat_format))
         options = uvicorn.Config(

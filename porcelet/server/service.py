@@ -10,7 +10,6 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from pathlib import Path
 from uuid import uuid4
 
 from porcelet.chat import ChatFormat
@@ -18,7 +17,6 @@ from porcelet.engine.client import EngineClient
 from porcelet.engine.messages import Ready
 from porcelet.tokenizer import StreamDecoder, Tokenizer
 from porcelet.types import Output, Request, SamplingParams
-from porcelet.weights import gguf
 
 Message = dict[str, str]
 Pieces = AsyncGenerator[tuple[str, Output], None]
@@ -49,15 +47,3 @@ class Service:
             async for output in outputs:
                 text = decoder.push(output.tokens)
                 yield (text + decoder.flush() if output.finish_reason else text), output
-
-
-def open_text(path: Path) -> tuple[Tokenizer, ChatFormat]:
-    """The tokenizer and the chat format that a GGUF file or a model folder brings along.
-
-    Raises:
-        ModelError: they are missing, damaged or not supported.
-    """
-    if path.is_dir():
-        return Tokenizer.from_folder(path), ChatFormat.from_folder(path)
-    metadata = gguf.read(path).metadata
-    return Tokenizer.from_gguf(metadata), ChatFormat.from_gguf(metadata)

@@ -36,26 +36,25 @@ def compute_loss(
 ) -> tuple[Float[Tensor, ""], Parts]:
     """The loss to descend, and its detached parts for the log. `view.routing` receives every MoE layer's choices."""
     hidden = model(batch.tokens, batch.positions, view)
-    normed = model.model.norm(hidden)
-    total, parts = normed.new_zeros(()), {}
+    total, parts = hidden.new_zeros(()), {}
     if batch.weights.any():
-        total = parts["cross_entropy"] = cross_entropy(model, normed, batch.targets, batch.weights)
+        total = parts["cross_entropy"] = cross_entropy(model, hidden, batch.targets, batch.weights)
         if config.mtp_weight and model.config.num_nextn_predict_layers:
             parts["mtp"] = mtp_loss(model, hidden, batch, view)
             total = total + config.mtp_weight * parts["mtp"]
     if batch.advantages.any():
-        policy, extra = policy_loss(model, normed / config.temperature, batch, config)
+        policy, extra = policy_loss(model, hidden / config.temperature, batch, config)
         parts |= {"policy": policy, **extra}
         total = total + policy
     return total, {name: part.detach() for name, part in parts.items()}
 
 
 def cross_entropy(
-    model: Transformer, normed: Float[Tensor, "T D"], targets: Int[Tensor, "T"], weights: Float[Tensor, "T"]
+    model: Transformer, hidden: Float[Tensor, "T D"], targets: Int[Tensor, "T"], weights: Float[Tensor, "T"]
 ) -> Float[Tensor, ""]:
     """The weighted mean of -log p(target). Only rows with a weight meet the head."""
     rows = weights.nonzero()[:, 0]
-    logprobs = _logprobs(model, normed[rows], targets[rows])
+    logprobs = _logprobs(model, hidden[rows], targets[rows])
     return -(weights[rows] * logprobs).sum() / weights[rows].sum()
 
 
@@ -70,7 +69,7 @@ def mtp_loss(model: Transformer, hidden: Float[Tensor, "T D"], batch: Packed, vi
 def policy_loss(
     model: Transformer, scaled: Float[Tensor, "T D"], batch: Packed, config: TrainConfig
 ) -> tuple[Float[Tensor, ""], Parts]:
-    """The clipped policy gradient; `scaled` is the normed hidden state over the temperature.
+    """The clipped policy gradient; `scaled` is the hidden state over the temperature.
 
     Also returns the share of clipped tokens and `mismatch`, the largest |log p - log p_old|. At the first update after
     a rollout both are the same model's, so `mismatch` measures how far sampler and trainer compute alike.

@@ -17,9 +17,10 @@ import pytest
 
 from porcelet.config import EngineConfig
 from porcelet.engine.client import EngineClient
+from porcelet.engine.codec import open_codec
 from porcelet.server.app import MAX_BODY_BYTES, create_app
 from porcelet.server.loopback import is_loopback
-from porcelet.server.service import Service, open_text
+from porcelet.server.service import Service
 from tests.server.conftest import Server, start_server
 
 STATIC = Path(__file__).parents[2] / "porcelet/server/static"
@@ -38,7 +39,7 @@ def test_dead_engine_is_a_503(model_folder: Path) -> None:
 
     async def main() -> None:
         engine = EngineClient.start(model_folder, EngineConfig(threads=1))
-        service = Service("tiny", 0, engine, await engine.ready(), *open_text(model_folder))
+        service = Service("tiny", 0, engine, await engine.ready(), *open_codec(model_folder))
         transport = httpx.ASGITransport(create_app(service))
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
             assert (await client.get("/healthz")).status_code == 200

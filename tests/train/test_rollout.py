@@ -51,7 +51,8 @@ def test_failing_reward_scores_zero_and_is_counted(tmp_path: Path) -> None:
 
 
 def test_reward_rises_and_trainer_agrees_with_sampler(tmp_path: Path) -> None:
-    """A bandit: answers that begin with a digit earn 1. At every step the two passes give the same log-probabilities."""
+    """A bandit: answers that begin with a digit earn 1. At every step the two passes give the same
+    log-probabilities."""
     start = train(config(tmp_path / "start", steps=1), FIELDS)
     run = config(
         tmp_path / "rl",

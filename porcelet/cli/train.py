@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import statistics
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,6 +55,12 @@ def _print_result(config: TrainConfig, output: Path) -> None:
     """What the saved model can do with problems it was never trained on, beside what it could before."""
     from porcelet.train.rollout import held_out_accuracy
 
+    lines = (output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    rewards = [metrics["reward"] for metrics in map(json.loads, lines) if "reward" in metrics]
+    if rewards:
+        num = min(5, len(rewards))
+        first, last = statistics.fmean(rewards[:num]), statistics.fmean(rewards[-num:])
+        print(f"mean reward: {first:.3f} in the first {num} steps, {last:.3f} in the last")
     accuracy, count = held_out_accuracy(output, config)
     before = f" (before: {held_out_accuracy(Path(config.model), config)[0]:.1%})" if config.model else ""
     print(f"held-out {config.task} answered exactly: {accuracy:.1%}{before} of {count}")

@@ -42,6 +42,11 @@ def lone(model: Transformer, prompt: list[int], num_tokens: int) -> tuple[int, .
     return tuple(tokens[len(prompt) :])
 
 
+@pytest.fixture(scope="module")
+def expected(model: Transformer) -> list[tuple[int, ...]]:
+    return [lone(model, prompt, 40) for prompt in prompts(8)]
+
+
 @pytest.mark.parametrize(
     ("config", "preempts"),
     [
@@ -52,12 +57,14 @@ def lone(model: Transformer, prompt: list[int], num_tokens: int) -> tuple[int, .
     ],
     ids=["roomy", "small chunks", "preempting", "one at a time"],
 )
-def test_batched_greedy_equals_lone(model: Transformer, config: EngineConfig, preempts: bool) -> None:
+def test_batched_greedy_equals_lone(
+    model: Transformer, expected: list[tuple[int, ...]], config: EngineConfig, preempts: bool
+) -> None:
     """Whoever shares the batch, however prompts are chunked, whoever loses its pages: the tokens are the lone ones."""
     engine = Engine(model, config)
     asked = prompts(8)
     outputs = engine.generate(asked, GREEDY)
-    assert [output.tokens for output in outputs] == [lone(model, prompt, 40) for prompt in asked]
+    assert [output.tokens for output in outputs] == expected
     assert (engine.stats()["num_preempted"] > 0) == preempts
     assert engine.stats()["num_free_pages"] == engine.stats()["num_pages"]
     assert all(o.finish_reason == "length" and o.num_generated == len(o.logprobs) == 40 for o in outputs)

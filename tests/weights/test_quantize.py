@@ -81,7 +81,7 @@ def test_a_scale_whose_minimum_leaves_half_precision_is_refused(type_name: str, 
 
 
 @given(
-    exponent=st.floats(-30, 14),
+    exponent=st.floats(-30, 12),  # the largest of 320 draws and the offset stay below half's 65504
     offset=st.floats(-3, 3),
     seed=st.integers(0, 2**32),
 )

@@ -37,7 +37,7 @@ def main() -> None:
     for (name, (inputs, outputs)), tokens in itertools.product(SHAPES.items(), TOKENS):
         if name == "head" and tokens > 16:
             continue  # the head sees sampled rows only
-        copies = max(1, min(64, ROTATED_BYTES // (inputs * outputs * 4)))
+        copies = max(1, min(64, ROTATED_BYTES // (inputs * outputs)))
         dense = [torch.randn(outputs, inputs) for _ in range(copies)]
         packed = [to_int8(weight) for weight in dense]
         x = torch.randn(tokens, inputs)

@@ -42,10 +42,11 @@ def verify(name: Name = DEFAULT) -> None:
 def fetch(name: str) -> Path:
     """Pull a model with a progress bar on standard error; nothing is shown where it is there already."""
     from rich.console import Console
-    from rich.progress import Progress
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
 
     from porcelet import hub
 
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(name, total=None)
+    columns = (f"fetching {name}", BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=None)
         return hub.pull(name, lambda done, total: bar.update(task, completed=done, total=total))

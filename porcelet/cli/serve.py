@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from porcelet.cli.models import DEFAULT
+from porcelet.cli.models import DEFAULT, fetch
 
 if TYPE_CHECKING:
     from porcelet.config import EngineConfig
@@ -36,7 +36,7 @@ def serve(
     config = _config(settings or [])
     with bind(host, port) as listener:
         stored = {entry.name for entry in hub.list_models()}
-        path = _pull(model) if model == DEFAULT and model not in stored else hub.resolve(model)
+        path = fetch(model) if model == DEFAULT and model not in stored else hub.resolve(model)
         run(path, model if model in {*stored, DEFAULT} else _name(path), listener, config)
 
 
@@ -44,20 +44,6 @@ def _config(settings: list[str]) -> EngineConfig:
     from porcelet.config import EngineConfig, override, parse_settings
 
     return override(EngineConfig(), parse_settings(settings), "--set")
-
-
-def _pull(model: str) -> Path:
-    """Fetch a model with one line of progress on standard error."""
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
-
-    from porcelet import hub
-
-    console = Console(stderr=True)
-    columns = (f"fetching {model}", BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task("")
-        return hub.pull(model, progress=lambda done, total: progress.update(task, completed=done, total=total))
 
 
 def _name(path: Path) -> str:

@@ -37,10 +37,11 @@ def train(
 @contextmanager
 def _progress(config: TrainConfig) -> Iterator[Callable[[dict[str, float]], None]]:
     """A live line: steps done, the numbers that matter, speed, time left."""
+    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
-    with Progress(*columns) as progress:
+    with Progress(*columns, console=Console(stderr=True)) as progress:
         bar = progress.add_task(config.method, total=config.steps)
 
         def report(metrics: dict[str, float]) -> None:

@@ -16,6 +16,7 @@ app = typer.Typer(
     help="Your own DeepSeek in one Python package: load, train, adapt and serve reasoning models, offline.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help: importing rich for it takes longer than all the rest
 )
 app.command()(chat.generate)
 app.command()(chat.chat)

@@ -47,6 +47,7 @@ def fetch(name: str) -> Path:
     from porcelet import hub
 
     columns = (f"fetching {name}", BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=None)
         return hub.pull(name, lambda done, total: bar.update(task, completed=done, total=total))

@@ -135,9 +135,9 @@ def attention_decode(
     _native.attention_decode(
         q.data_ptr(),
         k_cache.data_ptr(),
-        k_cache.stride()[:3],
+        _strides(k_cache),
         v_cache.data_ptr(),
-        v_cache.stride()[:3],
+        _strides(v_cache),
         lengths.data_ptr(),
         tables.data_ptr(),
         out.data_ptr(),
@@ -146,3 +146,8 @@ def attention_decode(
         torch.get_num_threads(),
     )
     return out
+
+
+def _strides(cache: Tensor) -> tuple[int, int, int]:
+    """Values from page to page, from slot to slot and from head to head."""
+    return cache.stride(0), cache.stride(1), cache.stride(2)

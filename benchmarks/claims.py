@@ -50,7 +50,8 @@ def main() -> None:
     options = parser.parse_args()
     claims = [claim for page in PAGES for claim in claims_of(page)]
     lines = newest_lines()
-    fresh = rerun({claim.benchmark for claim in claims}) if options.rerun else {}
+    cited = sorted({claim.benchmark for claim in claims} & set(lines))
+    fresh = {name: line for name in cited if (line := rerun(name, lines[name]))} if options.rerun else {}
     problems = [problem for page in PAGES for problem in unmarked(page)]
     for claim in claims:
         problem = mismatch(claim, lines)
@@ -58,9 +59,9 @@ def main() -> None:
         source = lines.get(claim.benchmark, {})
         now = value_at(fresh.get(claim.benchmark, {}), claim.path)
         again = "" if now is None else f"  now {now:g}"
-        cited = f"{claim.benchmark}:{claim.path}"
+        where = f"{claim.benchmark}:{claim.path}"
         print(
-            f"{claim.place:24} {claim.text:>9}  {cited:52} {source.get('date', '?')} {source.get('commit', '?')}{again}"
+            f"{claim.place:24} {claim.text:>9}  {where:52} {source.get('date', '?')} {source.get('commit', '?')}{again}"
         )
     print(f"{len(claims)} figures, {len(problems)} problems")
     if problems:
@@ -111,18 +112,16 @@ def mismatch(claim: Claim, lines: dict[str, dict[str, Any]]) -> str | None:
     return None
 
 
-def rerun(benchmarks: set[str]) -> dict[str, dict[str, Any]]:
-    """Run each benchmark once; its JSON line. One that fails here is named and left out."""
-    lines = {}
-    for name in sorted(benchmarks):
-        command = [sys.executable, "-m", f"benchmarks.{name}"]
-        print(f"running {name} ...", file=sys.stderr)
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        if done.returncode:
-            print(f"{name} cannot run here: {done.stderr.strip().splitlines()[-1:]}", file=sys.stderr)
-        else:
-            lines[name] = json.loads(done.stdout.splitlines()[-1])
-    return lines
+def rerun(name: str, line: dict[str, Any]) -> dict[str, Any] | None:
+    """Run a benchmark again as its line was made; its new line, or None, with a word, where it cannot run."""
+    command = [sys.executable, "-m", f"benchmarks.{name}", *line.get("arguments", [])]
+    print(f"running {name} ...", file=sys.stderr)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        print(f"{name} cannot run here: {done.stderr.strip().splitlines()[-1:]}", file=sys.stderr)
+        return None
+    fresh: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return fresh
 
 
 if __name__ == "__main__":

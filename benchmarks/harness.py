@@ -99,6 +99,7 @@ def report(
         "machine": _machine(),
         "versions": {name: version(name) for name in ("torch", "transformers", "porcelet")}
         | {"python": platform.python_version()},
+        "arguments": [word for word in sys.argv[1:] if word != "--append"],
         "config": dict(config),
         **note,
         "results": dict(results),

@@ -62,7 +62,9 @@ class ChatFormat:
         """
         template = metadata.get("tokenizer.chat_template")
         if not isinstance(template, str):
-            raise ModelError(f"{source} has no chat template; this is a base model: use `porcelet generate`")
+            raise ModelError(
+                f"{source} has no chat template; a base model cannot be chatted with yet, take an instruct model"
+            )
         return cls(template, _gguf_token(metadata, "bos", source), _gguf_token(metadata, "eos", source))
 
     @classmethod
@@ -80,9 +82,7 @@ class ChatFormat:
         added = _read_json(path / "tokenizer.json").get("added_tokens", [])
         if V3_MARKERS.issubset(token.get("content") for token in added):
             return cls(V3_TEMPLATE, "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>")
-        raise ModelError(
-            f"{path} has no chat template; add chat_template.jinja, or use `porcelet generate` for a base model"
-        )
+        raise ModelError(f"{path} has no chat template; add chat_template.jinja, or take an instruct model")
 
     def render(
         self, messages: Sequence[Message], tokenizer: Tokenizer, *, add_generation_prompt: bool = True

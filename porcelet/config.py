@@ -79,6 +79,9 @@ class ModelConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**31:
                 raise ModelError(f"model config: {name} is {value!r}; it must be a positive integer")
+        for name in ("rms_norm_eps", "rope_theta", "initializer_range", "routed_scaling_factor"):
+            if not isinstance(getattr(self, name), (int, float)):
+                raise ModelError(f"model config: {name} is {getattr(self, name)!r}; it must be a number")
         self._check_divisions()
 
     def _check_divisions(self) -> None:
@@ -202,7 +205,7 @@ class ModelConfig:
                 "eos_token_ids": tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,),
             }
             return cls(**{**read, **derived})
-        except (KeyError, TypeError) as problem:
+        except (KeyError, TypeError, ValueError) as problem:
             raise ModelError(f"{source}: missing or unusable field: {problem}") from problem
 
     def to_hf(self) -> dict[str, Any]:
@@ -238,9 +241,14 @@ class ModelConfig:
             raise ModelError(f"{source}: GGUF architecture {architecture!r} is not supported; supported: llama")
         if metadata.get("llama.rope.scaling.type", "none") != "none":
             raise ModelError(f"{source}: RoPE scaling {metadata['llama.rope.scaling.type']!r} is not supported yet")
+        if metadata.get("llama.rope.scale_linear", 1.0) != 1.0:
+            raise ModelError(f"{source}: RoPE scaling by {metadata['llama.rope.scale_linear']} is not supported yet")
         try:
             heads = metadata["llama.attention.head_count"]
             width = metadata["llama.embedding_length"]
+            head_dim = metadata.get("llama.attention.key_length") or width // heads
+            if metadata.get("llama.rope.dimension_count", head_dim) != head_dim:
+                raise ModelError(f"{source}: heads rotated in part are not supported yet")
             eos = metadata.get("tokenizer.ggml.eos_token_id")
             return cls(
                 architecture="llama",
@@ -250,7 +258,7 @@ class ModelConfig:
                 num_hidden_layers=metadata["llama.block_count"],
                 num_attention_heads=heads,
                 num_key_value_heads=metadata.get("llama.attention.head_count_kv", heads),
-                head_dim=metadata.get("llama.attention.key_length") or width // heads,
+                head_dim=head_dim,
                 max_position_embeddings=metadata["llama.context_length"],
                 rms_norm_eps=metadata["llama.attention.layer_norm_rms_epsilon"],
                 rope_theta=metadata.get("llama.rope.freq_base", 10000.0),
@@ -279,8 +287,8 @@ class ModelConfig:
 class EngineConfig:
     """What the engine may use.
 
-    `weights` "auto" keeps a GGUF's own quantisation where a native body reads it and is float32 otherwise; "float32"
-    and "int8" insist. `cache_tokens` is the size of the paged cache; `max_batch_tokens` the token budget of a step.
+    `weights` "auto" is int8 for a quantised GGUF file where the native body exists, else float32; "float32" and "int8"
+    insist. `cache_tokens` is the size of the paged cache; `max_batch_tokens` the token budget of a step.
     """
 
     weights: str = "auto"
@@ -413,9 +421,13 @@ _DEEPSEEK_FIELDS = """
 
 def _refuse_unsupported(values: Mapping[str, Any], source: str) -> None:
     scaling = values.get("rope_scaling") or values.get("rope_parameters") or {}
+    if not isinstance(scaling, dict):
+        raise ModelError(f"{source}: RoPE scaling is {scaling!r}; an object was expected")
     rope_type = scaling.get("rope_type", scaling.get("type", "default"))
+    partial = scaling.get("partial_rotary_factor", values.get("partial_rotary_factor", 1.0))
     wanted = {
         "RoPE scaling": (rope_type, ("default",)),
+        "partial_rotary_factor": (partial, (1.0, None)),
         "hidden_act": (values.get("hidden_act", "silu"), ("silu",)),
         "attention_bias": (values.get("attention_bias", False), (False,)),
         "mlp_bias": (values.get("mlp_bias", False), (False,)),

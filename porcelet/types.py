@@ -29,12 +29,12 @@ class SamplingParams:
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:
-        if self.max_tokens < 1:
-            raise InputError(f"max_tokens is {self.max_tokens}; it must be at least 1")
+        if not 1 <= self.max_tokens < 2**31:
+            raise InputError(f"max_tokens is {self.max_tokens}; it must lie in 1..2^31-1")
         if not 0.0 <= self.temperature <= 100.0:  # also refuses NaN
             raise InputError(f"temperature is {self.temperature}; it must lie in 0..100")
-        if self.top_k < 0:
-            raise InputError(f"top_k is {self.top_k}; it must be 0 (off) or positive")
+        if not 0 <= self.top_k < 2**31:
+            raise InputError(f"top_k is {self.top_k}; it must lie in 0..2^31-1, 0 being off")
         if not 0.0 < self.top_p <= 1.0:
             raise InputError(f"top_p is {self.top_p}; it must lie in (0, 1]")
         if self.seed is not None and not 0 <= self.seed < 2**63:

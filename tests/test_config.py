@@ -9,6 +9,7 @@ import pytest
 
 from porcelet.config import EngineConfig, ModelConfig, TrainConfig, override, parse_settings
 from porcelet.errors import InputError, ModelError
+from porcelet.types import SamplingParams
 from tests.models.variants import VARIANTS, published_v3
 
 
@@ -29,6 +30,10 @@ def test_hf_round_trip(config: ModelConfig) -> None:
         ("num_experts_per_tok", 1000, "1000"),
         ("rope_scaling", {"type": "yarn", "factor": 40}, "RoPE scaling 'yarn'"),
         ("scoring_func", "softmax", "scoring_func 'softmax'"),
+        ("rope_scaling", "yarn", "RoPE scaling is 'yarn'"),
+        ("partial_rotary_factor", 0.5, "partial_rotary_factor 0.5"),
+        ("rope_theta", "x", "missing or unusable"),
+        ("rms_norm_eps", "1e-5", "rms_norm_eps is '1e-5'"),
         ("quantization_config", {"quant_method": "fp8"}, "quantization_config"),
         ("num_nextn_predict_layers", 3, "num_nextn_predict_layers"),
     ],
@@ -57,3 +62,21 @@ def test_unusable_train_config(values: dict[str, Any]) -> None:
     """Values that cannot be trained with are refused before anything starts."""
     with pytest.raises(InputError):
         dataclasses.replace(TrainConfig(), **values)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"max_tokens": 0},
+        {"max_tokens": 10**20},
+        {"top_k": 2**63},
+        {"top_k": -1},
+        {"temperature": float("nan")},
+        {"top_p": 0},
+    ],
+    ids=str,
+)
+def test_unusable_sampling_params(values: dict[str, Any]) -> None:
+    """What a draw could not compute with is refused where it is made, so that it never reaches the engine."""
+    with pytest.raises(InputError, match=next(iter(values))):
+        SamplingParams(**values)

@@ -127,8 +127,8 @@ class EngineClient:
             raise self.failure
         if len(self._inboxes) >= MAX_IN_FLIGHT:
             raise CapacityError(f"{MAX_IN_FLIGHT} requests are in flight already; try again when some have ended")
-        inbox = self._inboxes[request.id] = _Inbox()
         self._send(Submit(request))
+        inbox = self._inboxes[request.id] = _Inbox()  # after what can fail; nothing arrives before the next await
         return inbox
 
     def _send(self, message: Submit | Abort) -> None:

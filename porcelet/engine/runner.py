@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from porcelet.config import PAGE_SIZE, ModelConfig
+from porcelet.errors import CapacityError
 from porcelet.models.attention import PagedView
 from porcelet.models.transformer import Transformer
 from porcelet.types import Batch
@@ -17,7 +18,11 @@ class Runner:
 
     def __init__(self, model: Transformer, num_pages: int) -> None:
         self.model = model
-        self.cache = [_layer_cache(model.config, num_pages) for _ in range(model.config.num_hidden_layers)]
+        try:
+            self.cache = [_layer_cache(model.config, num_pages) for _ in range(model.config.num_hidden_layers)]
+        except RuntimeError as problem:  # torch's word for memory it cannot have
+            size = num_pages * PAGE_SIZE * model.config.cache_values_per_token() * 4
+            raise CapacityError(f"a cache of {size / 1e9:.1f} GB cannot be had; lower cache_tokens") from problem
 
     @torch.inference_mode()
     def run(self, batch: Batch) -> Tensor:

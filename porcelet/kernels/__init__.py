@@ -91,7 +91,7 @@ class Op(Generic[P, R]):
         return register
 
     def chosen(self, key: Key) -> str:
-        """The name of the body that serves `key`: what `porcelet doctor` and the tests look at."""
+        """The name of the body that serves `key`: what the tests look at."""
         body = self._find(key)
         return body.name if body else "reference"
 

@@ -71,6 +71,7 @@ def attention_paged(
 ) -> Float[Tensor, "T H Vd"]:
     """Each sequence's new tokens attend to its `lengths` cached ones, themselves included; a loop over sequences.
 
+    Every sequence has a new token at least, so as many tokens as sequences means one each, which faster bodies rely on.
     `tables` lists each sequence's pages in order; entries past its last page are never read as values.
     """
     cuts = offsets.tolist()

@@ -18,7 +18,7 @@ def is_loopback(host: str) -> bool:
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket on a loopback address, not yet listening. Port 0 takes a free one.
+    """A listening socket on a loopback address. Port 0 takes a free one.
 
     Raises:
         InputError: other machines can reach `host`, or this one does not have it.
@@ -28,16 +28,14 @@ def bind(host: str, port: int) -> socket.socket:
         raise InputError(
             f"host {host} is not loopback; serving other machines needs API keys, which come later; use 127.0.0.1"
         )
-    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        listener.bind((host, port))
+        # Listening at once, because two sockets may be bound to one port as long as neither listens.
+        return socket.create_server((host, port), family=family)
     except OSError as problem:
-        listener.close()
         if problem.errno == errno.EADDRINUSE:
             raise CapacityError(f"port {port} on {host} is taken; choose another one with --port") from problem
         raise InputError(f"cannot listen on {host} port {port}: {problem.strerror}; try another --port") from problem
-    return listener
 
 
 def url(listener: socket.socket) -> str:

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 def run(path: Path, name: str, listener: socket.socket, config: EngineConfig) -> None:
-    """Serve the model at `path` as `name` until SIGINT or SIGTERM; a bound `listener` listens once all is ready.
+    """Serve the model at `path` as `name` until SIGINT or SIGTERM; who connects to the `listener` earlier waits.
 
     Raises:
         InputError, ModelError, EngineError: the engine's reason for not starting.
@@ -58,7 +58,6 @@ async def _serve(path: Path, name: str, listener: socket.socket, config: EngineC
         )
         server = uvicorn.Server(options)
         draining = asyncio.create_task(_drain(server, engine))
-        listener.listen()
         log.info("serving %s on %s (weights %s, context %d)", name, url(listener), facts.weights, facts.max_length)
         await server.serve(sockets=[listener])
         draining.cancel()

@@ -57,7 +57,7 @@ def save(
     shutil.rmtree(folder, ignore_errors=True)
     unfinished.rename(folder)
     _flush(folder.parent)
-    for other in folder.parent.iterdir():
+    for other in folder.parent.glob("step-*"):
         if other != folder:
             shutil.rmtree(other)
 
@@ -71,10 +71,11 @@ def restore(folder: Path, model: Transformer, optimizer: torch.optim.Optimizer, 
     """
     try:
         header = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        saved, step = dict(header["recipe"]), int(header["step"])
         tensors = load_file(folder / "state.safetensors")
-    except (OSError, ValueError, SafetensorError) as problem:
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as problem:
         raise ModelError(f"checkpoint {folder} cannot be read: {problem}; delete it to start over") from problem
-    _check_recipe(header["recipe"], recipe, folder)
+    _check_recipe(saved, recipe, folder)
     for name, parameter in model.named_parameters():
         names = [key.rpartition(".")[2] for key in tensors if key.rpartition(".")[0] == f"optimizer.{name}"]
         if names:
@@ -84,7 +85,7 @@ def restore(folder: Path, model: Transformer, optimizer: torch.optim.Optimizer, 
             if name not in tensors or tensors[name].shape != tensor.shape:
                 raise ModelError(f"checkpoint {folder}: {name} is missing or misshapen; delete it to start over")
             tensor.copy_(tensors[name])
-    return int(header["step"])
+    return step
 
 
 def _state(model: Transformer, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

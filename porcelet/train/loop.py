@@ -105,7 +105,12 @@ def _start_model(config: TrainConfig, model_fields: Mapping[str, Any], output: P
     """The model of step 0; its tokenizer and chat format go to `output`."""
     if bool(config.model) == bool(model_fields):
         raise InputError("a recipe needs either model=FOLDER to start from or a [model] table, and not both")
-    output.mkdir(parents=True, exist_ok=True)
+    if config.model and Path(config.model).resolve() == output.resolve():
+        raise InputError(f"output {config.output} is the model to start from; choose another output")
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise InputError(f"output {config.output} cannot be made: {problem.strerror}; choose another") from problem
     if not config.model:
         make_tokenizer(output)
         return initialize(build(_model_config(model_fields, output)), config.seed)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from porcelet.config import ModelConfig
 from porcelet.errors import ModelError
+from porcelet.kernels import cpu
 from porcelet.kernels.linear import GROUP, Int8Weight, Weight
 from porcelet.models.layers import Embedding, Linear
 from porcelet.models.transformer import Transformer, build
@@ -55,15 +56,16 @@ Source = Tensor | GGUFTensor
 def load(path: Path, weights: str = "float32") -> Transformer:
     """Read a GGUF file or a Hugging Face folder into a model.
 
-    `weights`: "float32"; "int8" quantises every linear layer (lossless from Q4_0, Q4_1, Q8_0); "auto" is int8 for a
-    quantised GGUF file and float32 otherwise.
+    `weights`: "float32"; "int8" quantises linear layers and the embedding (lossless from Q4_0, Q4_1, Q8_0), but for
+    routed experts, the gate, MLA's kv_b_proj and rows that are not whole groups of 32; "auto" is int8 for a quantised
+    GGUF file where the native body exists, and float32 otherwise.
 
     Raises:
         ModelError: what is wrong, with file and tensor.
     """
     config = files.config(path)
     if weights == "auto":
-        weights = "int8" if path.suffix == ".gguf" and _is_quantised(path) else "float32"
+        weights = "int8" if cpu.available() and path.suffix == ".gguf" and _is_quantised(path) else "float32"
     model = build(config, device="meta")
     fill(model, files.tensors(path), str(path), int8=weights == "int8")
     return model.eval()

@@ -35,7 +35,8 @@ def outcome(function: Callable[..., Any], args: tuple[Any, ...]) -> list[Tensor]
     own = [a.clone() if isinstance(a, Tensor) else a for a in args]
     result = function(*own)
     returned = result if isinstance(result, tuple) else (result,)
-    return [t.nan_to_num() for t in (*returned, *own) if isinstance(t, Tensor)]
+    left = [t.nan_to_num() for t in own if isinstance(t, Tensor)]  # caches are poisoned with NaN, results must not be
+    return [*(t for t in returned if isinstance(t, Tensor)), *left]
 
 
 BODIES = [(o, b) for o in OPS.values() for b in o.bodies if b.available()]

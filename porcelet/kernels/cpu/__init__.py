@@ -106,7 +106,8 @@ def cache_write_cpu(
     cache: Float[Tensor, "P page *width"], values: Float[Tensor, "T *width"], slots: Int[Tensor, "T"]
 ) -> None:
     """One copy a token."""
-    assert cache.is_contiguous() and slots.dtype == torch.int64 and cache.shape[2:] == values.shape[1:]
+    assert cache.is_contiguous() and cache.shape[2:] == values.shape[1:]
+    assert slots.dtype == torch.int64 and slots.is_contiguous() and len(slots) == len(values)
     values = values.to(cache.dtype).contiguous()
     row_bytes = cache.stride(1) * cache.element_size()
     _native.cache_write(cache.data_ptr(), values.data_ptr(), slots.data_ptr(), len(values), row_bytes)
@@ -127,7 +128,8 @@ def attention_decode(
     if len(q) != num_sequences or not num_sequences or k_cache.dtype != torch.float32:
         return attention_paged.reference(q, k_cache, v_cache, offsets, lengths, tables, scale)
     assert k_cache.stride(3) == v_cache.stride(3) == 1 and tables.is_contiguous() and lengths.is_contiguous()
-    assert lengths.dtype == tables.dtype == torch.int64
+    assert lengths.dtype == tables.dtype == torch.int64 and len(tables) == num_sequences
+    assert v_cache.dtype == torch.float32 and q.shape[2] == k_cache.shape[3] and q.shape[1] % k_cache.shape[2] == 0
     q = q.contiguous()
     _, H, k_width = q.shape
     _, page_size, K, v_width = v_cache.shape

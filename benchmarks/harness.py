@@ -111,11 +111,17 @@ def report(
 
 
 def _commit() -> str:
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=10"]
-    return (
-        subprocess.run(command, capture_output=True, text=True, check=False, cwd=RESULTS.parent).stdout.strip()
-        or "unknown"
-    )
+    """The commit measured, "-dirty" if more than earlier results differs from it; "unknown" outside a checkout."""
+    head = _git("rev-parse", "--short=10", "HEAD")
+    changed = _git("status", "--porcelain", "--", ".", f":(exclude){RESULTS}")
+    return (f"{head}-dirty" if changed else head) or "unknown"
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", *arguments]
+    return subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=RESULTS.parent.parent
+    ).stdout.strip()
 
 
 def _machine() -> dict[str, Any]:

@@ -6,7 +6,8 @@ A training token's way: data or rollout → `Sample` → flat batch → loss. `E
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from porcelet.errors import InputError
 
@@ -68,6 +69,15 @@ class Output:
     num_prompt_tokens: int = 0
     num_generated: int = 0
     error: str | None = None
+
+
+def join_outputs(outputs: Sequence[Output]) -> Output:
+    """Consecutive outputs of one request as one."""
+    return replace(
+        outputs[-1],
+        tokens=tuple(token for output in outputs for token in output.tokens),
+        logprobs=tuple(logprob for output in outputs for logprob in output.logprobs),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

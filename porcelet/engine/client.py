@@ -38,7 +38,7 @@ from porcelet.engine.messages import (
     unpack,
 )
 from porcelet.errors import CapacityError, EngineError, PorceletError
-from porcelet.types import Output, Request
+from porcelet.types import Output, Request, join_outputs
 
 MAX_IN_FLIGHT = 1024
 EXIT_SECONDS = 2.0
@@ -213,15 +213,7 @@ class _Inbox:
         if self._failure:
             self._arrived.set()  # the next call raises
         self.finished = outputs[-1].finish_reason is not None
-        return outputs[0] if len(outputs) == 1 else _join(outputs)
-
-
-def _join(outputs: list[Output]) -> Output:
-    return dataclasses.replace(
-        outputs[-1],
-        tokens=tuple(token for output in outputs for token in output.tokens),
-        logprobs=tuple(logprob for output in outputs for logprob in output.logprobs),
-    )
+        return outputs[0] if len(outputs) == 1 else join_outputs(outputs)
 
 
 async def _receive(reader: asyncio.StreamReader) -> FromEngine:

@@ -18,7 +18,7 @@ from porcelet.engine.sampler import Sampler
 from porcelet.engine.scheduler import Scheduler
 from porcelet.errors import InputError
 from porcelet.models.transformer import Transformer
-from porcelet.types import Output, Request, SamplingParams
+from porcelet.types import Output, Request, SamplingParams, join_outputs
 from porcelet.weights.load import load
 
 
@@ -110,7 +110,7 @@ class Engine:
         finally:
             for request in requests:
                 self.scheduler.remove(request.id)
-        return [_join(pieces[request.id]) for request in requests]
+        return [join_outputs(pieces[request.id]) for request in requests]
 
     def stats(self) -> dict[str, int]:
         """Gauges of this moment."""
@@ -125,16 +125,3 @@ class Engine:
     def _require_idle(self) -> None:
         if self.has_work:
             raise InputError("generate and stream need an idle engine; use submit and step beside other requests")
-
-
-def _join(outputs: list[Output]) -> Output:
-    last = outputs[-1]
-    return Output(
-        request_id=last.request_id,
-        tokens=tuple(token for output in outputs for token in output.tokens),
-        logprobs=tuple(logprob for output in outputs for logprob in output.logprobs),
-        stop_token=last.stop_token,
-        finish_reason=last.finish_reason,
-        num_prompt_tokens=last.num_prompt_tokens,
-        num_generated=last.num_generated,
-    )

@@ -49,9 +49,8 @@ class SharedHead(nn.Module):
 class MTP(Block):
     """One more block, fed with [norm(embedding of the next token); norm(hidden)], that predicts one token further.
 
-    The order of the two halves is the released weights' one, the reverse of the report's equation 21; the hidden
-    state is taken after the main model's final norm, as the engines that run the released weights (vLLM,
-    transformers) do.
+    The order of the two halves is the released weights' one, the reverse of the report's equation 21; the hidden state
+    is taken after the main model's final norm, as `transformers` does when it drafts with released weights.
     """
 
     def __init__(self, config: ModelConfig, layer: int) -> None:

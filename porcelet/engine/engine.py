@@ -33,8 +33,8 @@ class Engine:
         if config.threads:
             torch.set_num_threads(config.threads)
         self.model = model
+        self.runner = Runner(model, config.num_pages)  # first: it refuses a cache that cannot be had
         self.scheduler = Scheduler(model.config, config)
-        self.runner = Runner(model, config.num_pages)
         self.sampler = Sampler(seed)
         self._aborted: list[Output] = []
         self._ids = itertools.count()

@@ -1,7 +1,8 @@
-"""One step of the model: a `Batch` becomes tensors, the model runs over the cache, the sampled rows' logits come
-back."""
+"""One step of the model: a `Batch` becomes tensors, the model runs over the cache, sampled rows' logits come back."""
 
 from __future__ import annotations
+
+import os
 
 import torch
 from torch import Tensor
@@ -12,17 +13,16 @@ from porcelet.models.attention import PagedView
 from porcelet.models.transformer import Transformer
 from porcelet.types import Batch
 
+CACHE_VALUE_BYTES = 4  # float32
+
 
 class Runner:
     """Owns the cache tensors. They are allocated but not touched, so memory is used as pages are."""
 
     def __init__(self, model: Transformer, num_pages: int) -> None:
         self.model = model
-        try:
-            self.cache = [_layer_cache(model.config, num_pages) for _ in range(model.config.num_hidden_layers)]
-        except RuntimeError as problem:  # torch's word for memory it cannot have
-            size = num_pages * PAGE_SIZE * model.config.cache_values_per_token() * 4
-            raise CapacityError(f"a cache of {size / 1e9:.1f} GB cannot be had; lower cache_tokens") from problem
+        _require_memory(num_pages * PAGE_SIZE * model.config.cache_values_per_token() * CACHE_VALUE_BYTES)
+        self.cache = [_layer_cache(model.config, num_pages) for _ in range(model.config.num_hidden_layers)]
 
     @torch.inference_mode()
     def run(self, batch: Batch) -> Tensor:
@@ -46,6 +46,15 @@ class Runner:
             torch.tensor(tables),
             torch.tensor(slots),
             self.cache,
+        )
+
+
+def _require_memory(num_bytes: int) -> None:
+    """Memory is taken as pages fill, so a cache beyond the machine's would fail late, by a kill."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if num_bytes > memory:
+        raise CapacityError(
+            f"the cache would take {num_bytes / 1e9:.1f} GB, this machine has {memory / 1e9:.1f} GB; lower cache_tokens"
         )
 
 

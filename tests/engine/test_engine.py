@@ -13,7 +13,7 @@ from porcelet.config import PAGE_SIZE, EngineConfig
 from porcelet.engine.engine import Engine
 from porcelet.engine.sampler import uniform
 from porcelet.engine.scheduler import Scheduler
-from porcelet.errors import InputError
+from porcelet.errors import CapacityError, InputError
 from porcelet.models.attention import PackedView
 from porcelet.models.transformer import Transformer, build, initialize
 from porcelet.types import Output, Request, SamplingParams
@@ -137,6 +137,12 @@ def test_refusals_name_the_reason(model: Transformer) -> None:
     engine.submit(Request(id="twice", prompt=(1,), params=GREEDY))
     with pytest.raises(InputError, match="twice"):
         engine.submit(Request(id="twice", prompt=(1,), params=GREEDY))
+
+
+def test_a_cache_beyond_the_machine_is_refused(model: Transformer) -> None:
+    """Asking for more cache than there is memory fails at once, with both numbers and the remedy."""
+    with pytest.raises(CapacityError, match="lower cache_tokens"):
+        Engine(model, EngineConfig(cache_tokens=10**13))
 
 
 def test_generation_ends_at_the_context(model: Transformer) -> None:

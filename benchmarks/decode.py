@@ -19,7 +19,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from benchmarks.harness import Run, interleave, report
 from porcelet import hub
-from porcelet.config import EngineConfig
+from porcelet.config import EngineConfig, write_hf
 from porcelet.engine.engine import Engine
 from porcelet.models.transformer import Transformer
 from porcelet.types import Request, SamplingParams
@@ -61,7 +61,7 @@ def main() -> None:
 
 def as_transformers(model: Transformer) -> LlamaForCausalLM:
     """The rival with our dequantised weights, which equal its own bit for bit (tests/weights/test_quantize.py)."""
-    config = LlamaConfig(**model.config.to_hf())
+    config = LlamaConfig(**write_hf(model.config))
     rival = LlamaForCausalLM(config).eval()
     missing, surplus = rival.load_state_dict(dict(checkpoint_tensors(model)), strict=False)
     assert set(missing) <= {"lm_head.weight"} and not surplus, (missing, surplus)

@@ -1,6 +1,6 @@
 """The nouns that cross a package border. Plain frozen dataclasses of Python values: no tensors, no torch.
 
-A request's way: `Request` → scheduler → `Batch` → runner → sampler → `Output`.
+A request's way: `Request` → scheduler → `Batch` → runner → sampler → `Draw` → scheduler → `Output`.
 A training token's way: data or rollout → `Sample` → flat batch → loss. `Episode` is a rollout with its reward.
 """
 
@@ -11,35 +11,96 @@ from dataclasses import dataclass, replace
 
 from porcelet.errors import InputError
 
+MAX_STOPS = 16
+MAX_STOP_CHARACTERS = 1024
+MAX_BIASES = 1024
+MAX_TOP_LOGPROBS = 20
+
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams:
-    """How tokens are drawn. Order: temperature, then top-k and top-p, then the draw.
+    """How tokens are drawn. Order: bias, penalties, temperature, min-p, top-k, top-p, then the draw.
 
-    `temperature` 0 is greedy. `top_k` 0 and `top_p` 1 are off. `seed` makes a request's draws reproducible
-    whatever else shares its batch. `stop_token_ids` end the request and are not part of its text; so do the model's
-    own end-of-sequence tokens unless `ignore_eos`, which benchmarks use to get answers of a given length.
+    `temperature` 0 is greedy: the best token after bias and penalties. `top_k` 0, `top_p` 1 and `min_p` 0 are off;
+    min-p keeps tokens of at least `min_p` times the best one's probability. `repetition_penalty` r divides positive
+    logits of tokens in prompt or answer by r and multiplies negative ones (CTRL, section 4.1); then each token of the
+    answer loses `frequency_penalty` as often as it was drawn and `presence_penalty` once. `logit_bias` holds
+    (token, what is added to its logit) pairs.
+
+    `seed` makes a request's draws reproducible whatever else shares its batch. `stop_token_ids` end the request and
+    are not part of its text; so do the model's own end-of-sequence tokens unless `ignore_eos`, which benchmarks use to
+    get answers of a given length. `stop` strings end the text before the first of them to be complete.
+    `logprobs` n asks for the raw log-probability of each token and for the n best alternatives.
     """
 
     max_tokens: int = 256
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
     seed: int | None = None
+    stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
+    logprobs: int | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.max_tokens < 2**31:
             raise InputError(f"max_tokens is {self.max_tokens}; it must lie in 1..2^31-1")
-        if not 0.0 <= self.temperature <= 100.0:  # also refuses NaN
-            raise InputError(f"temperature is {self.temperature}; it must lie in 0..100")
         if not 0 <= self.top_k < 2**31:
             raise InputError(f"top_k is {self.top_k}; it must lie in 0..2^31-1, 0 being off")
         if not 0.0 < self.top_p <= 1.0:
             raise InputError(f"top_p is {self.top_p}; it must lie in (0, 1]")
         if self.seed is not None and not 0 <= self.seed < 2**63:
             raise InputError(f"seed is {self.seed}; it must lie in 0..2^63-1")
+        for name, (low, high) in _RANGES.items():
+            value = getattr(self, name)
+            if not low <= value <= high:  # also refuses NaN
+                raise InputError(f"{name} is {value}; it must lie in {low}..{high}")
+        if self.logprobs is not None and not 0 <= self.logprobs <= MAX_TOP_LOGPROBS:
+            raise InputError(f"logprobs is {self.logprobs}; it must lie in 0..{MAX_TOP_LOGPROBS}")
+        _check_stops(self.stop)
+        _check_biases(self.logit_bias)
+
+    @property
+    def penalizes(self) -> bool:
+        """Whether a draw depends on the tokens before it by more than the model."""
+        return (self.presence_penalty, self.frequency_penalty, self.repetition_penalty) != (0, 0, 1)
+
+
+_RANGES = {
+    "temperature": (0, 100),
+    "min_p": (0, 1),
+    "presence_penalty": (-2, 2),
+    "frequency_penalty": (-2, 2),
+    "repetition_penalty": (0.01, 100),  # what keeps every product within float32
+}
+
+
+def _check_stops(stops: tuple[str, ...]) -> None:
+    if isinstance(stops, str):
+        raise InputError(f"stop is the string {stops[:80]!r}; give a tuple of strings")
+    if len(stops) > MAX_STOPS:
+        raise InputError(f"stop holds {len(stops)} strings; at most {MAX_STOPS} are allowed")
+    for stop in stops:
+        if not 1 <= len(stop) <= MAX_STOP_CHARACTERS:
+            raise InputError(f"stop holds a string of {len(stop)} characters; 1..{MAX_STOP_CHARACTERS} are allowed")
+        if any("\ud800" <= character <= "\udfff" for character in stop):
+            raise InputError(f"stop {stop[:80]!r} holds half of a surrogate pair, which no text contains")
+
+
+def _check_biases(biases: tuple[tuple[int, float], ...]) -> None:
+    if len(biases) > MAX_BIASES:
+        raise InputError(f"logit_bias names {len(biases)} tokens; at most {MAX_BIASES} are allowed")
+    if len({token for token, _ in biases}) < len(biases):
+        raise InputError("logit_bias names a token twice; give each token one bias")
+    for token, bias in biases:
+        if not -100 <= bias <= 100:
+            raise InputError(f"logit_bias of token {token} is {bias}; it must lie in -100..100")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,20 +112,44 @@ class Request:
     params: SamplingParams
 
 
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """One drawn token. `logprob` is under the distribution it was drawn from (greedy: after bias and penalties).
+
+    Where the request asked for logprobs, `raw_logprob` is under the model's own and `top` are that one's n best.
+    """
+
+    token: int
+    logprob: float
+    raw_logprob: float = 0.0
+    top: tuple[tuple[int, float], ...] = ()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Output:
     """What one step added to one request.
 
     `tokens` are new since the last output, the stop token excluded; `stop_token` is the one that ended the request,
-    if one did. `logprobs` belong to all drawn tokens, the stop token's last, each under the distribution it was
-    drawn from (raw, where greedy). `finish_reason` is None while the request runs, else "stop", "length", "abort" or
-    "error" (then `error` says why). `num_generated` counts all tokens drawn so far, the stop token included.
+    if one did. A token that may be part of a stop string comes when that is decided, and never if it was; `stop` is
+    the string that ended the request, and `tail` are the bytes before it of the token it begins within.
+
+    `logprobs` has an entry for each of `tokens` and a last one for the stop token: the log-probability under the
+    distribution the token was drawn from (greedy: after bias and penalties, at temperature 1). `raw_logprobs`, under
+    the model's own distribution, and `top_logprobs`, that one's best (token, log-probability) pairs, have the same
+    entries if the request asked for them. Tokens cut off by a stop string have none.
+
+    `finish_reason` is None while the request runs, else "stop", "length", "abort" or "error" (then `error` says why).
+    `num_generated` counts all tokens drawn so far, the stop's and those held back included.
     """
 
     request_id: str
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...]
+    raw_logprobs: tuple[float, ...] = ()
+    top_logprobs: tuple[tuple[tuple[int, float], ...], ...] = ()
+    tail: bytes = b""
     stop_token: int | None = None
+    stop: str | None = None
     finish_reason: str | None = None
     num_prompt_tokens: int = 0
     num_generated: int = 0
@@ -77,6 +162,8 @@ def join_outputs(outputs: Sequence[Output]) -> Output:
         outputs[-1],
         tokens=tuple(token for output in outputs for token in output.tokens),
         logprobs=tuple(logprob for output in outputs for logprob in output.logprobs),
+        raw_logprobs=tuple(logprob for output in outputs for logprob in output.raw_logprobs),
+        top_logprobs=tuple(top for output in outputs for top in output.top_logprobs),
     )
 
 
@@ -86,6 +173,8 @@ class Batch:
 
     `offsets` [B+1] cut the flat lists into sequences; `lengths` [B] are cached tokens after the step; `tables`
     [B] are each sequence's pages in order; `sampled` [B] says whether the sequence's last token is drawn from.
+    `histories` [B] are all known tokens of the sequences whose draw is penalised for them, else empty. `expanded` [B]
+    marks the sequences that MLA attends in its expanded form.
     """
 
     request_ids: tuple[str, ...]
@@ -97,6 +186,8 @@ class Batch:
     sampled: tuple[bool, ...]
     params: tuple[SamplingParams, ...]
     num_generated: tuple[int, ...]
+    histories: tuple[tuple[int, ...], ...]
+    expanded: tuple[bool, ...]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -42,7 +42,7 @@ def quick(default_model: Path) -> Transformer:
 
 def encode(path: Path, prompt: str) -> list[int]:
     tokenizer, chat_format = open_codec(path)
-    return chat_format.render([{"role": "user", "content": prompt}], tokenizer)
+    return chat_format.render([{"role": "user", "content": prompt}], tokenizer).tokens
 
 
 def assert_same_greedy(rival: torch.nn.Module, model: Transformer, path: Path, tolerance: float = 1e-3) -> None:

@@ -18,6 +18,14 @@ Model = Annotated[str, typer.Option("--model", "-m", help="A name in the store, 
 MaxTokens = Annotated[int, typer.Option(help="Longest answer, in tokens.")]
 Temperature = Annotated[float, typer.Option(help="0 always takes the likeliest token.")]
 TopP = Annotated[float, typer.Option(help="Draw from the likeliest tokens that reach this probability together.")]
+TopK = Annotated[int, typer.Option(help="Draw from this many likeliest tokens; 0 is off.")]
+MinP = Annotated[float, typer.Option(help="Draw from tokens of at least this part of the likeliest one's probability.")]
+RepetitionPenalty = Annotated[
+    float, typer.Option(help="Makes tokens of the prompt and the answer less likely; 1 is off.")
+]
+PresencePenalty = Annotated[float, typer.Option(help="Taken once from the logits of tokens in the answer.")]
+FrequencyPenalty = Annotated[float, typer.Option(help="Taken from the logits of the answer's tokens at each use.")]
+Stop = Annotated[list[str] | None, typer.Option(help="End the answer before this text; may be given several times.")]
 Seed = Annotated[int | None, typer.Option(help="Makes the draw repeatable.")]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="Engine settings, such as weights=float32 or threads=2.")
@@ -30,13 +38,30 @@ def generate(
     max_tokens: MaxTokens = 256,
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
+    top_k: TopK = 0,
+    min_p: MinP = 0.0,
+    repetition_penalty: RepetitionPenalty = 1.0,
+    presence_penalty: PresencePenalty = 0.0,
+    frequency_penalty: FrequencyPenalty = 0.0,
+    stop: Stop = None,
     seed: Seed = None,
     settings: Settings = None,
 ) -> None:
     """Answer one prompt and print it as it comes; speed goes to standard error."""
     from porcelet.types import SamplingParams
 
-    params = SamplingParams(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
+    params = SamplingParams(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
+        stop=tuple(stop or ()),
+        seed=seed,
+    )
     text_model = _open(model, settings)
     _answer(text_model, [{"role": "user", "content": prompt}], params)
 
@@ -46,13 +71,30 @@ def chat(
     max_tokens: MaxTokens = 1024,
     temperature: Temperature = 0.6,
     top_p: TopP = 0.95,
+    top_k: TopK = 0,
+    min_p: MinP = 0.0,
+    repetition_penalty: RepetitionPenalty = 1.0,
+    presence_penalty: PresencePenalty = 0.0,
+    frequency_penalty: FrequencyPenalty = 0.0,
+    stop: Stop = None,
     seed: Seed = None,
     settings: Settings = None,
 ) -> None:
     """Talk to a model. /new starts over, /exit or Ctrl-D leaves, Ctrl-C stops an answer."""
     from porcelet.types import SamplingParams
 
-    params = SamplingParams(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
+    params = SamplingParams(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
+        stop=tuple(stop or ()),
+        seed=seed,
+    )
     text_model = _open(model, settings)
     print(f"{model}: /new starts over, /exit or Ctrl-D leaves, Ctrl-C stops an answer")
     messages: list[Message] = []
@@ -71,10 +113,15 @@ def chat(
 
 
 def _open(model: str, settings: list[str] | None) -> TextModel:
+    from porcelet import hub
     from porcelet.config import EngineConfig, override, parse_settings
+
+    config = override(EngineConfig(), parse_settings(settings or []), "--set")
+    hub.resolve(model)  # mistakes are answered before torch is imported, which takes seconds
+
     from porcelet.engine.text import load
 
-    return load(model, override(EngineConfig(), parse_settings(settings or []), "--set"))
+    return load(model, config)
 
 
 def _answer(model: TextModel, messages: list[Message], params: SamplingParams) -> str:

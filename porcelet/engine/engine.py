@@ -1,22 +1,24 @@
 """The engine: a step is schedule, run, sample, commit.
 
 A library first; the server runs it in a process of its own (worker.py), reinforcement learning in the trainer's. It
-works on token ids and owns no text.
+works on token ids; of text it only knows the tokens' bytes, to find stop strings.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 
 from porcelet.config import EngineConfig
+from porcelet.engine.codec import open_tokenizer
 from porcelet.engine.runner import Runner
 from porcelet.engine.sampler import Sampler
 from porcelet.engine.scheduler import Scheduler
-from porcelet.errors import InputError
+from porcelet.errors import EngineError, InputError
 from porcelet.models.transformer import Transformer
 from porcelet.types import Output, Request, SamplingParams, join_outputs
 from porcelet.weights.load import load
@@ -26,15 +28,23 @@ class Engine:
     """Continuous batching over a paged cache.
 
     The model's parameters are used as they are at each step: a trainer that changes them between calls needs to copy
-    nothing, but must not change them while requests are in flight.
+    nothing, but must not change them while requests are in flight. `token_bytes` says what a token adds to the text;
+    requests with stop strings need it.
     """
 
-    def __init__(self, model: Transformer, config: EngineConfig = EngineConfig(), *, seed: int | None = None) -> None:
+    def __init__(
+        self,
+        model: Transformer,
+        config: EngineConfig = EngineConfig(),
+        *,
+        seed: int | None = None,
+        token_bytes: Callable[[int], bytes] | None = None,
+    ) -> None:
         if config.threads:
             torch.set_num_threads(config.threads)
         self.model = model
         self.runner = Runner(model, config.num_pages)  # first: it refuses a cache that cannot be had
-        self.scheduler = Scheduler(model.config, config)
+        self.scheduler = Scheduler(model.config, config, token_bytes)
         self.sampler = Sampler(seed)
         self._aborted: list[Output] = []
         self._ids = itertools.count()
@@ -46,7 +56,7 @@ class Engine:
         Raises:
             ModelError: the files are missing, damaged or not supported.
         """
-        return cls(load(path, config.weights), config)
+        return cls(load(path, config.weights), config, token_bytes=_token_bytes(path))
 
     @property
     def has_work(self) -> bool:
@@ -57,32 +67,40 @@ class Engine:
 
         Raises:
             InputError: it can never be served; nothing was queued.
+            ModelError: it has stop strings, and the model's tokenizer cannot be opened.
         """
         self.scheduler.add(request)
 
     def abort(self, request_id: str) -> None:
         """Stop a request; the next step reports it as finished by "abort". Unknown ids (already finished) are
         ignored."""
-        if self.scheduler.remove(request_id):
-            self._aborted.append(Output(request_id=request_id, tokens=(), logprobs=(), finish_reason="abort"))
+        output = self.scheduler.abort(request_id)
+        if output:
+            self._aborted.append(output)
 
     def step(self) -> list[Output]:
-        """Compute one batch; what each request gained."""
+        """Compute one batch; what each request gained. A request that fails ends alone, by "error"."""
         aborted, self._aborted = self._aborted, []
         batch = self.scheduler.schedule()
         if batch is None:
             return aborted
-        tokens, logprobs = self.sampler.draw(self.runner.run(batch), batch)
-        return aborted + self.scheduler.commit(tokens, logprobs)
+        return aborted + self.scheduler.commit(self.sampler.draw(self.runner.run(batch), batch))
 
     def stream(self, prompt: Sequence[int], params: SamplingParams) -> Iterator[Output]:
-        """Run one prompt and yield its outputs; closing the iterator ends the request."""
+        """Run one prompt and yield its outputs; closing the iterator ends the request.
+
+        Raises:
+            InputError: it can never be served.
+            EngineError: the model gave logits that are not finite.
+        """
         self._require_idle()
         request_id = f"stream-{next(self._ids)}"
         self.submit(Request(id=request_id, prompt=tuple(prompt), params=params))
         try:
             while self.has_work:
-                yield from self.step()
+                for output in self.step():
+                    _raise_error(output)
+                    yield output
         finally:
             self.scheduler.remove(request_id)
 
@@ -93,6 +111,7 @@ class Engine:
 
         Raises:
             InputError: a prompt can never be served; then none was run.
+            EngineError: the model gave logits that are not finite.
         """
         self._require_idle()
         each = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
@@ -106,6 +125,7 @@ class Engine:
             pieces: dict[str, list[Output]] = {request.id: [] for request in requests}
             while self.has_work:
                 for output in self.step():
+                    _raise_error(output)
                     pieces[output.request_id].append(output)
         finally:
             for request in requests:
@@ -125,3 +145,14 @@ class Engine:
     def _require_idle(self) -> None:
         if self.has_work:
             raise InputError("generate and stream need an idle engine; use submit and step beside other requests")
+
+
+def _raise_error(output: Output) -> None:
+    if output.finish_reason == "error":
+        raise EngineError(output.error)
+
+
+def _token_bytes(path: Path) -> Callable[[int], bytes]:
+    """The model's own, its tokenizer opened at the first call: most engines never need it."""
+    opened = functools.cache(lambda: open_tokenizer(path))
+    return lambda token: opened().token_bytes(token)

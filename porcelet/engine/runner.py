@@ -46,6 +46,7 @@ class Runner:
             torch.tensor(tables),
             torch.tensor(slots),
             self.cache,
+            batch.expanded,
         )
 
 

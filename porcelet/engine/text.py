@@ -40,9 +40,9 @@ class TextModel:
         """(text, output) a step; a text may be empty while a character is incomplete."""
         conversation = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
         decoder = StreamDecoder(self.tokenizer)
-        for output in self.engine.stream(self.format.render(conversation, self.tokenizer), params):
+        for output in self.engine.stream(self.format.render(conversation, self.tokenizer).tokens, params):
             text = decoder.push(output.tokens)
-            yield (text + decoder.flush() if output.finish_reason else text), output
+            yield (text + decoder.flush(output.tail) if output.finish_reason else text), output
 
 
 def load(name: str = hub.DEFAULT_MODEL, config: EngineConfig = EngineConfig()) -> TextModel:

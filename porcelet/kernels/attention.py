@@ -29,7 +29,7 @@ def attention_packed(
 ) -> Float[Tensor, "T H Vd"]:
     """Each sequence attends causally to itself; a loop over sequences."""
     cuts = offsets.tolist()
-    out = [_causal(q[a:b], k[a:b], v[a:b], scale) for a, b in zip(cuts, cuts[1:], strict=False)]
+    out = [attention_suffix.reference(q[a:b], k[a:b], v[a:b], scale) for a, b in zip(cuts, cuts[1:], strict=False)]
     return torch.cat(out) if out else q.new_zeros(0, q.shape[1], v.shape[2])
 
 
@@ -60,6 +60,28 @@ def cache_write(
 
 
 @op
+def cache_read(cache: Float[Tensor, "P page *width"], table: Int[Tensor, "pages"], length: int) -> Tensor:
+    """The first `length` cached values of a sequence whose pages `table` lists in order, [length, *width]."""
+    return cache[table[: -(-length // cache.shape[1])]].flatten(0, 1)[:length]
+
+
+@op
+def attention_suffix(
+    q: Float[Tensor, "T H Hd"], k: Float[Tensor, "S K Hd"], v: Float[Tensor, "S K Vd"], scale: float
+) -> Float[Tensor, "T H Vd"]:
+    """One sequence: its last T tokens attend causally to all S, themselves included."""
+    new, total = len(q), len(k)
+    mask = None
+    if 1 < new < total:
+        mask = torch.ones(new, total, dtype=torch.bool, device=q.device).tril(total - new)
+    q, k, v = (t.transpose(0, 1)[None] for t in (q, k, v))  # [1, heads, tokens, width]
+    out = functional.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=new == total and new > 1, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+    )
+    return out[0].transpose(0, 1)
+
+
+@op
 def attention_paged(
     q: Float[Tensor, "T H Hd"],
     k_cache: Float[Tensor, "P page K Hd"],
@@ -77,10 +99,8 @@ def attention_paged(
     cuts = offsets.tolist()
     out = []
     for row, (a, b, length) in enumerate(zip(cuts, cuts[1:], lengths.tolist(), strict=False)):
-        pages = tables[row, : -(-length // k_cache.shape[1])]
-        k = k_cache[pages].flatten(0, 1)[:length].to(q.dtype)
-        v = v_cache[pages].flatten(0, 1)[:length].to(q.dtype)
-        out.append(_causal(q[a:b], k, v, scale))
+        k, v = (cache_read.reference(cache, tables[row], length).to(q.dtype) for cache in (k_cache, v_cache))
+        out.append(attention_suffix.reference(q[a:b], k, v, scale))
     return torch.cat(out) if out else q.new_zeros(0, q.shape[1], v_cache.shape[3])
 
 
@@ -102,16 +122,3 @@ def _attention_decode(
         q[:, :, None], k, v, attn_mask=~hidden[:, None, None], scale=scale, enable_gqa=q.shape[1] != k.shape[1]
     )
     return out[:, :, 0]  # [B, H, Vd]
-
-
-def _causal(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """One sequence: q [t, H, Hd] are the last t of the S keys and values [S, K, *]; returns [t, H, Vd]."""
-    new, total = len(q), len(k)
-    mask = None
-    if 1 < new < total:
-        mask = torch.ones(new, total, dtype=torch.bool, device=q.device).tril(total - new)
-    q, k, v = (t.transpose(0, 1)[None] for t in (q, k, v))  # [1, heads, tokens, width]
-    out = functional.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, is_causal=new == total and new > 1, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
-    )
-    return out[0].transpose(0, 1)

@@ -1,4 +1,8 @@
-"""Mixture of experts: which experts a token goes to, and what they compute (DeepSeek-V3 report, section 2.1.2)."""
+"""Mixture of experts: which experts a token goes to, and what they compute.
+
+Two gates: V3's (DeepSeek-V3 report, section 2.1.2) and V2's (DeepSeek-V2 paper, section 2.2), of which V2-Lite's is
+the case of one group.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +13,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from porcelet.kernels import op
+from porcelet.kernels.linear import FP8Weight
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
+
+ExpertWeight = Tensor | FP8Weight
 
 
 @op
@@ -33,9 +40,7 @@ def route(
     choice = scores + bias
     if num_groups > 1:
         grouped = choice.unflatten(-1, (num_groups, -1))  # [T, groups, E / groups]
-        best = grouped.topk(2, dim=-1).values.sum(-1).topk(topk_group, dim=-1).indices
-        kept = torch.zeros_like(grouped[..., 0], dtype=torch.bool).scatter(-1, best, True)
-        choice = grouped.masked_fill(~kept[..., None], -torch.inf).flatten(-2)
+        choice = _best_groups(grouped, grouped.topk(2, dim=-1).values.sum(-1), topk_group)
     indices = choice.topk(top_k, dim=-1).indices
     weights = scores.gather(-1, indices)
     if normalize:
@@ -44,28 +49,60 @@ def route(
 
 
 @op
+def route_softmax(
+    logits: Float[Tensor, "T E"], num_groups: int, topk_group: int, top_k: int, scale: float
+) -> tuple[Int[Tensor, "T A"], Float[Tensor, "T A"]]:
+    """V2's gate: indices and weights of the A chosen experts of each token.
+
+    Scores are a softmax over all experts; a group's score is its best one's. The chosen scores are multiplied by
+    `scale` (16 in V2, 1 in V2-Lite) and not renormalised.
+    """
+    scores = logits.float().softmax(-1)
+    choice = scores
+    if num_groups > 1:
+        grouped = choice.unflatten(-1, (num_groups, -1))  # [T, groups, E / groups]
+        choice = _best_groups(grouped, grouped.amax(-1), topk_group)
+    indices = choice.topk(top_k, dim=-1).indices
+    return indices, scores.gather(-1, indices) * scale
+
+
+def _best_groups(
+    grouped: Float[Tensor, "T groups members"], score: Float[Tensor, "T groups"], count: int
+) -> Float[Tensor, "T E"]:
+    """All experts side by side again, those outside the `count` best groups at -inf."""
+    best = score.topk(count, dim=-1).indices
+    kept = torch.zeros_like(score, dtype=torch.bool).scatter(-1, best, True)
+    return grouped.masked_fill(~kept[..., None], -torch.inf).flatten(-2)
+
+
+@op
 def experts(
     x: Float[Tensor, "T D"],
-    gate_up: Float[Tensor, "E F2 D"],
-    down: Float[Tensor, "E D F"],
+    gate_up: ExpertWeight,
+    down: ExpertWeight,
     indices: Int[Tensor, "T A"],
     weights: Float[Tensor, "T A"],
 ) -> Float[Tensor, "T D"]:
     """Σ over a token's experts of weight · down(silu(gate) · up); a loop over experts.
 
-    `gate_up` stacks the gate's F rows above the up projection's. Tokens are sorted by expert once, so every expert
+    `gate_up` [E, 2F, D] stacks the gate's F rows above the up projection's, `down` is [E, D, F]; in FP8, whose blocks
+    must not straddle the two, they are [E, 2, F, D] and [E, 1, D, F]. Tokens are sorted by expert once, so every expert
     reads and writes one contiguous piece; an expert without tokens costs nothing.
     """
     top_k = indices.shape[1]
     order = indices.flatten().argsort(stable=True)  # [T·A], assignments in order of their expert
     token = order // top_k
-    counts = torch.bincount(indices.flatten(), minlength=len(gate_up)).tolist()
+    counts = torch.bincount(indices.flatten(), minlength=gate_up.shape[0]).tolist()
     pieces = []
     for expert, rows in enumerate(x[token].split(counts)):
         if len(rows):
-            gate, up = functional.linear(rows, gate_up[expert]).chunk(2, dim=-1)
-            pieces.append(functional.linear(functional.silu(gate) * up, down[expert]))
+            gate, up = functional.linear(rows, _expert(gate_up, expert)).chunk(2, dim=-1)
+            pieces.append(functional.linear(functional.silu(gate) * up, _expert(down, expert)))
     if not pieces:
         return torch.zeros_like(x)
     weighted = torch.cat(pieces) * weights.flatten()[order, None].to(x.dtype)
     return torch.zeros_like(x).index_add(0, token, weighted)
+
+
+def _expert(weight: ExpertWeight, expert: int) -> Tensor:
+    return weight[expert] if isinstance(weight, Tensor) else weight[expert].dequantize().flatten(0, 1)

@@ -9,6 +9,9 @@ and many:
 
 A quad is four neighbouring columns of one row, what one VNNI instruction multiplies and sums into one of 16 lanes.
 The last tile is filled up with zero rows.
+
+`FP8Weight` is DeepSeek-V3's released form: e4m3 values with a float32 scale for every block of 128 · 128. It has no
+native body yet: a call expands it to float32, which saves memory and costs time.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from porcelet.kernels import op
 if TYPE_CHECKING:
     from jaxtyping import Float, Float16, Int, UInt8
 
+FP8_BLOCK = 128  # rows, and columns, that share one scale
 GROUP = 32  # input columns that share a scale and a minimum
 TILE = 16  # output rows that lie together, one a vector lane
 BLOCK_BYTES = TILE * GROUP + 2 * TILE * 2
@@ -55,7 +59,37 @@ class Int8Weight:
         return (q.double() * halves[:, :, 0] + halves[:, :, 1]).flatten(1).float()
 
 
-Weight = Tensor | Int8Weight
+@dataclass(frozen=True)
+class FP8Weight:
+    """A [..., N, K] weight of float8_e4m3fn with its scales [..., N/128, K/128], rounded up at the edges."""
+
+    values: Tensor
+    scale: Float[Tensor, "*stack rows columns"]
+    requires_grad = False
+
+    def __post_init__(self) -> None:
+        blocks = tuple(-(-size // FP8_BLOCK) for size in self.values.shape[-2:])
+        assert self.scale.shape == (*self.values.shape[:-2], *blocks), (self.values.shape, self.scale.shape)
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.values.shape
+
+    def __getitem__(self, index: int) -> FP8Weight:
+        """One weight of a stack."""
+        return FP8Weight(self.values[index], self.scale[index])
+
+    def dequantize(self) -> Float[Tensor, "*stack N K"]:
+        """The weight in float32: value · scale of its block, rounded once (DeepSeek-V3, README_WEIGHTS.md)."""
+        weights = self.values.float()
+        for row in range(self.scale.shape[-2]):
+            scale = self.scale[..., row : row + 1, :].repeat_interleave(FP8_BLOCK, -1)[..., : weights.shape[-1]]
+            weights[..., row * FP8_BLOCK : (row + 1) * FP8_BLOCK, :] *= scale
+        return weights
+
+
+Weight = Tensor | Int8Weight | FP8Weight
+TableWeight = Tensor | Int8Weight  # no checkpoint keeps its embedding in FP8
 
 
 def pack_int8(
@@ -100,6 +134,6 @@ def linear(x: Float[Tensor, "T D"], weight: Weight) -> Float[Tensor, "T N"]:
 
 
 @op
-def embedding(tokens: Int[Tensor, "T"], weight: Weight) -> Float[Tensor, "T D"]:
+def embedding(tokens: Int[Tensor, "T"], weight: TableWeight) -> Float[Tensor, "T D"]:
     """Rows of the embedding table."""
     return functional.embedding(tokens, weight) if isinstance(weight, Tensor) else weight.rows(tokens)

@@ -3,24 +3,32 @@
 `PackedView` is a batch without a past: training, scoring. `PagedView` reads and extends the cache: prefill and
 decode. Both carry flat tokens; neither has a batch axis or padding.
 
-MLA (DeepSeek-V2 paper, section 2.1) exists in two forms that give the same numbers. Packed batches use the naive
-form: keys and values are expanded from the latent. Paged ones use the absorbed form: W_UK moves to the query's side
-and W_UV behind the sum, so the cache holds C + R values a token and one "key head" serves every query head.
-Switching to the naive form for long paged prefills is left out so far.
+MLA (DeepSeek-V2 paper, section 2.1) exists in two forms that give the same numbers. The naive form expands keys and
+values from the latent; the absorbed one moves W_UK to the query's side and W_UV behind the sum, so one "key head" of
+C + R values, which is all that the cache holds, serves every query head. Packed batches use the naive form. In a paged
+one each sequence says which: few new tokens are cheaper absorbed, many expanded (`ModelConfig.absorbed_below`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from porcelet.config import ModelConfig
-from porcelet.kernels.attention import attention_packed, attention_paged, cache_write
+from porcelet.kernels.attention import (
+    attention_packed,
+    attention_paged,
+    attention_suffix,
+    cache_read,
+    cache_write,
+)
 from porcelet.kernels.pointwise import rope
 from porcelet.models.layers import Linear, RMSNorm
+from porcelet.models.rope import Angles
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -41,7 +49,7 @@ class PagedView:
 
     `lengths` [B] count cached tokens after this step, `tables` [B, max_pages] list pages, `slots` [T] say where the new
     tokens' values go, and `cache` holds one entry a layer: (keys, values) [P, page, K, Hd] each, or (latents,) [P,
-    page, 1, C+R].
+    page, 1, C+R]. `expanded` [B] marks the sequences that MLA attends expanded; empty means none.
     """
 
     offsets: Int[Tensor, "B1"]
@@ -49,35 +57,63 @@ class PagedView:
     tables: Int[Tensor, "B max_pages"]
     slots: Int[Tensor, "T"]
     cache: list[tuple[Tensor, ...]]
+    expanded: tuple[bool, ...] = ()
     routing: list[Tensor] = field(default_factory=list)
+
+    @cached_property
+    def absorbed_part(self) -> tuple[Tensor, PagedView] | None:
+        """The tokens of all sequences that are not expanded, and a view of these alone; None if there are none."""
+        rows = torch.tensor([row for row, expanded in enumerate(self.expanded) if not expanded], dtype=torch.int64)
+        if not len(rows):
+            return None
+        counts = self.offsets.diff()
+        kept = torch.zeros(len(counts), dtype=torch.bool).index_fill(0, rows, True)
+        offsets = torch.cat((counts.new_zeros(1), counts[rows].cumsum(0)))
+        tokens = kept.repeat_interleave(counts).nonzero()[:, 0]
+        view = PagedView(offsets, self.lengths[rows], self.tables[rows], self.slots[tokens], self.cache)
+        return tokens, view
+
+    @cached_property
+    def expanded_parts(self) -> list[tuple[int, int, int, Tensor]]:
+        """(first token, last + 1, cached length, pages) of every expanded sequence."""
+        cuts, lengths = self.offsets.tolist(), self.lengths.tolist()
+        rows = [row for row, expanded in enumerate(self.expanded) if expanded]
+        return [(cuts[row], cuts[row + 1], lengths[row], self.tables[row]) for row in rows]
 
 
 View = PackedView | PagedView
-Angles = tuple[Tensor, Tensor]  # cos and sin [T, R/2] of every token's position
+LATENT_EPS = 1e-6  # of the norms inside MLA, whatever rms_norm_eps says: DeepSeek's code and transformers' agree on it
 
 
 class GQA(nn.Module):
-    """Grouped-query attention with rotary positions (llama)."""
+    """Grouped-query attention with rotary positions: llama, qwen2 (biases), qwen3 (queries and keys normed a head)."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.layer = layer
+        self.layer, self.scale = layer, config.softmax_scale
         self.heads, self.kv_heads, self.head_dim = (
             config.num_attention_heads,
             config.num_key_value_heads,
             config.head_dim,
         )
-        self.q_proj = Linear(config.hidden_size, self.heads * self.head_dim)
-        self.k_proj = Linear(config.hidden_size, self.kv_heads * self.head_dim)
-        self.v_proj = Linear(config.hidden_size, self.kv_heads * self.head_dim)
-        self.o_proj = Linear(self.heads * self.head_dim, config.hidden_size)
+        width, bias = config.hidden_size, config.has_qkv_bias
+        self.q_proj = Linear(width, self.heads * self.head_dim, bias=bias)
+        self.k_proj = Linear(width, self.kv_heads * self.head_dim, bias=bias)
+        self.v_proj = Linear(width, self.kv_heads * self.head_dim, bias=bias)
+        self.o_proj = Linear(self.heads * self.head_dim, width, bias=config.attention_bias)
+        self.has_norm = config.has_qk_norm
+        if self.has_norm:
+            self.q_norm = RMSNorm(self.head_dim, config.rms_norm_eps)
+            self.k_norm = RMSNorm(self.head_dim, config.rms_norm_eps)
 
     def forward(self, x: Float[Tensor, "T D"], angles: Angles, view: View) -> Float[Tensor, "T D"]:
         q = self.q_proj(x).unflatten(-1, (self.heads, -1))  # [T, H, Hd]
         k = self.k_proj(x).unflatten(-1, (self.kv_heads, -1))  # [T, K, Hd]
         v = self.v_proj(x).unflatten(-1, (self.kv_heads, -1))  # [T, K, Hd]
+        if self.has_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
         q, k = rope(q, *angles, False), rope(k, *angles, False)
-        scale = self.head_dim**-0.5
+        scale = self.scale
         if isinstance(view, PackedView):
             out = attention_packed(q, k, v, view.offsets, scale)
         else:
@@ -89,11 +125,11 @@ class GQA(nn.Module):
 
 
 class MLA(nn.Module):
-    """Multi-head latent attention (deepseek_v3)."""
+    """Multi-head latent attention (deepseek_v2, deepseek_v3)."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.layer = layer
+        self.layer, self.scale = layer, config.softmax_scale
         self.heads, self.interleaved = config.num_attention_heads, config.rope_interleave
         self.nope, self.rope, self.latent, self.value = (
             config.qk_nope_head_dim,
@@ -107,10 +143,10 @@ class MLA(nn.Module):
             self.q_proj = Linear(width, query)
         else:
             self.q_a_proj = Linear(width, config.q_lora_rank)
-            self.q_a_layernorm = RMSNorm(config.q_lora_rank, config.rms_norm_eps)
+            self.q_a_layernorm = RMSNorm(config.q_lora_rank, LATENT_EPS)
             self.q_b_proj = Linear(config.q_lora_rank, query)
         self.kv_a_proj_with_mqa = Linear(width, self.latent + self.rope)
-        self.kv_a_layernorm = RMSNorm(self.latent, config.rms_norm_eps)
+        self.kv_a_layernorm = RMSNorm(self.latent, LATENT_EPS)
         self.kv_b_proj = Linear(self.latent, self.heads * (self.nope + self.value))
         self.o_proj = Linear(self.heads * self.value, width)
 
@@ -121,30 +157,43 @@ class MLA(nn.Module):
         latent = self.kv_a_layernorm(latent)
         q_rope = rope(q_rope, *angles, self.interleaved)
         k_rope = rope(k_rope[:, None], *angles, self.interleaved)  # [T, 1, R]
-        scale = (self.nope + self.rope) ** -0.5
-        form = self._naive if isinstance(view, PackedView) else self._absorbed
-        return self.o_proj(form(q_nope, q_rope, latent, k_rope, view, scale).flatten(1))
+        if isinstance(view, PackedView):
+            q = torch.cat((q_nope, q_rope), dim=-1)  # [T, H, N+R]
+            out = attention_packed(q, *self._expand(latent, k_rope), view.offsets, self.scale)
+        else:
+            (cache,) = view.cache[self.layer]
+            cache_write(cache, torch.cat((latent[:, None], k_rope), dim=-1), view.slots)
+            out = self._paged(q_nope, q_rope, cache, view)
+        return self.o_proj(out.flatten(1))
 
-    def _naive(
-        self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, k_rope: Tensor, view: View, scale: float
-    ) -> Float[Tensor, "T H value"]:
-        """Keys and values expanded from the latent, attention over H heads of width N + R."""
+    def _paged(self, q_nope: Tensor, q_rope: Tensor, cache: Tensor, view: PagedView) -> Float[Tensor, "T H value"]:
+        """Every sequence in its own form; how the others attend changes nothing for it."""
+        if not any(view.expanded):
+            return self._absorbed(q_nope, q_rope, cache, view)
+        out = q_nope.new_empty(*q_nope.shape[:2], self.value)
+        q = torch.cat((q_nope, q_rope), dim=-1)  # [T, H, N+R]
+        for first, end, length, table in view.expanded_parts:
+            latent, k_rope = cache_read(cache, table, length).to(q.dtype).split((self.latent, self.rope), dim=-1)
+            out[first:end] = attention_suffix(q[first:end], *self._expand(latent[:, 0], k_rope), self.scale)
+        if view.absorbed_part is not None:
+            tokens, part = view.absorbed_part
+            out[tokens] = self._absorbed(q_nope[tokens], q_rope[tokens], cache, part)
+        return out
+
+    def _expand(
+        self, latent: Float[Tensor, "S C"], k_rope: Float[Tensor, "S 1 R"]
+    ) -> tuple[Float[Tensor, "S H NR"], Float[Tensor, "S H value"]]:
+        """The naive form: every head's keys, of width N + R, and values."""
         k_nope, v = self.kv_b_proj(latent).unflatten(-1, (self.heads, -1)).split((self.nope, self.value), dim=-1)
-        k = torch.cat((k_nope, k_rope.expand(-1, self.heads, -1)), dim=-1)  # [T, H, N+R]
-        return attention_packed(torch.cat((q_nope, q_rope), dim=-1), k, v, view.offsets, scale)
+        return torch.cat((k_nope, k_rope.expand(-1, self.heads, -1)), dim=-1), v
 
-    def _absorbed(
-        self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, k_rope: Tensor, view: View, scale: float
-    ) -> Float[Tensor, "T H value"]:
+    def _absorbed(self, q_nope: Tensor, q_rope: Tensor, cache: Tensor, view: PagedView) -> Float[Tensor, "T H value"]:
         """Queries taken into the latent space, attention over one head of width C + R, values taken out of it."""
-        assert isinstance(view, PagedView)
         weight = self.kv_b_proj.weight
         assert isinstance(weight, Tensor), "weights/load.py keeps kv_b_proj in full precision"
-        w_uk, w_uv = weight.unflatten(0, (self.heads, -1)).split(
-            (self.nope, self.value), dim=1
-        )  # [H, N, C], [H, Vd, C]
+        # [H, N, C], [H, value, C]
+        w_uk, w_uv = weight.unflatten(0, (self.heads, -1)).split((self.nope, self.value), dim=1)
         q = torch.cat((torch.einsum("thn,hnc->thc", q_nope, w_uk), q_rope), dim=-1)  # [T, H, C+R]
-        (cache,) = view.cache[self.layer]
-        cache_write(cache, torch.cat((latent[:, None], k_rope), dim=-1), view.slots)
-        out = attention_paged(q, cache, cache[..., : self.latent], view.offsets, view.lengths, view.tables, scale)
+        latents = cache[..., : self.latent]
+        out = attention_paged(q, cache, latents, view.offsets, view.lengths, view.tables, self.scale)
         return torch.einsum("thc,hvc->thv", out, w_uv)

@@ -1,7 +1,8 @@
-"""DeepSeekMoE with V3's gate: many small routed experts, a shared one, balanced by a bias instead of a loss.
+"""DeepSeekMoE: many small routed experts and shared ones.
 
-DeepSeek-V3 report, section 2.1.2. The bias is a buffer that the trainer moves after each step; it takes part in the
-choice of experts only, so no gradient reaches it. Routed experts are stacked, as one table in weights/load.py says.
+DeepSeek-V2 paper, section 2.2; V3 report, section 2.1.2. V3 balances its experts by a bias instead of a loss: a buffer
+that the trainer moves after each step; it takes part in the choice of experts only, so no gradient reaches it. Routed
+experts are stacked, as one table in weights/load.py says.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from porcelet.config import ModelConfig
-from porcelet.kernels.experts import experts, route
+from porcelet.kernels.experts import ExpertWeight, experts, route, route_softmax
 from porcelet.kernels.linear import linear
 from porcelet.models.attention import View
 from porcelet.models.layers import MLP
@@ -30,24 +31,23 @@ class Gate(nn.Module):
         super().__init__()
         self.config = config
         self.weight = nn.Parameter(torch.empty(config.n_routed_experts, config.hidden_size))
-        self.register_buffer("e_score_correction_bias", torch.zeros(config.n_routed_experts))
+        if config.has_gate_bias:
+            self.register_buffer("e_score_correction_bias", torch.zeros(config.n_routed_experts))
 
     def forward(self, x: Float[Tensor, "T D"]) -> tuple[Int[Tensor, "T A"], Float[Tensor, "T A"]]:
         c = self.config
         logits = linear(x.float(), self.weight.float())
-        return route(
-            logits,
-            self.e_score_correction_bias,
-            c.n_group,
-            c.topk_group,
-            c.num_experts_per_tok,
-            c.norm_topk_prob,
-            c.routed_scaling_factor,
-        )
+        groups, active, scale = (c.n_group, c.topk_group), c.num_experts_per_tok, c.routed_scaling_factor
+        if c.topk_method == "noaux_tc":
+            return route(logits, self.e_score_correction_bias, *groups, active, c.norm_topk_prob, scale)
+        return route_softmax(logits, *(groups if c.topk_method == "group_limited_greedy" else (1, 1)), active, scale)
 
 
 class Experts(nn.Module):
-    """The routed experts' weights, stacked over experts."""
+    """The routed experts' weights, stacked over experts: [E, 2F, D] and [E, D, F]."""
+
+    gate_up_proj: ExpertWeight
+    down_proj: ExpertWeight
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

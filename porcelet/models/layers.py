@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import porcelet.kernels.cpu  # noqa: F401  registers the native bodies
-from porcelet.kernels.linear import Weight, embedding, linear
+from porcelet.kernels.linear import TableWeight, Weight, embedding, linear
 from porcelet.kernels.pointwise import rms_norm, silu_mul
 
 if TYPE_CHECKING:
@@ -17,22 +17,24 @@ if TYPE_CHECKING:
 
 
 class Linear(nn.Module):
-    """x · weightᵀ. `weight` is a parameter [out, in], or a quantised weight once a loader has put one there."""
+    """x · weightᵀ + bias. `weight` is a parameter [out, in], or a quantised weight once a loader has put one there."""
 
     weight: Weight
 
-    def __init__(self, num_inputs: int, num_outputs: int) -> None:
+    def __init__(self, num_inputs: int, num_outputs: int, *, bias: bool = False) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(num_outputs, num_inputs))
+        self.bias = nn.Parameter(torch.empty(num_outputs)) if bias else None
 
     def forward(self, x: Float[Tensor, "T num_inputs"]) -> Float[Tensor, "T num_outputs"]:
-        return linear(x, self.weight)
+        out = linear(x, self.weight)
+        return out if self.bias is None else out + self.bias
 
 
 class Embedding(nn.Module):
     """Rows of `weight` [V, D]."""
 
-    weight: Weight
+    weight: TableWeight
 
     def __init__(self, num_rows: int, width: int) -> None:
         super().__init__()

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from porcelet.config import ModelConfig
-from porcelet.models.attention import GQA, MLA, Angles, View
+from porcelet.models.attention import GQA, MLA, View
 from porcelet.models.experts import MoE
 from porcelet.models.layers import MLP, Embedding, Linear, RMSNorm
+from porcelet.models.rope import Angles, angles
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -90,9 +91,9 @@ class Transformer(nn.Module):
     def forward(self, tokens: Int[Tensor, "T"], positions: Int[Tensor, "T"], view: View) -> Float[Tensor, "T D"]:
         """Hidden states after the final norm: `logits` scores them, `predict_further` goes on from them."""
         x = self.model.embed_tokens(tokens)
-        angles = self._angles(positions, x.dtype)
+        rotations = angles(self.config, positions, x.dtype)
         for block in self.model.layers[: self.config.num_hidden_layers]:
-            x = block(x, angles, view)
+            x = block(x, rotations, view)
         return self.model.norm(x)
 
     def logits(self, hidden: Float[Tensor, "T D"]) -> Float[Tensor, "T V"]:
@@ -106,14 +107,7 @@ class Transformer(nn.Module):
         layer = self.model.layers[self.config.num_hidden_layers]
         assert isinstance(layer, MTP)
         joined = layer.join(self.model.embed_tokens(next_tokens), hidden)
-        return layer.shared_head.norm(layer(joined, self._angles(positions, hidden.dtype), view))
-
-    def _angles(self, positions: Int[Tensor, "T"], dtype: torch.dtype) -> Angles:
-        """cos and sin of position · theta^(-2i/R), [T, R/2] each."""
-        width = self.config.rope_dim
-        exponent = torch.arange(0, width, 2, device=positions.device, dtype=torch.float32) / width
-        angle = positions[:, None].float() * self.config.rope_theta**-exponent
-        return angle.cos().to(dtype), angle.sin().to(dtype)
+        return layer.shared_head.norm(layer(joined, angles(self.config, positions, hidden.dtype), view))
 
 
 def build(config: ModelConfig, device: str = "cpu") -> Transformer:
@@ -123,12 +117,12 @@ def build(config: ModelConfig, device: str = "cpu") -> Transformer:
 
 
 def initialize(model: Transformer, seed: int) -> Transformer:
-    """Fill a model with random weights: normal(0, initializer_range), norms one, correction biases zero."""
+    """Fill a model with random weights: normal(0, initializer_range), norms one, biases zero."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in model.parameters():
+        for name, parameter in model.named_parameters():
             if parameter.dim() > 1:
                 parameter.normal_(0.0, model.config.initializer_range, generator=generator)
             else:
-                parameter.fill_(1.0)
+                parameter.fill_(0.0 if name.endswith("bias") else 1.0)
     return model

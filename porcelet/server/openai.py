@@ -1,8 +1,8 @@
 """OpenAI's dialect: /v1/chat/completions, streamed or whole, and /v1/models.
 
 A field that we do not know, or whose value we could not honour, is refused by name: an answer that silently ignored
-half of the request would be worse than none. Left out so far: stop strings, tools, logprobs, structured output, n >
-1.
+half of the request would be worse than none. `top_k`, `min_p` and `repetition_penalty` are ours, under the names
+that other servers gave them. Left out so far: tools, structured output, n > 1.
 """
 
 from __future__ import annotations
@@ -25,10 +25,13 @@ from starlette.types import Receive, Scope, Send
 from porcelet.errors import PorceletError
 from porcelet.server.errors import FieldError, error_body, error_response
 from porcelet.server.service import Message, Pieces, Service
-from porcelet.types import Output, SamplingParams
+from porcelet.tokenizer import Tokenizer
+from porcelet.types import Output, SamplingParams, join_outputs
 
 Result = TypeVar("Result")
 Events = AsyncGenerator[bytes, None]
+
+LEAST_LOGPROB = -9999.0
 
 # Fields that change nothing in the answer.
 HARMLESS = frozenset(
@@ -46,11 +49,6 @@ HARMLESS = frozenset(
 # Fields that are accepted with the one value that asks for nothing.
 NEUTRAL: dict[str, object] = {
     "n": 1,
-    "stop": [],
-    "frequency_penalty": 0,
-    "presence_penalty": 0,
-    "logit_bias": {},
-    "logprobs": False,
     "response_format": {"type": "text"},
     "modalities": ["text"],
     "tools": [],
@@ -108,6 +106,14 @@ class ChatRequest(_Body):
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: dict[str, float] = {}
+    logprobs: bool = False
+    top_logprobs: int | None = None
+    stop: list[str] = []
     seed: int | None = None
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
@@ -125,6 +131,11 @@ class ChatRequest(_Body):
                 raise FieldError(name, f"{name!r} is not supported; supported: {', '.join(cls.model_fields)}")
         return values
 
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _one_or_several(cls, stop: object) -> object:
+        return [stop] if isinstance(stop, str) else stop
+
     def params(self, max_length: int) -> SamplingParams:
         """How to draw; without a limit of the client's, an answer may fill the context."""
         limits = (self.max_completion_tokens, self.max_tokens, max_length)
@@ -133,8 +144,28 @@ class ChatRequest(_Body):
             temperature=self.temperature,
             top_p=self.top_p,
             top_k=self.top_k,
+            min_p=self.min_p,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            repetition_penalty=self.repetition_penalty,
+            logit_bias=tuple((_token_id(key), bias) for key, bias in self.logit_bias.items()),
+            logprobs=self._num_logprobs(),
+            stop=tuple(self.stop),
             seed=self.seed,
         )
+
+    def _num_logprobs(self) -> int | None:
+        if self.logprobs:
+            return self.top_logprobs or 0
+        if self.top_logprobs is not None:
+            raise FieldError("top_logprobs", "top_logprobs needs logprobs; send logprobs true, too")
+        return None
+
+
+def _token_id(key: str) -> int:
+    if not (key.isascii() and key.isdigit() and len(key) < 10):
+        raise FieldError("logit_bias", f"logit_bias names {key[:80]!r}, which is no token id")
+    return int(key)
 
 
 # ---- the answer -----------------------------------------------------------------------------------------------------
@@ -147,18 +178,34 @@ class Reply:
     id: str
     created: int
     model: str
+    tokenizer: Tokenizer
 
-    def whole(self, text: str, last: Output) -> dict[str, Any]:
+    def whole(self, text: str, output: Output) -> dict[str, Any]:
         message = {"role": "assistant", "content": text, "refusal": None}
-        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": last.finish_reason}
-        return self._body("chat.completion", [choice]) | {"usage": _usage(last)}
+        logprobs = _logprobs(output, self.tokenizer)
+        choice = {"index": 0, "message": message, "logprobs": logprobs, "finish_reason": output.finish_reason}
+        return self._body("chat.completion", [choice]) | {"usage": _usage(output)}
 
-    def chunk(self, delta: dict[str, str], finish_reason: str | None = None) -> dict[str, Any]:
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
-        return self._body("chat.completion.chunk", [choice])
+    def first_chunk(self) -> dict[str, Any]:
+        return self._chunk({"role": "assistant", "content": ""})
+
+    def chunk(self, text: str, output: Output) -> dict[str, Any] | None:
+        """A piece of the answer; None if there is nothing to tell."""
+        if not text and not (output.tokens and output.raw_logprobs):
+            return None
+        return self._chunk({"content": text}, _logprobs(output, self.tokenizer))
+
+    def last_chunk(self, output: Output) -> dict[str, Any]:
+        return self._chunk({}, finish_reason=output.finish_reason)
 
     def usage_chunk(self, last: Output) -> dict[str, Any]:
         return self._body("chat.completion.chunk", []) | {"usage": _usage(last)}
+
+    def _chunk(
+        self, delta: dict[str, str], logprobs: dict[str, Any] | None = None, finish_reason: str | None = None
+    ) -> dict[str, Any]:
+        choice = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
+        return self._body("chat.completion.chunk", [choice])
 
     def _body(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model, "choices": choices}
@@ -172,22 +219,41 @@ def _usage(last: Output) -> dict[str, int]:
     }
 
 
+def _logprobs(output: Output, tokenizer: Tokenizer) -> dict[str, Any] | None:
+    """The model's own log-probabilities of an output's tokens; None if the request did not ask for them."""
+    if not output.raw_logprobs:
+        return None
+    # The stop token, whose numbers come last, is not part of the answer.
+    entries = zip(output.tokens, output.raw_logprobs, output.top_logprobs, strict=False)
+    content = [
+        _entry(token, logprob, tokenizer) | {"top_logprobs": [_entry(*other, tokenizer) for other in top]}
+        for token, logprob, top in entries
+    ]
+    return {"content": content, "refusal": None}
+
+
+def _entry(token: int, logprob: float, tokenizer: Tokenizer) -> dict[str, Any]:
+    text = tokenizer.token_bytes(token)
+    # JSON has no infinity; the number is OpenAI's for what is as good as impossible.
+    return {"token": text.decode("utf-8", "replace"), "logprob": max(logprob, LEAST_LOGPROB), "bytes": list(text)}
+
+
 async def _events(reply: Reply, pieces: Pieces, first: tuple[str, Output], include_usage: bool) -> Events:
     """The stream of server-sent events; an error that comes too late for a status is its last event."""
     async with aclosing(pieces):
-        yield _event(reply.chunk({"role": "assistant", "content": ""}))
+        yield _event(reply.first_chunk())
         try:
             text, output = first
             while True:
-                if text:
-                    yield _event(reply.chunk({"content": text}))
+                if chunk := reply.chunk(text, output):
+                    yield _event(chunk)
                 if output.finish_reason:
                     break
                 text, output = await anext(pieces)
         except PorceletError as problem:
             yield _event(error_body(str(problem), problem.kind))
             return
-        yield _event(reply.chunk({}, output.finish_reason))
+        yield _event(reply.last_chunk(output))
         if include_usage:
             yield _event(reply.usage_chunk(output))
         yield b"data: [DONE]\n\n"
@@ -226,13 +292,13 @@ def routes(service: Service) -> APIRouter:
         if body.model != service.name:
             message = f"model {body.model!r} is not served here; served: {service.name}"
             return error_response(404, message, param="model", code="model_not_found")
-        reply = Reply(f"chatcmpl-{uuid4().hex}", int(time.time()), service.name)
+        reply = Reply(f"chatcmpl-{uuid4().hex}", int(time.time()), service.name, service.tokenizer)
         pieces = service.answer([message.plain() for message in body.messages], body.params(service.facts.max_length))
         if body.stream:
             first = await _unless_gone(request, anext(pieces))  # what is refused is refused before the headers go out
             return EventStream(_events(reply, pieces, first, body.stream_options.include_usage))
-        text, last = await _unless_gone(request, _collect(pieces))
-        return Response(msgspec.json.encode(reply.whole(text, last)), media_type="application/json")
+        text, output = await _unless_gone(request, _collect(pieces))
+        return Response(msgspec.json.encode(reply.whole(text, output)), media_type="application/json")
 
     return router
 
@@ -240,7 +306,7 @@ def routes(service: Service) -> APIRouter:
 async def _collect(pieces: Pieces) -> tuple[str, Output]:
     async with aclosing(pieces):
         parts = [part async for part in pieces]
-    return "".join(text for text, _ in parts), parts[-1][1]
+    return "".join(text for text, _ in parts), join_outputs([output for _, output in parts])
 
 
 async def _unless_gone(request: Request, work: Awaitable[Result]) -> Result:

@@ -41,9 +41,9 @@ class Service:
         """
         # A long conversation takes a while to tokenize; the other streams go on meanwhile.
         prompt = await asyncio.to_thread(self.format.render, messages, self.tokenizer)
-        request = Request(id=uuid4().hex, prompt=tuple(prompt), params=params)
+        request = Request(id=uuid4().hex, prompt=tuple(prompt.tokens), params=params)
         decoder = StreamDecoder(self.tokenizer)
         async with aclosing(self.engine.submit(request)) as outputs:
             async for output in outputs:
                 text = decoder.push(output.tokens)
-                yield (text + decoder.flush() if output.finish_reason else text), output
+                yield (text + decoder.flush(output.tail) if output.finish_reason else text), output

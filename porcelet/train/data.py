@@ -94,13 +94,13 @@ class Renderer:
     def __init__(self, folder: Path) -> None:
         self.tokenizer = Tokenizer.from_folder(folder)
         self.chat = ChatFormat.from_folder(folder)
-        # A template takes a tenth of a millisecond; a stream over a finite task asks for the same ones again and again.
+        # A rendering takes up to a millisecond; a stream over a finite task asks for the same ones again and again.
         self.prompt = lru_cache(maxsize=1 << 16)(self._prompt)
 
     def _prompt(self, question: str) -> tuple[int, ...]:
         """Tokens up to the point where the answer begins."""
         messages = [{"role": "user", "content": question}]
-        return tuple(self.chat.render(messages, self.tokenizer, add_generation_prompt=True))
+        return tuple(self.chat.render(messages, self.tokenizer).tokens)
 
     def sample(self, problem: Problem, stop: int) -> Sample:
         """Prompt, answer, `stop`; weight 1 on what the model shall say."""

@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from porcelet.config import EngineConfig, ModelConfig, TrainConfig, override, parse_settings
+from porcelet.config import EngineConfig, ModelConfig, TrainConfig, override, parse_settings, read_hf
 from porcelet.engine.engine import Engine
 from porcelet.errors import InputError, ModelError, PorceletError
 from porcelet.models.attention import PackedView
@@ -134,7 +134,7 @@ def _model_config(fields: Mapping[str, Any], folder: Path) -> ModelConfig:
     values = {"vocab_size": tokenizer.vocab_size, **fields}
     if values["vocab_size"] < tokenizer.vocab_size:
         raise InputError(f"[model] vocab_size is {values['vocab_size']}; the tokenizer needs {tokenizer.vocab_size}")
-    return ModelConfig.from_hf(values | {"bos_token_id": 0, "eos_token_id": tokenizer.token_id(EOS)}, "[model]")
+    return read_hf(values | {"bos_token_id": 0, "eos_token_id": tokenizer.token_id(EOS)}, "[model]")
 
 
 def _source(config: TrainConfig, model: Transformer, task: Task, renderer: Renderer, reward: Reward) -> Source:

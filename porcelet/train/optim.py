@@ -42,7 +42,7 @@ def balance_experts(model: Transformer, routing: Sequence[Tensor], speed: float)
     b_i += speed · sign(mean load - load_i), DeepSeek-V3 report, section 2.1.2. MaxVio = max load / mean load - 1
     (arXiv 2408.15664). `routing` holds the MoE layers' [T, A] choices in order; the MTP layer's come last, if at all.
     """
-    gates = [module for module in model.modules() if isinstance(module, Gate)]
+    gates = [module for module in model.modules() if isinstance(module, Gate) and module.config.has_gate_bias]
     worst = 0.0
     for gate, indices in zip(gates, routing, strict=False):
         bias = gate.e_score_correction_bias

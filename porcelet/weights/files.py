@@ -1,10 +1,11 @@
-"""Model files as a stream of (name, tensor), and back: a GGUF file, or a Hugging Face folder of safetensors.
+"""Checkpoints on disk: what tensors there are, each read when asked for; and back to safetensors.
 
-Names are Hugging Face's whatever the file. Plain tensors come in their stored type, as views of the mapped file; a
-GGUF's quantised ones come as `GGUFTensor`, for weights/quantize.py to unpack. GGUF keeps the rows of llama's q and k
-projections in another order; they are put back here, so nobody above knows of it. Nothing is ever unpickled.
+A checkpoint is a GGUF file or a Hugging Face folder of safetensors. Names are Hugging Face's whatever the file, and
+what a format keeps in another way is put right here, so nobody above knows of it: GGUF's order of llama's q and k rows,
+its stacked experts, the halves into which newer files cut MLA's kv_b_proj; FP8 weights come with their scales. Opening
+reads headers only, so a checkpoint can be checked as a whole before gigabytes are read. Nothing is ever unpickled.
 
-Left out: split GGUF files, FP8 blocks, slicing for a rank.
+Left out: split GGUF files, slicing for a rank.
 """
 
 from __future__ import annotations
@@ -12,64 +13,142 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
+import mmap
 import os
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from math import prod
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
+import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from porcelet.config import ModelConfig
+from porcelet.config import ModelConfig, read_file, write_hf
 from porcelet.errors import CapacityError, ModelError
+from porcelet.kernels.linear import FP8Weight
 from porcelet.weights import gguf, quantize
 from porcelet.weights.gguf import GGUF, GGUFTensor
+from porcelet.weights.header import ROPE_FACTORS, gguf_config
+from porcelet.weights.shards import Entry, read_header
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+MAX_SHARD_BYTES = 5_000_000_000  # as transformers cuts
+LARGE_BYTES = 1 << 20
+SCALE_SUFFIX = "_scale_inv"
+FLOAT_TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
+DTYPES = {**FLOAT_TYPES, "F8_E4M3": torch.float8_e4m3fn, "F8_E8M0": torch.float8_e8m0fnu}
+
+Source = Tensor | GGUFTensor | FP8Weight
 
 
-def config(path: Path) -> ModelConfig:
-    """The model's config: a folder's `config.json`, or a GGUF's metadata.
+@dataclass(frozen=True)
+class Stored:
+    """One tensor of a checkpoint, not read yet: checkpoint name, shape, stored bytes and the file it lies in."""
 
-    Raises:
-        ModelError: as `ModelConfig.from_file` and `ModelConfig.from_gguf`.
-    """
-    if path.is_dir():
-        return ModelConfig.from_file(path / "config.json")
-    return _gguf_config(gguf.read(path))
+    name: str
+    shape: tuple[int, ...]
+    num_bytes: int
+    path: Path
+    is_quantised: bool
+    _read: Callable[[], Source]
+    _release: Callable[[], None] = lambda: None
+
+    @contextmanager
+    def open(self) -> Iterator[Source]:
+        """The tensor, in its stored type and in memory of its own; a `GGUFTensor` is a view that ends with the block.
+
+        Raises:
+            ModelError: its bytes cannot be read.
+        """
+        try:
+            yield self._read()
+        finally:
+            self._release()
 
 
-def tensors(path: Path) -> Iterator[tuple[str, Tensor | GGUFTensor]]:
-    """Every tensor of a GGUF file or a folder, one at a time, in the order of the file.
+@dataclass(frozen=True)
+class Checkpoint:
+    """The config of a model and all its tensors, in the order of the files."""
+
+    path: Path
+    config: ModelConfig
+    tensors: list[Stored]
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Read the headers of a GGUF file or of a folder.
 
     Raises:
         ModelError: a file is missing or damaged, or an index and its shards disagree.
     """
-    return _folder_tensors(path) if path.is_dir() else _gguf_tensors(gguf.read(path))
+    if path.is_dir():
+        return Checkpoint(path, read_file(path / "config.json"), _folder_tensors(path))
+    file = gguf.read(path)
+    config = gguf_config(file)
+    return Checkpoint(path, config, list(_gguf_tensors(file, config)))
 
 
-def save(folder: Path, config: ModelConfig, tensors: Mapping[str, Tensor]) -> None:
-    """Write `model.safetensors` and `config.json`. Each appears whole or not at all, the config last.
+def save(folder: Path, config: ModelConfig, tensors: Iterable[tuple[str, Tensor]]) -> None:
+    """Write safetensors and `config.json`; above MAX_SHARD_BYTES, shards with an index. Tensors are taken one by one.
+
+    What is written appears when it is whole, the config last.
 
     Raises:
         CapacityError: the disk is full.
         ModelError: the folder cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-    text = json.dumps(config.to_hf(), indent=2) + "\n"
     temporary = folder / f".{uuid.uuid4().hex}.tmp"
     try:
-        save_file(contiguous, temporary, metadata={"format": "pt"})
-        os.replace(temporary, folder / WEIGHTS)
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, folder / "config.json")
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()
+        names = _write_shards(temporary, tensors)
+        (temporary / "config.json").write_text(json.dumps(write_hf(config), indent=2) + "\n", encoding="utf-8")
+        if INDEX not in names:
+            (folder / INDEX).unlink(missing_ok=True)  # an older, sharded model's
+        for name in [*names, "config.json"]:
+            os.replace(temporary / name, folder / name)
     except (OSError, SafetensorError) as problem:
         raise _not_written(folder, problem) from problem
     finally:
-        temporary.unlink(missing_ok=True)
+        for left in temporary.glob("*"):
+            left.unlink()
+        if temporary.is_dir():
+            temporary.rmdir()
+
+
+def _write_shards(folder: Path, tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
+    """Write shards under numbers, then under the names that say how many there are; all file names."""
+    shards: list[list[str]] = []
+    waiting: dict[str, Tensor] = {}
+
+    def write() -> None:
+        save_file(waiting, folder / str(len(shards)), metadata={"format": "pt"})
+        shards.append(list(waiting))
+        waiting.clear()
+
+    total = 0
+    for name, tensor in tensors:
+        if waiting and sum(held.nbytes for held in waiting.values()) + tensor.nbytes > MAX_SHARD_BYTES:
+            write()
+        waiting[name] = tensor.detach().contiguous()
+        total += tensor.nbytes
+    write()
+    if len(shards) == 1:
+        os.replace(folder / "0", folder / WEIGHTS)
+        return [WEIGHTS]
+    files = [f"model-{number + 1:05}-of-{len(shards):05}.safetensors" for number in range(len(shards))]
+    for number, file in enumerate(files):
+        os.replace(folder / str(number), folder / file)
+    weight_map = {name: file for file, names in zip(files, shards, strict=True) for name in names}
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    return [*files, INDEX]
 
 
 def _not_written(folder: Path, problem: Exception) -> CapacityError | ModelError:
@@ -82,59 +161,165 @@ def _not_written(folder: Path, problem: Exception) -> CapacityError | ModelError
 # ---- GGUF -----------------------------------------------------------------------------------------------------------
 
 
-def _gguf_config(file: GGUF) -> ModelConfig:
-    return ModelConfig.from_gguf(file.metadata, tied="output.weight" not in file.tensors, source=str(file.path))
-
-
-def _gguf_tensors(file: GGUF) -> Iterator[tuple[str, Tensor | GGUFTensor]]:
-    config = _gguf_config(file)
+def _gguf_tensors(file: GGUF, config: ModelConfig) -> Iterator[Stored]:
     if file.metadata.get("split.count", 1) != 1:
         raise ModelError(
             f"{file.path} is one of {file.metadata['split.count']} parts; join them with llama-gguf-split first"
         )
-    for tensor in file.tensors.values():
-        name = gguf.hf_name(tensor.name, str(file.path))
-        tensor = _unpermuted(tensor, name, config, file.path)
-        values = quantize.plain(tensor)
-        yield name, tensor if values is None else values
+    architecture = file.metadata["general.architecture"]
+    named = {gguf.hf_name(tensor.name, architecture, str(file.path)): tensor for tensor in file.tensors.values()}
+    for name, tensor in named.items():
+        if name == ROPE_FACTORS:
+            continue
+        if name.endswith(".k_b_proj.weight"):
+            yield _joined_kv_b(file, config, name, named)
+        elif name.endswith(".v_b_proj.weight"):
+            if name.replace(".v_b_", ".k_b_") not in named:
+                raise ModelError(f"{file.path}: tensor {tensor.name!r} is there without its attn_k_b")
+        elif ".mlp.experts." in name:
+            yield from _experts(file, name, tensor)
+        else:
+            yield _gguf_stored(file, name, tensor, _permuted_heads(tensor, name, config, architecture, file.path))
 
 
-def _unpermuted(tensor: GGUFTensor, name: str, config: ModelConfig, path: Path) -> GGUFTensor:
+def _gguf_stored(file: GGUF, name: str, tensor: GGUFTensor, permuted_heads: int | None = None) -> Stored:
+    def read() -> Source:
+        source = tensor if permuted_heads is None else _unpermuted(tensor, permuted_heads)
+        values = quantize.plain(source)
+        return source if values is None else values.clone()
+
+    quantised = tensor.type.name not in quantize.PLAIN_TYPES
+    return Stored(name, tensor.shape, len(tensor.data), file.path, quantised, read, lambda: file.release(tensor))
+
+
+def _permuted_heads(tensor: GGUFTensor, name: str, config: ModelConfig, architecture: str, path: Path) -> int | None:
+    """The heads over which llama's q and k rows lie in another order than in Hugging Face's files."""
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(name.split(".")[-2])
-    if heads is None:
-        return tensor
-    if len(tensor.shape) != 2 or tensor.shape[0] % (2 * heads):
+    if heads is None or architecture != "llama":
+        return None
+    if tensor.shape[0] % (2 * heads):
         shape = list(tensor.shape)
         raise ModelError(f"{path}: tensor {tensor.name!r} has the shape {shape}; its rows are not {heads} heads")
-    rows = quantize.unpermute(quantize.raw_bytes(tensor), heads)
-    return dataclasses.replace(tensor, data=rows.numpy().data.cast("B"))
+    return heads
+
+
+def _unpermuted(tensor: GGUFTensor, heads: int) -> GGUFTensor:
+    rows = torch.frombuffer(tensor.data, dtype=torch.uint8).view(tensor.shape[0], -1)
+    return dataclasses.replace(tensor, data=quantize.unpermute(rows, heads).flatten().numpy().data)
+
+
+def _experts(file: GGUF, name: str, tensor: GGUFTensor) -> Iterator[Stored]:
+    """GGUF stacks a layer's experts; ours come one by one, as in Hugging Face's files."""
+    if len(tensor.shape) != 3:
+        raise ModelError(
+            f"{file.path}: tensor {tensor.name!r} has the shape {list(tensor.shape)}; 3 dimensions expected"
+        )
+    size = len(tensor.data) // tensor.shape[0]
+    for expert in range(tensor.shape[0]):
+        begin = expert * size
+        one = dataclasses.replace(
+            tensor, shape=tensor.shape[1:], data=tensor.data[begin : begin + size], start=tensor.start + begin
+        )
+        yield _gguf_stored(file, name.replace(".experts.", f".experts.{expert}."), one)
+
+
+def _joined_kv_b(file: GGUF, config: ModelConfig, name: str, named: dict[str, GGUFTensor]) -> Stored:
+    """MLA's kv_b_proj from its two parts: keys [H, C, N], transposed, and values [H, value, C]."""
+    keys, values = named[name], named.get(name.replace(".k_b_", ".v_b_"))
+    heads, latent = config.num_attention_heads, config.kv_lora_rank
+    nope, value = config.qk_nope_head_dim, config.v_head_dim
+    if values is None or keys.shape != (heads, latent, nope) or values.shape != (heads, value, latent):
+        found = None if values is None else list(values.shape)
+        raise ModelError(
+            f"{file.path}: tensor {keys.name!r} has the shape {list(keys.shape)} and its attn_v_b {found}; "
+            f"{[heads, latent, nope]} and {[heads, value, latent]} were expected"
+        )
+
+    def read() -> Tensor:
+        parts = (quantize.dequantize(keys).transpose(1, 2), quantize.dequantize(values))
+        return torch.cat(parts, dim=1).flatten(0, 1)  # [H · (N + value), C]
+
+    def release() -> None:
+        file.release(keys)
+        file.release(values)
+
+    shape, num_bytes = (heads * (nope + value), latent), len(keys.data) + len(values.data)
+    quantised = keys.type.name not in quantize.PLAIN_TYPES
+    return Stored(name.replace(".k_b_", ".kv_b_"), shape, num_bytes, file.path, quantised, read, release)
 
 
 # ---- safetensors ----------------------------------------------------------------------------------------------------
 
 
-def _folder_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
+def _folder_tensors(folder: Path) -> list[Stored]:
     shards = _index(folder / INDEX) if (folder / INDEX).is_file() else {WEIGHTS: None}
     for file in shards:
         if not (folder / file).is_file():
             raise ModelError(
                 f"{folder / file} does not exist; a model folder needs {WEIGHTS} or {INDEX} with all its shards"
             )
-    for file, names in shards.items():
-        yield from _shard_tensors(folder / file, names)
+    entries: dict[str, Entry] = {}
+    for file, promised in shards.items():
+        found = read_header(folder / file)
+        if promised is not None:
+            _check_promise(folder / file, set(found), promised)
+        entries |= found
+    return list(_stored(entries))
 
 
-def _shard_tensors(path: Path, promised: set[str] | None) -> Iterator[tuple[str, Tensor]]:
-    name = "its header"
+def _stored(entries: dict[str, Entry]) -> Iterator[Stored]:
+    for name, entry in entries.items():
+        scale = entries.get(name + SCALE_SUFFIX)
+        if entry.dtype == "F8_E4M3":
+            yield _fp8_stored(entry, scale)
+        elif name.endswith(SCALE_SUFFIX):
+            weight = entries.get(name.removesuffix(SCALE_SUFFIX))
+            if weight is None or weight.dtype != "F8_E4M3":
+                raise ModelError(f"{entry.path}: tensor {name!r} scales no FP8 weight of this checkpoint")
+        elif entry.dtype in FLOAT_TYPES:
+            yield Stored(name, entry.shape, entry.num_bytes, entry.path, False, partial(_read, entry))
+        else:
+            supported = f"{', '.join(FLOAT_TYPES)} and F8_E4M3 with scales"
+            raise ModelError(f"{entry.path}: tensor {name!r} is of type {entry.dtype}; supported: {supported}")
+
+
+def _fp8_stored(entry: Entry, scale: Entry | None) -> Stored:
+    if scale is None:
+        raise ModelError(f"{entry.path}: tensor {entry.name!r} is FP8 without {entry.name + SCALE_SUFFIX!r}")
+    blocks = tuple(-(-size // 128) for size in entry.shape)
+    if len(entry.shape) != 2 or scale.shape != blocks or scale.dtype not in ("F32", "F8_E8M0"):
+        raise ModelError(
+            f"{scale.path}: tensor {scale.name!r} is {scale.dtype} of the shape {list(scale.shape)}; for the weight of "
+            f"{list(entry.shape)}, F32 or F8_E8M0 of {list(blocks)} was expected"
+        )
+
+    def read() -> FP8Weight:
+        return FP8Weight(_read(entry), _read(scale).float())
+
+    return Stored(entry.name, entry.shape, entry.num_bytes + scale.num_bytes, entry.path, True, read)
+
+
+def _read(entry: Entry) -> Tensor:
+    """The tensor's bytes, straight into memory of its own."""
+    dtype = DTYPES[entry.dtype]
+    # What is only converted lives in a mapping, which goes back to the system whole: on the heap it would leave holes.
+    passing = dtype != torch.float32 and entry.num_bytes >= LARGE_BYTES
+    memory = mmap.mmap(-1, entry.num_bytes) if passing else None
+    values = torch.empty(prod(entry.shape), dtype=dtype) if memory is None else torch.frombuffer(memory, dtype=dtype)
+    target = values.view(torch.uint8).numpy().data
     try:
-        with safe_open(path, framework="pt") as shard:
-            names = shard.keys()
-            if promised is not None:
-                _check_promise(path, set(names), promised)
-            for name in names:
-                yield name, shard.get_tensor(name)
-    except (OSError, SafetensorError, ValueError) as problem:
-        raise ModelError(f"{path}: {name} cannot be read: {problem}; the file is damaged or incomplete") from problem
+        with entry.path.open("rb", buffering=0) as file:
+            file.seek(entry.start)
+            read = 0
+            while read < entry.num_bytes and (count := file.readinto(target[read:])):
+                read += count
+    except OSError as problem:
+        raise ModelError(f"{entry.path}: tensor {entry.name!r} cannot be read: {problem.strerror}") from problem
+    if read < entry.num_bytes:
+        raise ModelError(
+            f"{entry.path}: tensor {entry.name!r} ends after {read} of {entry.num_bytes} bytes; fetch it again"
+        )
+    return values.view(entry.shape)
 
 
 def _check_promise(path: Path, found: set[str], promised: set[str]) -> None:

@@ -6,13 +6,14 @@ so every count, length and offset is compared with the file's size before it is 
 a `GGUF` or one ModelError. The server's HTTP process reads the tokenizer from here, so bytes stay bytes;
 weights/quantize.py makes tensors of them.
 
-Left out: writing, big-endian files, version 1, arrays of arrays, the K- and I-quants.
+Left out: writing, big-endian files, version 1, arrays of arrays, the 2- and 3-bit K-quants, the I-quants.
 Layout: docs/gguf.md of the ggml project.
 """
 
 from __future__ import annotations
 
 import mmap
+import re
 import struct
 from dataclasses import dataclass
 from itertools import pairwise
@@ -41,21 +42,15 @@ TYPES = {
     1: TensorType("F16", 1, 2),
     2: TensorType("Q4_0", 32, 18),
     3: TensorType("Q4_1", 32, 20),
+    6: TensorType("Q5_0", 32, 22),
+    7: TensorType("Q5_1", 32, 24),
     8: TensorType("Q8_0", 32, 34),
+    12: TensorType("Q4_K", 256, 144),
+    13: TensorType("Q5_K", 256, 176),
+    14: TensorType("Q6_K", 256, 210),
     30: TensorType("BF16", 1, 2),
 }
-OTHER_TYPES = {
-    6: "Q5_0",
-    7: "Q5_1",
-    10: "Q2_K",
-    11: "Q3_K",
-    12: "Q4_K",
-    13: "Q5_K",
-    14: "Q6_K",
-    20: "IQ4_NL",
-    23: "IQ4_XS",
-    39: "MXFP4",
-}
+OTHER_TYPES = {10: "Q2_K", 11: "Q3_K", 20: "IQ4_NL", 23: "IQ4_XS", 39: "MXFP4"}
 
 
 @dataclass(frozen=True)
@@ -66,6 +61,7 @@ class GGUFTensor:
     type: TensorType
     shape: tuple[int, ...]
     data: memoryview
+    start: int = 0  # where `data` begins in the file
 
 
 @dataclass(frozen=True)
@@ -75,6 +71,12 @@ class GGUF:
     path: Path
     metadata: dict[str, Any]
     tensors: dict[str, GGUFTensor]
+    buffer: mmap.mmap
+
+    def release(self, tensor: GGUFTensor) -> None:
+        """Let the system have back the memory through which a tensor was read; it can be read again."""
+        first = tensor.start // mmap.PAGESIZE * mmap.PAGESIZE
+        self.buffer.madvise(mmap.MADV_DONTNEED, first, tensor.start + len(tensor.data) - first)
 
 
 def read(path: Path) -> GGUF:
@@ -91,21 +93,31 @@ def read(path: Path) -> GGUF:
         if key in metadata:
             cursor.fail(f"metadata key {key!r} occurs twice")
         metadata[key] = _value(cursor, key)
-    return GGUF(path, metadata, _tensors(cursor, num_tensors, _alignment(cursor, metadata)))
+    return GGUF(path, metadata, _tensors(cursor, num_tensors, _alignment(cursor, metadata)), cursor.buffer)
 
 
-def hf_name(name: str, source: str) -> str:
-    """The Hugging Face name of a llama tensor: "blk.3.attn_q.weight" is "model.layers.3.self_attn.q_proj.weight".
+def hf_name(name: str, architecture: str, source: str) -> str:
+    """The Hugging Face name of a tensor: "blk.3.attn_q.weight" is "model.layers.3.self_attn.q_proj.weight".
+
+    `architecture` is the file's general.architecture. What has no name there keeps one of ours: llama 3's RoPE factors
+    are "rope_freqs.weight"; stacked experts [E, ...] are "mlp.experts.gate_proj.weight", without a number; and the two
+    parts into which newer deepseek2 files cut kv_b_proj are "self_attn.k_b_proj.weight" [heads, latent rank, nope],
+    transposed, and "self_attn.v_b_proj.weight" [heads, value width, latent rank].
 
     Raises:
-        ModelError: a name outside the table (`rope_freqs.weight`, which scales RoPE, among them).
+        ModelError: a name outside the architecture's table.
     """
     if name in _GLOBAL_NAMES:
         return _GLOBAL_NAMES[name]
-    block, _, rest = name.removeprefix("blk.").partition(".")
-    if name.startswith("blk.") and block.isascii() and block.isdigit() and rest in _BLOCK_NAMES:
-        return f"model.layers.{int(block)}.{_BLOCK_NAMES[rest]}"
-    raise ModelError(f"{source}: tensor {name!r} is not part of a plain llama model; such models are not supported yet")
+    block = _BLOCK.fullmatch(name)
+    table = _BLOCK_NAMES.get(architecture, {})
+    if block is None or block[2] not in table:
+        supported = ", ".join(_BLOCK_NAMES)
+        raise ModelError(
+            f"{source}: tensor {name!r} is not part of a {architecture} model as porcelet knows it; "
+            f"supported architectures: {supported}"
+        )
+    return f"model.layers.{block[1]}.{table[block[2]]}"
 
 
 # ---- header and metadata --------------------------------------------------------------------------------------------
@@ -254,11 +266,11 @@ def _tensors(cursor: _Cursor, count: int, alignment: int) -> dict[str, GGUFTenso
     base = -(-cursor.position // alignment) * alignment
     _check_places(cursor, list(entries.values()), base, alignment)
     view = memoryview(cursor.buffer)
-    return {name: _tensor(entry, view[base + entry.offset :]) for name, entry in entries.items()}
+    return {name: _tensor(entry, view, base + entry.offset) for name, entry in entries.items()}
 
 
-def _tensor(entry: _Entry, data: memoryview) -> GGUFTensor:
-    return GGUFTensor(entry.name, TYPES[entry.kind], entry.dims[::-1], data[: entry.num_bytes])
+def _tensor(entry: _Entry, view: memoryview, start: int) -> GGUFTensor:
+    return GGUFTensor(entry.name, TYPES[entry.kind], entry.dims[::-1], view[start : start + entry.num_bytes], start)
 
 
 def _entry(cursor: _Cursor) -> _Entry:
@@ -300,15 +312,45 @@ _GLOBAL_NAMES = {
     "token_embd.weight": "model.embed_tokens.weight",
     "output_norm.weight": "model.norm.weight",
     "output.weight": "lm_head.weight",
+    "rope_freqs.weight": "rope_freqs.weight",
 }
-_BLOCK_NAMES = {
+_BLOCK = re.compile(r"blk\.(0|[1-9]\d{0,3})\.(.+)", re.ASCII)
+
+_DENSE = {
     "attn_norm.weight": "input_layernorm.weight",
     "attn_q.weight": "self_attn.q_proj.weight",
-    "attn_k.weight": "self_attn.k_proj.weight",
-    "attn_v.weight": "self_attn.v_proj.weight",
     "attn_output.weight": "self_attn.o_proj.weight",
     "ffn_norm.weight": "post_attention_layernorm.weight",
     "ffn_gate.weight": "mlp.gate_proj.weight",
     "ffn_up.weight": "mlp.up_proj.weight",
     "ffn_down.weight": "mlp.down_proj.weight",
+}
+_KEYS_AND_VALUES = {"attn_k.weight": "self_attn.k_proj.weight", "attn_v.weight": "self_attn.v_proj.weight"}
+_BIASES = {f"attn_{letter}.bias": f"self_attn.{letter}_proj.bias" for letter in "qkv"}
+_MLA = {
+    "attn_q_a.weight": "self_attn.q_a_proj.weight",
+    "attn_q_a_norm.weight": "self_attn.q_a_layernorm.weight",
+    "attn_q_b.weight": "self_attn.q_b_proj.weight",
+    "attn_kv_a_mqa.weight": "self_attn.kv_a_proj_with_mqa.weight",
+    "attn_kv_a_norm.weight": "self_attn.kv_a_layernorm.weight",
+    "attn_kv_b.weight": "self_attn.kv_b_proj.weight",
+    "attn_k_b.weight": "self_attn.k_b_proj.weight",
+    "attn_v_b.weight": "self_attn.v_b_proj.weight",
+}
+_MOE = {
+    "ffn_gate_inp.weight": "mlp.gate.weight",
+    "exp_probs_b.bias": "mlp.gate.e_score_correction_bias",
+    **{f"ffn_{part}_exps.weight": f"mlp.experts.{part}_proj.weight" for part in ("gate", "up", "down")},
+    **{f"ffn_{part}_shexp.weight": f"mlp.shared_experts.{part}_proj.weight" for part in ("gate", "up", "down")},
+}
+_BLOCK_NAMES = {
+    "llama": {**_DENSE, **_KEYS_AND_VALUES, **_BIASES, "attn_output.bias": "self_attn.o_proj.bias"},
+    "qwen2": {**_DENSE, **_KEYS_AND_VALUES, **_BIASES},
+    "qwen3": {
+        **_DENSE,
+        **_KEYS_AND_VALUES,
+        "attn_q_norm.weight": "self_attn.q_norm.weight",
+        "attn_k_norm.weight": "self_attn.k_norm.weight",
+    },
+    "deepseek2": {**_DENSE, **_MLA, **_MOE},
 }

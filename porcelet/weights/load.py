@@ -1,16 +1,19 @@
 """From files to a model and back.
 
-    file → weights.files: (name, tensor) → rename, stack → the parameter of that name
-    model → the same table backwards → config.json + model.safetensors
+    file → weights.files: names and shapes checked → (name, tensor) one by one → rename, stack → the parameter
+    model → the same table backwards → config.json + safetensors
 
-Parameter names are the checkpoint's. `RENAMES` is the whole list of exceptions; every row works both ways. A
-missing, surplus or misshapen tensor is an error and leaves no half-loaded model behind.
+Parameter names are the checkpoint's. `RENAMES` is the whole list of exceptions; every row works both ways. A missing,
+surplus or misshapen tensor is an error before any data is read, and leaves no half-loaded model behind. Beside what has
+been loaded, only the tensor in hand takes memory.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,10 +23,11 @@ from torch import Tensor, nn
 from porcelet.config import ModelConfig
 from porcelet.errors import ModelError
 from porcelet.kernels import cpu
-from porcelet.kernels.linear import GROUP, Int8Weight, Weight
+from porcelet.kernels.linear import GROUP, FP8Weight, Int8Weight, Weight
 from porcelet.models.layers import Embedding, Linear
 from porcelet.models.transformer import Transformer, build
 from porcelet.weights import files, quantize
+from porcelet.weights.files import Checkpoint, Source, Stored, open_checkpoint
 from porcelet.weights.gguf import GGUFTensor
 
 
@@ -50,47 +54,92 @@ SHARED_WITH_MAIN = ("embed_tokens.weight", "shared_head.head.weight")
 NEVER_QUANTISED = ("kv_b_proj",)
 EXPERT = re.compile(r"(.*\.mlp\.)experts\.(\d+)\.(gate_proj|up_proj|down_proj)\.weight")
 
-Source = Tensor | GGUFTensor
+# Buffers that some old checkpoints stored and no model needs: they follow from the config.
+DERIVED = ("rotary_emb.inv_freq",)
+
+Progress = Callable[[int, int], None]  # bytes placed so far, bytes in all
+
+log = logging.getLogger(__name__)
 
 
-def load(path: Path, weights: str = "float32") -> Transformer:
+def load(path: Path, weights: str = "float32", progress: Progress = lambda done, total: None) -> Transformer:
     """Read a GGUF file or a Hugging Face folder into a model.
 
-    `weights`: "float32"; "int8" quantises linear layers and the embedding (lossless from Q4_0, Q4_1, Q8_0), but for
-    routed experts, the gate, MLA's kv_b_proj and rows that are not whole groups of 32; "auto" is int8 for a quantised
-    GGUF file where the native body exists, and float32 otherwise.
+    `weights`: "float32"; "int8" quantises linear layers and the embedding (lossless from Q4_0, Q4_1, Q5_0, Q5_1 and
+    Q8_0), but for routed experts, the gate, MLA's kv_b_proj and rows that are not whole groups of 32; "fp8" keeps the
+    FP8 weights of a checkpoint as they are; "auto" is fp8 for such a checkpoint, int8 for a quantised GGUF file where
+    the native body exists, and float32 otherwise.
 
     Raises:
         ModelError: what is wrong, with file and tensor.
     """
-    config = files.config(path)
-    if weights == "auto":
-        weights = "int8" if cpu.available() and path.suffix == ".gguf" and _is_quantised(path) else "float32"
-    model = build(config, device="meta")
-    fill(model, files.tensors(path), str(path), int8=weights == "int8")
+    checkpoint = _without_absent_mtp(open_checkpoint(path))
+    model = build(checkpoint.config, device="meta")
+    fill(model, checkpoint.tensors, str(path), _format(weights, checkpoint), progress)
     return model.eval()
 
 
-def fill(model: Transformer, stream: Iterable[tuple[str, Source]], source: str, *, int8: bool = False) -> None:
-    """Put a stream of (checkpoint name, tensor) into a model built on the meta device; all of it or an error."""
+def fill(
+    model: Transformer,
+    tensors: Sequence[Stored],
+    source: str,
+    weights: str = "float32",
+    progress: Progress = lambda done, total: None,
+) -> None:
+    """Put a checkpoint's tensors into a model built on the meta device; all of them or an error."""
+    used = _matched(model, tensors, source)
+    total, done = sum(stored.num_bytes for stored in used), 0
+    for stored in used:
+        with stored.open() as tensor:
+            _place(model, stored.name, tensor, weights)
+        done += stored.num_bytes
+        progress(done, total)
+    if model.config.tie_word_embeddings:
+        _set_weight(model.lm_head, model.model.embed_tokens.weight)
+
+
+def _matched(model: Transformer, tensors: Sequence[Stored], source: str) -> list[Stored]:
+    """The tensors that the model needs, once it is sure that they are exactly those."""
     wanted = _wanted(model)
-    missing = {name: shape for name, shape in wanted.items()}
-    for name, tensor in stream:
-        if _is_shared_copy(model.config, name):
+    missing = dict(wanted)
+    used = []
+    for stored in tensors:
+        if _is_shared_copy(model.config, stored.name) or stored.name.endswith(DERIVED):
             continue
-        if name not in missing:
-            reason = "appears twice" if name in wanted else "does not belong to this architecture"
-            raise ModelError(f"{source}: tensor {name} {reason}")
-        if tuple(tensor.shape) != missing.pop(name):
+        if stored.name not in missing:
+            reason = "appears twice" if stored.name in wanted else "does not belong to this architecture"
+            raise ModelError(f"{stored.path}: tensor {stored.name} {reason}")
+        if stored.shape != missing.pop(stored.name):
+            shape = wanted[stored.name]
             raise ModelError(
-                f"{source}: tensor {name} has shape {tuple(tensor.shape)}; the config asks for {wanted[name]}"
+                f"{stored.path}: tensor {stored.name} has shape {stored.shape}; the config asks for {shape}"
             )
-        _place(model, name, tensor, int8)
+        used.append(stored)
     if missing:
         first = next(iter(missing))
         raise ModelError(f"{source}: {len(missing)} tensors are missing, the first is {first} {missing[first]}")
-    if model.config.tie_word_embeddings:
-        _set_weight(model.lm_head, model.model.embed_tokens.weight)
+    return used
+
+
+def _without_absent_mtp(checkpoint: Checkpoint) -> Checkpoint:
+    """Tools that rewrite checkpoints drop the MTP layer but not its mention; such a model is whole without it."""
+    config = checkpoint.config
+    first = f"model.layers.{config.num_hidden_layers}."
+    if not config.num_nextn_predict_layers or any(stored.name.startswith(first) for stored in checkpoint.tensors):
+        return checkpoint
+    log.warning("%s has no MTP layer, though its config counts one: loaded without", checkpoint.path)
+    return dataclasses.replace(checkpoint, config=dataclasses.replace(config, num_nextn_predict_layers=0))
+
+
+def _format(weights: str, checkpoint: Checkpoint) -> str:
+    quantised = any(stored.is_quantised for stored in checkpoint.tensors)
+    has_fp8 = quantised and checkpoint.path.is_dir()
+    if weights == "fp8" and not has_fp8:
+        raise ModelError(f"{checkpoint.path} holds no FP8 weights to keep; load it with weights=float32 or int8")
+    if weights == "auto":
+        native = "int8" if cpu.available() else "float32"
+        return "fp8" if has_fp8 else native if quantised else "float32"
+    return weights
 
 
 def save(model: Transformer, folder: Path) -> None:
@@ -99,14 +148,15 @@ def save(model: Transformer, folder: Path) -> None:
     Raises:
         ModelError: a layer is quantised; only full-precision models are saved.
     """
-    files.save(folder, model.config, dict(checkpoint_tensors(model)))
+    files.save(folder, model.config, checkpoint_tensors(model))
 
 
 def checkpoint_tensors(model: Transformer) -> Iterator[tuple[str, Tensor]]:
     """(checkpoint name, tensor) of every parameter and buffer: `fill` backwards."""
     for name, module in model.named_modules():
-        if isinstance(module, (Linear, Embedding)) and isinstance(module.weight, Int8Weight):
-            raise ModelError(f"{name} is quantised to int8; load the model with weights=float32 to save it")
+        parts = (getattr(module, leaf, None) for leaf in ("weight", "gate_up_proj", "down_proj"))
+        if any(isinstance(part, (Int8Weight, FP8Weight)) for part in parts):
+            raise ModelError(f"{name} is quantised; load the model with weights=float32 to save it")
     for name, tensor in _stored(model):
         rows = [row for row in RENAMES if name.endswith(f".mlp.{row.parameter}")]
         if not rows:
@@ -115,7 +165,7 @@ def checkpoint_tensors(model: Transformer) -> Iterator[tuple[str, Tensor]]:
         for row in rows:
             prefix = name.removesuffix(row.parameter)
             for expert, piece in enumerate(tensor.detach().chunk(row.num_parts, dim=1)[row.part]):
-                yield prefix + row.checkpoint.format(expert), piece.contiguous()
+                yield prefix + row.checkpoint.format(expert), piece
 
 
 def _stored(model: Transformer) -> Iterator[tuple[str, Tensor]]:
@@ -143,34 +193,72 @@ def _is_shared_copy(config: ModelConfig, name: str) -> bool:
     return name in tied or any(name == f"{layer}.{suffix}" for layer in copies for suffix in SHARED_WITH_MAIN)
 
 
-def _place(model: Transformer, name: str, tensor: Source, int8: bool) -> None:
+def _place(model: Transformer, name: str, tensor: Source, weights: str) -> None:
     match = EXPERT.fullmatch(name)
     if match:
         prefix, expert, projection = match.groups()
         row = next(row for row in RENAMES if projection in row.checkpoint)
-        stack = _materialize(model, prefix + row.parameter)
-        stack.data[int(expert)].chunk(row.num_parts)[row.part].copy_(_dense(tensor))
+        _place_expert(model, prefix + row.parameter, row, int(expert), tensor, keep=weights == "fp8")
         return
     path, _, leaf = name.rpartition(".")
     module = model.get_submodule(path)
     if leaf in module._buffers:
         module._buffers[leaf] = _dense(tensor)
+    elif leaf == "bias":
+        setattr(module, leaf, nn.Parameter(_dense(tensor)))
+    else:
+        _set_weight(module, _as_weight(module, path, name, tensor, weights))
+
+
+def _as_weight(module: nn.Module, path: str, name: str, tensor: Source, weights: str) -> Weight:
+    """The tensor in the format that was asked for, as far as this module can compute with it."""
+    quantisable = isinstance(module, (Linear, Embedding)) and not path.endswith(NEVER_QUANTISED)
+    if weights == "fp8" and isinstance(tensor, FP8Weight) and quantisable:
+        return tensor
+    if weights == "int8" and quantisable and tensor.shape[-1] % GROUP == 0:
+        return quantize.to_int8(tensor if isinstance(tensor, GGUFTensor) else _dense(tensor), name)
+    return nn.Parameter(_dense(tensor))
+
+
+def _place_expert(model: Transformer, name: str, row: Stacked, expert: int, tensor: Source, *, keep: bool) -> None:
+    if keep and isinstance(tensor, FP8Weight):
+        stack = _fp8_stack(model, name, row.num_parts, tensor)
+        stack.values[expert, row.part] = tensor.values
+        stack.scale[expert, row.part] = tensor.scale
         return
-    quantisable = isinstance(module, (Linear, Embedding)) and tensor.shape[-1] % GROUP == 0
-    quantisable &= not path.endswith(NEVER_QUANTISED)
-    _set_weight(module, quantize.to_int8(tensor, name) if int8 and quantisable else nn.Parameter(_dense(tensor)))
+    parameter = _materialize(model, name)
+    if parameter is None:
+        raise ModelError(f"{name}: some experts are FP8, expert {expert} is not; load the model with weights=float32")
+    parameter.data[expert].chunk(row.num_parts)[row.part].copy_(_dense(tensor))
+
+
+def _fp8_stack(model: Transformer, name: str, num_parts: int, one: FP8Weight) -> FP8Weight:
+    """The stack [E, parts, N, K] of that name, allocated on its first use."""
+    path, _, leaf = name.rpartition(".")
+    module = model.get_submodule(path)
+    found = getattr(module, leaf)
+    if isinstance(found, FP8Weight):
+        return found
+    shape, blocks = (found.shape[0], num_parts, *one.shape), (found.shape[0], num_parts, *one.scale.shape)
+    stack = FP8Weight(torch.empty(shape, dtype=torch.float8_e4m3fn), torch.empty(blocks))
+    delattr(module, leaf)
+    setattr(module, leaf, stack)
+    return stack
 
 
 def _set_weight(module: nn.Module, weight: Weight) -> None:
     """Put a weight in the place of the registered parameter, which would admit nothing but a parameter."""
-    del module.weight
+    if not isinstance(weight, nn.Parameter):
+        del module.weight
     setattr(module, "weight", weight)  # noqa: B010  as an attribute assignment it would have the type of a submodule
 
 
-def _materialize(model: Transformer, name: str) -> Tensor:
-    """The parameter of that name, allocated on its first use."""
+def _materialize(model: Transformer, name: str) -> Tensor | None:
+    """The parameter of that name, allocated on its first use; None if an FP8 stack has taken its place."""
     path, _, leaf = name.rpartition(".")
     module = model.get_submodule(path)
+    if isinstance(getattr(module, leaf), FP8Weight):
+        return None
     parameter = module.get_parameter(leaf)
     if parameter.is_meta:
         setattr(module, leaf, nn.Parameter(torch.empty(parameter.shape)))
@@ -178,11 +266,7 @@ def _materialize(model: Transformer, name: str) -> Tensor:
 
 
 def _dense(tensor: Source) -> Tensor:
-    """Float32 memory of our own, never a view of the file."""
+    """The values in float32, in memory of our own."""
     if isinstance(tensor, Tensor):
-        return tensor.to(torch.float32, copy=True)
-    return quantize.dequantize(tensor)
-
-
-def _is_quantised(path: Path) -> bool:
-    return any(isinstance(tensor, GGUFTensor) for _, tensor in files.tensors(path))
+        return tensor.float()
+    return tensor.dequantize() if isinstance(tensor, FP8Weight) else quantize.dequantize(tensor)

@@ -1,25 +1,35 @@
 """From stored formats to the two that a model computes with: float32, and `Int8Weight`.
 
-GGUF's 4- and 8-bit blocks are 32 neighbouring values with a half-precision scale (Q4_1: and a minimum). All three fit
-into `Int8Weight`, w = scale · q + minimum with unsigned q, without any loss:
+GGUF's blocks are runs of neighbouring values with a scale, some with a minimum too. `Int8Weight` has groups of 32,
+w = scale · q + minimum with unsigned q and half-precision scale and minimum. The blocks of 32 fit in without any loss:
 
     Q4_0  w = d · (q - 8)       scale d, minimum -8 d       (exact in half: a multiplication by a power of two)
-    Q4_1  w = d · q + m         scale d, minimum m
+    Q5_0  w = d · (q - 16)      scale d, minimum -16 d
     Q8_0  w = d · q, q signed   scale d, minimum -128 d     with q + 128 in place of q
+    Q4_1  w = d · q + m         scale d, minimum m          Q5_1 the same with one bit more
 
-Everything else is rounded to 8 bits, each group of 32 between its own smallest and largest value.
+The K-quants are super-blocks of 256 values that share a half d (and a half dmin), cut into groups with small integer
+scales of their own:
+
+    Q4_K, Q5_K  w = (d · sc) · q - (dmin · mn)    8 groups of 32, sc and mn of 6 bits: scale and minimum want 17 bits
+                                                  and are rounded to half's 11; q is kept
+    Q6_K        w = (d · sc) · q, q signed        16 groups of 16, sc of 8 bits: rounded like floats
+
+Everything else is rounded to 8 bits, each group of 32 between its own smallest and largest value. Tensors are worked
+on in pieces of about `PIECE` values, so beside the result only a few megabytes are ever needed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from math import prod
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from porcelet.errors import ModelError
-from porcelet.kernels.linear import GROUP, Int8Weight, pack_int8
+from porcelet.kernels.linear import BLOCK_BYTES, GROUP, TILE, Int8Weight, pack_int8
 from porcelet.weights.gguf import GGUFTensor
 
 if TYPE_CHECKING:
@@ -27,14 +37,12 @@ if TYPE_CHECKING:
 
 PLAIN_TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 HALF_MAX = 65504.0
+PIECE = 1 << 18  # values worked on at a time: larger ones leave holes in the heap, smaller ones cost time
 
 
 def raw_bytes(tensor: GGUFTensor) -> UInt8[Tensor, "rows row_bytes"]:
     """The stored bytes, one row of the tensor a row, without a copy."""
-    rows = 1
-    for size in tensor.shape[:-1]:
-        rows *= size
-    return torch.frombuffer(tensor.data, dtype=torch.uint8).view(rows, -1)
+    return torch.frombuffer(tensor.data, dtype=torch.uint8).view(prod(tensor.shape[:-1]), -1)
 
 
 def plain(tensor: GGUFTensor) -> Tensor | None:
@@ -44,21 +52,32 @@ def plain(tensor: GGUFTensor) -> Tensor | None:
 
 
 def dequantize(tensor: GGUFTensor) -> Tensor:
-    """The values in float32, bit for bit those that ggml defines (one multiplication, one addition, each rounded)."""
+    """The values in float32, bit for bit those that ggml defines: every product and sum rounded, in its order.
+
+    Memory beside the result: a few times `PIECE` floats.
+    """
     values = plain(tensor)
     if values is not None:
         return values.float()
-    quants, scale, minimum = _BLOCKS[tensor.type.name](raw_bytes(tensor))
-    weights = quants.float().mul_(scale.float()[..., None])  # [rows, groups, 32]
-    if minimum is not None:
-        weights += minimum.float()[..., None]
+    read = _BLOCKS[tensor.type.name]
+    rows = raw_bytes(tensor)
+    weights = torch.empty(len(rows), tensor.shape[-1])
+    for piece in _pieces(*weights.shape):
+        _fill(weights[piece], *read(rows[piece]))
     return weights.view(tensor.shape)
 
 
 def to_int8(tensor: Tensor | GGUFTensor, name: str = "") -> Int8Weight:
-    """A [N, K] weight as an `Int8Weight`: exactly from Q4_0, Q4_1 and Q8_0, rounded from any float type.
+    """A [N, K] weight as an `Int8Weight`. Memory beside the result: a few times `PIECE` floats.
 
-    When it rounds, each value moves by at most half its group's scale, and
+    Exact from Q4_0, Q4_1, Q5_0, Q5_1 and Q8_0.
+
+    From Q4_K and Q5_K q is kept, and scale s and minimum m move to the nearest half: a value moves by at most
+    (q |s| + |m|) / 2048. Where zero lies within the group that is 1.5 % of the format's own step for Q4_K and 3 % for
+    Q5_K. Small groups lose nothing: every half is a multiple of 2^-24, so s and m are too, and half holds all multiples
+    of 2^-24 below 2^-13.
+
+    From Q6_K and floats each value moves by at most half its group's new scale, and that
     scale <= (largest - smallest + |smallest| / 1024) / 255 * (1 + 1/1024), or half's least step 2^-24 if that is
     more (and float32's rounding).
 
@@ -67,16 +86,16 @@ def to_int8(tensor: Tensor | GGUFTensor, name: str = "") -> Int8Weight:
     """
     if isinstance(tensor, GGUFTensor):
         name = name or tensor.name
-        values = plain(tensor)
-        if values is None:
-            return _repack(tensor, name)
-        tensor = values
-    assert tensor.dim() == 2, (name, tensor.shape)
-    if tensor.shape[1] % GROUP:
-        raise ModelError(
-            f"tensor {name!r}: rows of {tensor.shape[1]} values are not whole groups of {GROUP}; load it as float32"
-        )
-    return _round(tensor.float(), name)
+    assert len(tensor.shape) == 2, (name, tensor.shape)
+    N, K = tensor.shape
+    if K % GROUP:
+        raise ModelError(f"tensor {name!r}: rows of {K} values are not whole groups of {GROUP}; load it as float32")
+    packed = torch.empty(-(-N // TILE), K // GROUP, BLOCK_BYTES, dtype=torch.uint8)
+    read = _int8_reader(tensor, name)
+    for piece in _pieces(N, K):
+        q, scale, minimum = read(piece)
+        packed[piece.start // TILE : -(-piece.stop // TILE)] = pack_int8(q.flatten(1), scale, minimum).packed
+    return Int8Weight(packed, (N, K))
 
 
 def unpermute(rows: Shaped[Tensor, "N row"], num_heads: int) -> Shaped[Tensor, "N row"]:
@@ -88,34 +107,95 @@ def unpermute(rows: Shaped[Tensor, "N row"], num_heads: int) -> Shaped[Tensor, "
     return rows.view(num_heads, -1, 2, rows.shape[1]).transpose(1, 2).reshape(rows.shape)
 
 
-# ---- exact ----------------------------------------------------------------------------------------------------------
+# ---- blocks ---------------------------------------------------------------------------------------------------------
+# What a format's reader returns: q [rows, groups, width], int8 or uint8; scale and minimum [rows, groups], as halves
+# where the file holds halves and as float32 products otherwise. w = scale · q + minimum; no minimum is none to add.
+_Blocks = tuple[Tensor, Tensor, Tensor | None]
 
 
-def _repack(tensor: GGUFTensor, name: str) -> Int8Weight:
-    assert len(tensor.shape) == 2, (name, tensor.shape)
-    quants, scale, minimum = _BLOCKS[tensor.type.name](raw_bytes(tensor))
-    shift = _SHIFTS[tensor.type.name]
-    if minimum is None:
-        minimum = scale * -shift
-    if not (scale.isfinite().all() and minimum.isfinite().all()):
-        raise ModelError(f"tensor {name!r}: a block's scale is too large or not a number; the file is damaged")
-    unsigned = quants.view(torch.uint8) + shift  # wraps around: a signed byte's bits plus 128 are the shifted byte
-    return pack_int8(unsigned.flatten(1), scale, minimum)
+def _fill(weights: Float[Tensor, "rows K"], q: Tensor, scale: Tensor, minimum: Tensor | None) -> None:
+    """The values, computed where they are to lie: a temporary beside them would leave holes in the heap."""
+    grouped = weights.view(q.shape)  # [rows, groups, width]
+    grouped.copy_(q).mul_(scale.float()[..., None])
+    if minimum is not None:
+        grouped += minimum.float()[..., None]
 
 
 def _read_q4_0(rows: UInt8[Tensor, "rows row_bytes"]) -> _Blocks:
-    blocks = rows.view(len(rows), -1, 18)
+    blocks = _cut(rows, 18)
     return _nibbles(blocks[..., 2:]).view(torch.int8) - 8, _half(blocks[..., :2]), None
 
 
 def _read_q4_1(rows: UInt8[Tensor, "rows row_bytes"]) -> _Blocks:
-    blocks = rows.view(len(rows), -1, 20)
+    blocks = _cut(rows, 20)
     return _nibbles(blocks[..., 4:]), _half(blocks[..., :2]), _half(blocks[..., 2:4])
 
 
+def _read_q5_0(rows: UInt8[Tensor, "rows row_bytes"]) -> _Blocks:
+    blocks = _cut(rows, 22)
+    q = _nibbles(blocks[..., 6:]) | _bits(blocks[..., 2:6]) << 4
+    return q.view(torch.int8) - 16, _half(blocks[..., :2]), None
+
+
+def _read_q5_1(rows: UInt8[Tensor, "rows row_bytes"]) -> _Blocks:
+    blocks = _cut(rows, 24)
+    q = _nibbles(blocks[..., 8:]) | _bits(blocks[..., 4:8]) << 4
+    return q, _half(blocks[..., :2]), _half(blocks[..., 2:4])
+
+
 def _read_q8_0(rows: UInt8[Tensor, "rows row_bytes"]) -> _Blocks:
-    blocks = rows.view(len(rows), -1, 34)
+    blocks = _cut(rows, 34)
     return blocks[..., 2:].view(torch.int8), _half(blocks[..., :2]), None
+
+
+def _read_q4_k(rows: UInt8[Tensor, "rows row_bytes"]) -> _Blocks:
+    blocks = _cut(rows, 144)
+    return _k_nibbles(blocks[..., 16:]).view(len(rows), -1, 32), *_k_scales(blocks)
+
+
+def _read_q5_k(rows: UInt8[Tensor, "rows row_bytes"]) -> _Blocks:
+    blocks = _cut(rows, 176)
+    # Bit g of byte i is the high bit of value i of group g.
+    high = blocks[..., None, 16:48] >> torch.arange(8, dtype=torch.uint8)[:, None] & 1  # [rows, blocks, 8, 32]
+    q = _k_nibbles(blocks[..., 48:]) | high << 4
+    return q.view(len(rows), -1, 32), *_k_scales(blocks)
+
+
+def _read_q6_k(rows: UInt8[Tensor, "rows row_bytes"]) -> _Blocks:
+    blocks = _cut(rows, 210)
+    # Two halves of 128 values, each four runs of 32: two in the low nibbles of 64 bytes, two in the high ones; the
+    # runs' upper two bits lie in one set of 32 bytes, run r's at bit 2 r.
+    low = blocks[..., :128].unflatten(-1, (2, 64))
+    low = torch.stack((low & 15, low >> 4), dim=-2).unflatten(-1, (2, 32)).flatten(-3, -2)  # [rows, blocks, 2, 4, 32]
+    high = blocks[..., 128:192].unflatten(-1, (2, 1, 32)) >> torch.arange(0, 8, 2, dtype=torch.uint8)[:, None] & 3
+    q = (low | high << 4).view(torch.int8) - 32
+    scale = _half(blocks[..., 208:]).float()[..., None] * blocks[..., 192:208].view(torch.int8)  # [rows, blocks, 16]
+    return q.view(len(rows), -1, 16), scale.flatten(1), None
+
+
+def _k_nibbles(bytes_: UInt8[Tensor, "rows blocks 128"]) -> UInt8[Tensor, "rows blocks 8 32"]:
+    """Four runs of 32 bytes: the low nibbles of a run are one group, the high ones the next."""
+    runs = bytes_.unflatten(-1, (4, 32))
+    return torch.stack((runs & 15, runs >> 4), dim=-2).flatten(-3, -2)
+
+
+def _k_scales(
+    blocks: UInt8[Tensor, "rows blocks block_bytes"],
+) -> tuple[Float[Tensor, "rows groups"], Float[Tensor, "rows groups"]]:
+    """d · sc and -dmin · mn of Q4_K and Q5_K, from two halves and 12 bytes with eight sc and eight mn of 6 bits.
+
+    Groups 0 to 3 lie in the low 6 bits of bytes 0-3 (sc) and 4-7 (mn). Of groups 4 to 7 the low four bits lie in bytes
+    8-11 (sc below, mn above), the high two in the top bits of bytes 0-3 (sc) and 4-7 (mn).
+    """
+    first, second, third = blocks[..., 4:16].split(4, dim=-1)
+    scales = torch.cat((first & 63, third & 15 | first >> 6 << 4), dim=-1)
+    minima = torch.cat((second & 63, third >> 4 | second >> 6 << 4), dim=-1)
+    d, dmin = _half(blocks[..., :2]).float()[..., None], _half(blocks[..., 2:4]).float()[..., None]
+    return (d * scales).flatten(1), (dmin * minima).neg_().flatten(1)
+
+
+def _cut(rows: UInt8[Tensor, "rows row_bytes"], size: int) -> UInt8[Tensor, "rows blocks size"]:
+    return rows.view(len(rows), -1, size)
 
 
 def _nibbles(bytes_: UInt8[Tensor, "rows groups 16"]) -> UInt8[Tensor, "rows groups 32"]:
@@ -123,19 +203,72 @@ def _nibbles(bytes_: UInt8[Tensor, "rows groups 16"]) -> UInt8[Tensor, "rows gro
     return torch.cat((bytes_ & 15, bytes_ >> 4), dim=-1)
 
 
+def _bits(bytes_: UInt8[Tensor, "rows groups 4"]) -> UInt8[Tensor, "rows groups 32"]:
+    """One bit a value, the first in the lowest bit of the first byte."""
+    return (bytes_[..., None] >> torch.arange(8, dtype=torch.uint8) & 1).flatten(-2)
+
+
 def _half(bytes_: UInt8[Tensor, "rows groups 2"]) -> Float16[Tensor, "rows groups"]:
     return bytes_.contiguous().view(torch.float16).squeeze(-1)
 
 
-_Blocks = tuple[Tensor, Tensor, Tensor | None]  # values [rows, groups, 32], scale and minimum [rows, groups]
-_BLOCKS: dict[str, Callable[[Tensor], _Blocks]] = {"Q4_0": _read_q4_0, "Q4_1": _read_q4_1, "Q8_0": _read_q8_0}
-_SHIFTS = {"Q4_0": 8, "Q4_1": 0, "Q8_0": 128}  # what makes a format's values unsigned
+_BLOCKS: dict[str, Callable[[Tensor], _Blocks]] = {
+    "Q4_0": _read_q4_0,
+    "Q4_1": _read_q4_1,
+    "Q5_0": _read_q5_0,
+    "Q5_1": _read_q5_1,
+    "Q8_0": _read_q8_0,
+    "Q4_K": _read_q4_k,
+    "Q5_K": _read_q5_k,
+    "Q6_K": _read_q6_k,
+}
+# What makes a format's q unsigned. Q6_K is missing: its groups are not `Int8Weight`'s.
+_SHIFTS = {"Q4_0": 8, "Q4_1": 0, "Q5_0": 16, "Q5_1": 0, "Q8_0": 128, "Q4_K": 0, "Q5_K": 0}
 
 
-# ---- rounded --------------------------------------------------------------------------------------------------------
+# ---- int8 -----------------------------------------------------------------------------------------------------------
+_Groups = tuple[Tensor, Tensor, Tensor]  # q [rows, groups, 32] unsigned, scale and minimum [rows, groups] half
 
 
-def _round(weights: Float[Tensor, "N K"], name: str) -> Int8Weight:
+def _int8_reader(tensor: Tensor | GGUFTensor, name: str) -> Callable[[slice], _Groups]:
+    """What turns some rows of a tensor into groups."""
+    values = plain(tensor) if isinstance(tensor, GGUFTensor) else tensor
+    if values is not None:
+        return lambda piece: _round(values[piece].float(), name)
+    assert isinstance(tensor, GGUFTensor)
+    kind, rows = tensor.type.name, raw_bytes(tensor)
+    if kind in _SHIFTS:
+        return lambda piece: _keep(kind, rows[piece], name)
+
+    def rounded(piece: slice) -> _Groups:
+        weights = torch.empty(piece.stop - piece.start, tensor.shape[-1])
+        _fill(weights, *_BLOCKS[kind](rows[piece]))
+        return _round(weights, name)
+
+    return rounded
+
+
+def _pieces(num_rows: int, row_length: int) -> Iterator[slice]:
+    """Slices of whole tiles, about `PIECE` values each."""
+    step = max(1, PIECE // (TILE * max(row_length, 1))) * TILE
+    for start in range(0, num_rows, step):
+        yield slice(start, min(start + step, num_rows))
+
+
+def _keep(kind: str, rows: UInt8[Tensor, "rows row_bytes"], name: str) -> _Groups:
+    """Blocks with their q as they are; only scale and minimum are rounded where half cannot hold them."""
+    q, scale, minimum = _BLOCKS[kind](rows)
+    shift = _SHIFTS[kind]
+    if minimum is None:
+        minimum = scale * -shift
+    scale, minimum = scale.half(), minimum.half()
+    if not (scale.isfinite().all() and minimum.isfinite().all()):
+        raise ModelError(f"tensor {name!r}: a block's scale is too large or not a number; the file is damaged")
+    unsigned = q.view(torch.uint8) + shift  # wraps around: a signed byte's bits plus 128 are the shifted byte
+    return unsigned, scale, minimum
+
+
+def _round(weights: Float[Tensor, "N K"], name: str) -> _Groups:
     grouped = weights.reshape(len(weights), -1, GROUP)  # [N, groups, 32]
     smallest, largest = grouped.aminmax(dim=-1)
     minimum = _nearest_half(smallest, torch.le, -torch.inf)
@@ -144,7 +277,7 @@ def _round(weights: Float[Tensor, "N K"], name: str) -> Int8Weight:
     if not ((smallest >= -HALF_MAX) & (largest <= HALF_MAX)).all():
         raise ModelError(f"tensor {name!r}: holds values beyond ±{HALF_MAX:.0f} or not numbers; it cannot become int8")
     steps = (grouped - minimum.float()[..., None]) / scale.float().clamp_min(2.0**-24)[..., None]
-    return pack_int8(steps.round_().clamp_(0, 255).to(torch.uint8).flatten(1), scale, minimum)
+    return steps.round_().clamp_(0, 255).to(torch.uint8), scale, minimum
 
 
 def _nearest_half(

@@ -1,4 +1,4 @@
-"""The engine against a lone, uncached loop over the same model."""
+"""The engine against an uncached loop over the same model."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from porcelet.engine.scheduler import Scheduler
 from porcelet.errors import CapacityError, InputError
 from porcelet.models.attention import PackedView
 from porcelet.models.transformer import Transformer, build, initialize
-from porcelet.types import Output, Request, SamplingParams
+from porcelet.types import Draw, Output, Request, SamplingParams
 from tests.models.variants import LLAMA, V3
 
-GREEDY = SamplingParams(max_tokens=40, temperature=0)
+GREEDY = SamplingParams(max_tokens=24, temperature=0)
 
 
 @pytest.fixture(scope="module", params=[LLAMA, V3], ids=["llama", "v3"])
@@ -33,18 +33,22 @@ def prompts(count: int, longest: int = 150) -> list[list[int]]:
 
 
 @torch.inference_mode()
-def lone(model: Transformer, prompt: list[int], num_tokens: int) -> tuple[int, ...]:
+def uncached(model: Transformer, asked: list[list[int]], num_tokens: int) -> list[tuple[int, ...]]:
     """Greedy decoding that recomputes everything for every token."""
-    tokens = list(prompt)
+    texts = [list(prompt) for prompt in asked]
     for _ in range(num_tokens):
-        hidden = model(torch.tensor(tokens), torch.arange(len(tokens)), PackedView(torch.tensor([0, len(tokens)])))
-        tokens.append(int(model.logits(hidden[-1:]).argmax()))
-    return tuple(tokens[len(prompt) :])
+        ends = torch.tensor([len(text) for text in texts]).cumsum(0)
+        positions = torch.cat([torch.arange(len(text)) for text in texts])
+        view = PackedView(torch.cat((torch.zeros(1, dtype=torch.int64), ends)))
+        hidden = model(torch.tensor(sum(texts, [])), positions, view)
+        for text, token in zip(texts, model.logits(hidden[ends - 1]).argmax(-1).tolist(), strict=True):
+            text.append(token)
+    return [tuple(text[len(prompt) :]) for text, prompt in zip(texts, asked, strict=True)]
 
 
 @pytest.fixture(scope="module")
 def expected(model: Transformer) -> list[tuple[int, ...]]:
-    return [lone(model, prompt, 40) for prompt in prompts(8)]
+    return uncached(model, prompts(6), 24)
 
 
 @pytest.mark.parametrize(
@@ -57,17 +61,17 @@ def expected(model: Transformer) -> list[tuple[int, ...]]:
     ],
     ids=["roomy", "small chunks", "preempting", "one at a time"],
 )
-def test_batched_greedy_equals_lone(
+def test_batched_greedy_equals_uncached(
     model: Transformer, expected: list[tuple[int, ...]], config: EngineConfig, preempts: bool
 ) -> None:
-    """Whoever shares the batch, however prompts are chunked, whoever loses its pages: the tokens are the lone ones."""
+    """Whoever shares the batch, however prompts are chunked, whoever loses its pages: the uncached tokens."""
     engine = Engine(model, config)
-    asked = prompts(8)
+    asked = prompts(6)
     outputs = engine.generate(asked, GREEDY)
     assert [output.tokens for output in outputs] == expected
     assert (engine.stats()["num_preempted"] > 0) == preempts
     assert engine.stats()["num_free_pages"] == engine.stats()["num_pages"]
-    assert all(o.finish_reason == "length" and o.num_generated == len(o.logprobs) == 40 for o in outputs)
+    assert all(o.finish_reason == "length" and o.num_generated == len(o.logprobs) == 24 for o in outputs)
 
 
 def test_logprobs_are_the_models(model: Transformer) -> None:
@@ -94,9 +98,9 @@ def test_seeded_request_repeats_in_any_batch(model: Transformer) -> None:
 def test_stop_token_ends_the_request(model: Transformer) -> None:
     """A stop token ends the request in its step, is reported with its log-probability, and is not among the tokens."""
     prompt = prompts(1)[0]
-    tokens = lone(model, prompt, 40)
+    (tokens,) = uncached(model, [prompt], 24)
     stop = tokens[10]
-    params = SamplingParams(max_tokens=40, temperature=0, stop_token_ids=(stop,))
+    params = SamplingParams(max_tokens=24, temperature=0, stop_token_ids=(stop,))
     (output,) = Engine(model).generate([prompt], params)
     length = tokens.index(stop)
     assert output.tokens == tokens[:length] and output.stop_token == stop and output.finish_reason == "stop"
@@ -182,7 +186,7 @@ def test_scheduler_loses_no_page_and_no_request(
         assert len(batch.tokens) <= budget and len(set(batch.request_ids)) == len(batch.request_ids) <= max_sequences
         for table, length in zip(batch.tables, batch.lengths, strict=True):
             assert len(table) * PAGE_SIZE >= length
-        outputs: list[Output] = scheduler.commit([1] * sum(batch.sampled), [0.0] * sum(batch.sampled))
+        outputs: list[Output] = scheduler.commit([Draw(1, 0.0)] * sum(batch.sampled))
         alive.difference_update(o.request_id for o in outputs if o.finish_reason)
 
     for number, (kind, size, most) in enumerate(happenings):
@@ -210,3 +214,21 @@ def test_uniform_is_uniform() -> None:
     numbers = [uniform(seed, index) for seed in range(40) for index in range(50)]
     assert len(set(numbers)) == 2000 and min(numbers) >= 0 and max(numbers) < 1
     assert abs(sum(numbers) / 2000 - 0.5) < 0.03
+
+
+def test_mla_expands_long_prompts_and_absorbs_the_rest() -> None:
+    """The form follows from the request: a long prompt is expanded in all its chunks, short ones and answers are not,
+    whatever shares the batch; recomputed after preemption, a long text is expanded again."""
+    long, short = V3.absorbed_below(), V3.absorbed_below() - 1
+    scheduler = Scheduler(V3, EngineConfig(cache_tokens=PAGE_SIZE * 8, max_batch_tokens=64))
+    for name, count in (("long", long), ("short", short)):
+        scheduler.add(Request(id=name, prompt=(1,) * count, params=SamplingParams(max_tokens=4)))
+    seen: list[tuple[str, int, bool]] = []
+    while batch := scheduler.schedule():
+        counts = [end - start for start, end in zip(batch.offsets, batch.offsets[1:], strict=False)]
+        seen += zip(batch.request_ids, counts, batch.expanded, strict=True)
+        scheduler.commit([Draw(2, 0.0)] * sum(batch.sampled))
+    expanded = [(name, count) for name, count, form in seen if form]
+    assert sum(count for name, count in expanded) == long and {name for name, _ in expanded} == {"long"}
+    assert [count for name, count, form in seen if name == "long" and not form] == [1, 1, 1]
+    assert Scheduler(LLAMA, EngineConfig()).absorbed_below > LLAMA.max_position_embeddings

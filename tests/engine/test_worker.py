@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import io
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,13 +19,16 @@ from typing import Any
 
 import msgspec
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from porcelet.config import EngineConfig
 from porcelet.engine.client import EngineClient, _Inbox
+from porcelet.engine.codec import open_codec
 from porcelet.engine.engine import Engine
 from porcelet.engine.messages import MAX_FRAME_BYTES, Abort, Submit, body_length, pack, read_body, to_engine, unpack
 from porcelet.errors import EngineError, InputError, ModelError
-from porcelet.types import Output, Request, SamplingParams
+from porcelet.types import Output, Request, SamplingParams, join_outputs
 from tests.tiny_model import save_tiny_model
 
 CONFIG = EngineConfig(threads=1)
@@ -53,16 +59,23 @@ async def collect(client: EngineClient, request: Request) -> list[Output]:
 def test_same_tokens_as_in_process(folder: Path) -> None:
     """Requests that run together in the other process get the tokens that the library gives here."""
     prompts = [(1, 2, 3), (4, 5), (6,) * 100]
-    params = SamplingParams(max_tokens=40, temperature=1.0, seed=7)
-    expected = Engine.load(folder, CONFIG).generate(prompts, params)
+    params = SamplingParams(max_tokens=40, temperature=1.0, seed=7, presence_penalty=0.5, logprobs=2)
+    engine = Engine.load(folder, CONFIG)
+    text = b"".join(map(open_codec(folder)[0].token_bytes, engine.generate(prompts[:1], params)[0].tokens))
+    (stop, *_) = re.findall("[a-zA-Z0-9]", text.decode("ascii", "ignore"))
+    params = dataclasses.replace(params, stop=(stop,))
+    expected = engine.generate(prompts, params)
+    assert expected[0].stop == stop
 
     async def body(client: EngineClient) -> None:
         requests = [Request(id=str(i), prompt=prompt, params=params) for i, prompt in enumerate(prompts)]
         answers = await asyncio.gather(*(collect(client, request) for request in requests))
         for outputs, whole in zip(answers, expected, strict=True):
-            assert sum((output.tokens for output in outputs), ()) == whole.tokens
             assert [output.finish_reason for output in outputs[:-1]] == [None] * (len(outputs) - 1)
-            assert outputs[-1].finish_reason == whole.finish_reason
+            joined = join_outputs(outputs)
+            assert (joined.tokens, joined.stop, joined.tail) == (whole.tokens, whole.stop, whole.tail)
+            assert joined.raw_logprobs == pytest.approx(whole.raw_logprobs, abs=1e-4)
+            assert len(joined.top_logprobs) == len(joined.tokens) == len(joined.logprobs)
 
     with_client(folder, body)
 
@@ -98,6 +111,22 @@ def test_refusal_abort_and_death(folder: Path) -> None:
             await collect(client, Request(id="late", prompt=(1,), params=ENDLESS))
 
     with_client(folder, body)
+
+
+def test_a_failed_request_leaves_the_engine_alive(folder: Path, tmp_path: Path) -> None:
+    """Logits that are NaN are that request's own error, told by name; the process serves the next one."""
+    damaged = shutil.copytree(folder, tmp_path / "damaged")
+    weights = load_file(damaged / "model.safetensors")
+    weights["model.embed_tokens.weight"][7] = torch.nan
+    save_file(weights, damaged / "model.safetensors")
+    params = SamplingParams(max_tokens=5)
+
+    async def body(client: EngineClient) -> None:
+        with pytest.raises(EngineError, match="'bad'.* not finite"):
+            await collect(client, Request(id="bad", prompt=(7,), params=params))
+        assert (await collect(client, Request(id="good", prompt=(1,), params=params)))[-1].num_generated == 5
+
+    with_client(damaged, body)
 
 
 def test_startup_error_is_the_workers_own(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from porcelet.config import PAGE_SIZE
-from porcelet.kernels.linear import Int8Weight, pack_int8
+from porcelet.kernels.linear import FP8_BLOCK, FP8Weight, Int8Weight, pack_int8
 
 TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-12, torch.int64: 0.0}
 # Bodies that quantise activations to 16 bits differ from their reference by design, by less than this.
@@ -24,6 +24,11 @@ def int8_weight(rows: int, columns: int) -> Int8Weight:
     return pack_int8(torch.randint(0, 256, (rows, columns), dtype=torch.uint8), scale, -128 * scale)
 
 
+def fp8_weight(*shape: int) -> FP8Weight:
+    blocks = [-(-size // FP8_BLOCK) for size in shape[-2:]]
+    return FP8Weight(torch.randn(shape).to(torch.float8_e4m3fn), torch.rand(*shape[:-2], *blocks))
+
+
 def offsets(*lengths: int) -> Tensor:
     return torch.tensor([0, *lengths]).cumsum(0)
 
@@ -32,6 +37,7 @@ def linear() -> Iterator[Case]:
     for tokens, rows, columns in [(0, 8, 32), (1, 37, 96), (5, 16, 64), (17, 100, 160)]:
         yield torch.randn(tokens, columns), torch.randn(rows, columns)
         yield torch.randn(tokens, columns), int8_weight(rows, columns)
+        yield torch.randn(tokens, columns), fp8_weight(rows, columns)
 
 
 def embedding() -> Iterator[Case]:
@@ -92,6 +98,16 @@ def attention_paged() -> Iterator[Case]:
         yield q, k_cache, v_cache, offsets(*new), torch.tensor(lengths, dtype=torch.int64), tables, width**-0.5
 
 
+def attention_suffix() -> Iterator[Case]:
+    for new, total, heads, kv_heads in [(1, 1, 2, 2), (1, 9, 4, 2), (9, 9, 4, 1), (5, 70, 3, 3)]:
+        yield torch.randn(new, heads, 8), torch.randn(total, kv_heads, 8), torch.randn(total, kv_heads, 6), 8**-0.5
+
+
+def cache_read() -> Iterator[Case]:
+    for length in (1, PAGE_SIZE, PAGE_SIZE + 3):
+        yield torch.randn(4, PAGE_SIZE, 2, 3), torch.tensor([3, 0, 2]), length
+
+
 def cache_write() -> Iterator[Case]:
     yield torch.zeros(2, PAGE_SIZE, 3, 4), torch.randn(5, 3, 4), torch.tensor([0, 127, 64, 3, 63])
 
@@ -101,16 +117,32 @@ def route() -> Iterator[Case]:
         yield torch.randn(tokens, 16), torch.randn(16) * 0.1, groups, kept, chosen, True, 2.5
 
 
+def route_softmax() -> Iterator[Case]:
+    for tokens, groups, kept, chosen in [(5, 1, 1, 2), (9, 4, 2, 3), (0, 2, 1, 2)]:
+        yield torch.randn(tokens, 16), groups, kept, chosen, 16.0
+
+
 def experts() -> Iterator[Case]:
     for tokens in (0, 1, 9):
-        indices = torch.rand(tokens, 8).topk(2).indices
-        yield torch.randn(tokens, 12), torch.randn(8, 20, 12), torch.randn(8, 12, 10), indices, torch.rand(tokens, 2)
+        indices, weights = torch.rand(tokens, 8).topk(2).indices, torch.rand(tokens, 2)
+        yield torch.randn(tokens, 12), torch.randn(8, 20, 12), torch.randn(8, 12, 10), indices, weights
+        gate_up, down = fp8_weight(8, 2, 10, 12), fp8_weight(8, 1, 12, 10)
+        yield torch.randn(tokens, 12), gate_up, down, indices, weights
 
 
 def sample() -> Iterator[Case]:
-    yield torch.randn(3, 50), torch.zeros(3), torch.zeros(3, dtype=torch.int64), torch.ones(3), torch.rand(3)
-    temperature = torch.tensor([0.0, 0.7, 1.0, 2.0])
-    yield torch.randn(4, 50), temperature, torch.tensor([0, 0, 5, 1]), torch.tensor([1.0, 0.5, 0.9, 1.0]), torch.rand(4)
+    off = torch.zeros(3, dtype=torch.int64), torch.ones(3), torch.zeros(3)
+    yield torch.randn(3, 50), torch.zeros(3), *off, torch.rand(3)
+    yield torch.randn(3, 50), torch.ones(3), *off, torch.rand(3)
+    temperature, top_p = torch.tensor([0.0, 0.7, 1.0, 2.0]), torch.tensor([1.0, 0.5, 0.9, 1.0])
+    yield torch.randn(4, 50), temperature, torch.tensor([0, 0, 5, 1]), top_p, torch.rand(4) * 0.2, torch.rand(4)
+
+
+def penalize() -> Iterator[Case]:
+    for rows, tokens in [(2, 0), (3, 40)]:
+        which, history, drawn = (torch.randint(0, size, (tokens,)) for size in (rows, 50, 2))
+        repetition, presence, frequency = torch.rand(rows) + 0.5, torch.randn(rows), torch.randn(rows)
+        yield torch.randn(rows, 50), which, history, drawn, repetition, presence, frequency
 
 
 def token_logprobs() -> Iterator[Case]:
@@ -128,10 +160,14 @@ CASES = {
         silu_mul,
         attention_packed,
         attention_paged,
+        attention_suffix,
+        cache_read,
         cache_write,
         route,
+        route_softmax,
         experts,
         sample,
+        penalize,
         token_logprobs,
     )
 }

@@ -124,7 +124,7 @@ def test_sample_draws_from_the_distribution() -> None:
     one's."""
     torch.manual_seed(0)
     logits, draws = torch.tensor([2.0, 1.0, 0.0, -1.0, 1.5]), 20000
-    columns = torch.full((draws,), 1.3), torch.full((draws,), 4), torch.full((draws,), 0.9)
+    columns = torch.full((draws,), 1.3), torch.full((draws,), 4), torch.full((draws,), 0.9), torch.zeros(draws)
     tokens, logprobs = sample(logits.expand(draws, -1), *columns, torch.rand(draws, dtype=torch.float64))
     p = (logits / 1.3).double().softmax(-1)
     p[3] = 0  # fifth of five: cut by top-k 4

@@ -7,15 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_layers import MtpModel
 
-from porcelet.config import PAGE_SIZE, ModelConfig
+from porcelet.config import PAGE_SIZE, EngineConfig, read_hf
+from porcelet.engine.engine import Engine
 from porcelet.engine.runner import _layer_cache
 from porcelet.models.attention import PackedView, PagedView
 from porcelet.models.transformer import Transformer, build, initialize
+from porcelet.types import SamplingParams
 from porcelet.weights.load import load, save
-from tests.models.variants import V3, VARIANTS, published_v3
+from tests.models.variants import V3, VARIANTS, published_v2, published_v2_lite, published_v3
 
 LENGTH = 80  # crosses a page
 
@@ -28,6 +30,21 @@ def model(request: pytest.FixtureRequest) -> Transformer:
         if "norm" in name or "bias" in name:  # ones and zeros would hide mistakes
             tensor.data += 0.2 * torch.randn(tensor.shape, generator=generator)
     return made.eval()
+
+
+@pytest.fixture(scope="module")
+def saved(model: Transformer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    save(model, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def rival(saved: Path) -> PreTrainedModel:
+    """What `transformers` makes of our file; every tensor must have found its place."""
+    made, info = AutoModelForCausalLM.from_pretrained(saved, dtype=torch.float32, output_loading_info=True)
+    assert not info["missing_keys"] and not info["mismatched_keys"]
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -47,16 +64,25 @@ def difference(actual: Tensor, expected: Tensor) -> float:
     return float((actual - expected).abs().max() / expected.abs().max())
 
 
-def test_saved_model_gives_the_logits_of_transformers(
-    model: Transformer, tokens: Tensor, packed: Tensor, tmp_path: Path
-) -> None:
-    """What `save` writes, `transformers` loads whole and computes alike; `load` reads it back bit for bit."""
-    save(model, tmp_path)
-    rival, info = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, output_loading_info=True)
-    assert not info["missing_keys"] and not info["mismatched_keys"]
+def test_logits_are_those_of_transformers(rival: PreTrainedModel, tokens: Tensor, packed: Tensor) -> None:
+    """The same file, the same logits."""
     with torch.inference_mode():
         assert difference(packed, rival(tokens).logits) < 2e-5
-    again = load(tmp_path)
+
+
+def test_greedy_tokens_are_those_of_transformers(model: Transformer, rival: PreTrainedModel, tokens: Tensor) -> None:
+    """64 greedy tokens from the engine, its prompt in chunks of 16 (for MLA expanded, then absorbed), equal theirs."""
+    prompt = tokens[:1]
+    assert not model.config.is_mla or model.config.absorbed_below() <= LENGTH
+    theirs = rival.generate(prompt, max_new_tokens=64, do_sample=False, eos_token_id=None, pad_token_id=0)
+    engine = Engine(model, EngineConfig(cache_tokens=256, max_batch_tokens=16))
+    (ours,) = engine.generate([prompt[0].tolist()], SamplingParams(max_tokens=64, temperature=0))
+    assert list(ours.tokens) == theirs[0, LENGTH:].tolist()
+
+
+def test_saved_model_is_read_back_bit_for_bit(model: Transformer, saved: Path) -> None:
+    """`load` inverts `save`, and what is stored is what the config counts."""
+    again = load(saved)
     assert again.config == model.config
     for (name, ours), (_, theirs) in zip(model.state_dict().items(), again.state_dict().items(), strict=True):
         assert torch.equal(ours, theirs), name
@@ -87,9 +113,8 @@ def test_mtp_layer_equals_transformers(tokens: Tensor, tmp_path: Path) -> None:
     assert len(view.routing) == 3  # two MoE layers and the MTP layer
 
 
-@pytest.mark.parametrize("chunks", [(LENGTH,), (1,) * LENGTH, (63, 1, 1, 15), (64, 16)], ids=str)
-def test_cached_equals_uncached(model: Transformer, tokens: Tensor, packed: Tensor, chunks: tuple[int, ...]) -> None:
-    """Reading the cache in any chunks, absorbed for MLA, gives the logits of the whole sequence, expanded."""
+def chunked(model: Transformer, tokens: Tensor, chunks: tuple[int, ...], expanded: tuple[bool, ...] = ()) -> Tensor:
+    """Logits of both sequences, computed chunk by chunk over pages that hold NaN at first."""
     cache = [_layer_cache(model.config, 5) for _ in range(model.config.num_hidden_layers)]
     for layer in cache:
         for pages in layer:
@@ -98,15 +123,28 @@ def test_cached_equals_uncached(model: Transformer, tokens: Tensor, packed: Tens
     pieces, start = [], 0
     for chunk in chunks:
         places = torch.arange(start, start + chunk)
-        slots = tables[:, places // PAGE_SIZE] * PAGE_SIZE + places % PAGE_SIZE
-        view = PagedView(
-            torch.tensor([0, chunk, 2 * chunk]), torch.full((2,), start + chunk), tables, slots.flatten(), cache
-        )
+        slots = (tables[:, places // PAGE_SIZE] * PAGE_SIZE + places % PAGE_SIZE).flatten()
+        offsets, lengths = torch.tensor([0, chunk, 2 * chunk]), torch.full((2,), start + chunk)
+        view = PagedView(offsets, lengths, tables, slots, cache, expanded)
         with torch.inference_mode():
             hidden = model(tokens[:, start : start + chunk].flatten(), places.repeat(2), view)
             pieces.append(model.logits(hidden).view(2, chunk, -1))
         start += chunk
-    assert difference(torch.cat(pieces, dim=1), packed) < 2e-5
+    return torch.cat(pieces, dim=1)
+
+
+@pytest.mark.parametrize("chunks", [(LENGTH,), (1,) * LENGTH, (63, 1, 1, 15)], ids=["whole", "ones", "odd"])
+def test_cached_equals_uncached(model: Transformer, tokens: Tensor, packed: Tensor, chunks: tuple[int, ...]) -> None:
+    """Reading the cache in any chunks, absorbed for MLA, gives the logits of the whole sequence, expanded."""
+    assert difference(chunked(model, tokens, chunks), packed) < 2e-5
+
+
+@pytest.mark.parametrize("expanded", [(True, False), (True, True)], ids=["one", "both"])
+@pytest.mark.parametrize("model", [name for name, config in VARIANTS.items() if config.is_mla], indirect=True)
+def test_expanded_equals_absorbed(model: Transformer, tokens: Tensor, expanded: tuple[bool, ...]) -> None:
+    """MLA's two forms over the same pages, side by side in one batch or not, give the same logits."""
+    absorbed, mixed = (chunked(model, tokens, (63, 1, 16), form) for form in ((), expanded))
+    assert difference(mixed, absorbed) < 2e-5
 
 
 def test_sequences_do_not_see_each_other(model: Transformer, tokens: Tensor, packed: Tensor) -> None:
@@ -118,9 +156,20 @@ def test_sequences_do_not_see_each_other(model: Transformer, tokens: Tensor, pac
 
 def test_counts_of_the_published_v3() -> None:
     """DeepSeek-V3 has 671.03 B parameters and caches 70,272 bytes a token in bf16; 37.6 B are active, embedding
-    included."""
-    config = ModelConfig.from_hf(published_v3())
+    included (the report's 37 B leaves it out)."""
+    config = read_hf(published_v3())
     assert round(config.num_parameters() / 1e9, 2) == 671.03
     assert config.cache_values_per_token() * 2 == 70272
     assert round(config.num_active_parameters() / 1e9, 1) == 37.6
     assert round((config.num_parameters(mtp=True) - config.num_parameters()) / 1e9, 1) == 11.6
+
+
+def test_counts_of_the_published_v2_and_v2_lite() -> None:
+    """V2 has 236 B parameters, 21 B of them active; V2-Lite 15.7 B and 2.4 B without its embedding (V2 paper,
+    section 3 and appendix B); they cache 34,560 and 15,552 values a token."""
+    large, lite = read_hf(published_v2()), read_hf(published_v2_lite())
+    assert round(large.num_parameters() / 1e9) == 236
+    assert round(large.num_active_parameters() / 1e9) == 21
+    assert round(lite.num_parameters() / 1e9, 1) == 15.7
+    assert 2.4e9 <= lite.num_active_parameters() - lite.vocab_size * lite.hidden_size < 2.5e9
+    assert (large.cache_values_per_token(), lite.cache_values_per_token()) == (34560, 15552)

@@ -13,6 +13,7 @@ import pytest
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from tests.server.conftest import Server
+from tests.tiny_model import SPECIAL
 
 ASK: dict[str, Any] = {
     "model": "tiny",
@@ -22,6 +23,7 @@ ASK: dict[str, Any] = {
 }
 
 
+USER = 256 + SPECIAL.index("<|user|>")
 JSON = {"Content-Type": "application/json"}
 
 
@@ -86,6 +88,73 @@ def test_seed_repeats(client: openai.OpenAI) -> None:
     assert answer(1) == answer(1) != answer(2)
 
 
+def test_stop_strings(client: openai.OpenAI) -> None:
+    """An answer ends before its first stop string, one or several given, streamed or whole, and nothing beyond is
+    ever sent; what was drawn of the stop is paid for."""
+    ask = ASK | {"temperature": 1.5, "seed": 3, "logprobs": True}
+    text = client.chat.completions.create(**ask).choices[0].message.content
+    stop = next(text[i : i + 3] for i in range(8, len(text)) if "\ufffd" not in text[i : i + 3])
+    for stops in (stop, ["not in the text", stop]):
+        whole = client.chat.completions.create(**ask, stop=stops)
+        chunks = list(client.chat.completions.create(**ask, stop=stops, stream=True))
+        assert whole.choices[0].message.content == text.split(stop)[0]
+        assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == text.split(stop)[0]
+        assert whole.choices[0].finish_reason == chunks[-1].choices[0].finish_reason == "stop"
+        # A token is a byte here, so those of the stop are whole tokens.
+        assert whole.usage.completion_tokens == len(whole.choices[0].logprobs.content) + len(stop.encode())
+
+
+def test_a_stop_that_begins_within_a_token(client: openai.OpenAI) -> None:
+    """The part of a token that lies before the stop is text, streamed or whole, and has no log-probability."""
+    ask = ASK | {"logit_bias": {str(USER): 100}, "stop": "><|us", "logprobs": True}
+    whole = client.chat.completions.create(**ask)
+    chunks = list(client.chat.completions.create(**ask, stream=True))
+    assert whole.choices[0].message.content == "<|user|"
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "<|user|"
+    assert (whole.choices[0].logprobs, whole.usage.completion_tokens) == (None, 2)
+
+
+def test_logprobs(client: openai.OpenAI) -> None:
+    """Every token of the answer comes with its log-probability, its bytes and the best alternatives, as OpenAI's client
+    reads them; streamed and whole they are the same, and at temperature 0 the token is the best one."""
+    ask = ASK | {"logprobs": True, "top_logprobs": 3}
+    whole = client.chat.completions.create(**ask)
+    chunks = list(client.chat.completions.create(**ask, stream=True))
+    content = whole.choices[0].logprobs.content
+    streamed = [entry for chunk in chunks if chunk.choices[0].logprobs for entry in chunk.choices[0].logprobs.content]
+    assert [entry.model_dump() for entry in streamed] == [entry.model_dump() for entry in content]
+    assert len(content) == whole.usage.completion_tokens == 60
+    text = bytes(byte for entry in content for byte in entry.bytes).decode("utf-8", "replace")
+    assert text == whole.choices[0].message.content
+    for entry in content:
+        assert entry.token == bytes(entry.bytes).decode("utf-8", "replace")
+        assert [len(entry.top_logprobs), entry.top_logprobs[0].bytes] == [3, entry.bytes]
+        ranked = [other.logprob for other in entry.top_logprobs]
+        assert ranked == sorted(ranked, reverse=True) and entry.logprob == pytest.approx(ranked[0])
+        assert -100 < ranked[-1] <= 0
+    plain = client.chat.completions.create(**(ASK | {"logprobs": True}))
+    assert [entry.top_logprobs for entry in plain.choices[0].logprobs.content] == [[]] * 60
+    assert client.chat.completions.create(**ASK).choices[0].logprobs is None
+
+
+def test_penalties_and_bias_shape_the_answer(client: openai.OpenAI) -> None:
+    """A bias forces a token, penalties make the answer more varied, min-p and top-k cut it to the greedy one."""
+
+    def tokens(**changes: Any) -> list[int]:
+        answer = client.chat.completions.create(**(ASK | {"logprobs": True, "max_tokens": 30} | changes))
+        return [entry.bytes[0] for entry in answer.choices[0].logprobs.content]
+
+    first, *_ = plain = tokens()
+    forced = tokens(logit_bias={"5": 100})
+    assert len(set(forced)) == 1 and forced != plain
+    assert len(set(plain)) < 30
+    for penalty in ({"presence_penalty": 2}, {"frequency_penalty": 2}):
+        assert len(set(tokens(**penalty))) > len(set(plain))
+    assert len(set(tokens(extra_body={"repetition_penalty": 100}))) == 30
+    assert tokens(temperature=1.5, extra_body={"min_p": 1.0}) == plain
+    assert tokens(temperature=1.5, extra_body={"top_k": 1})[0] == first
+
+
 def test_raw_stream_is_openais(server: Server) -> None:
     """On the wire: `data:` events, [DONE] at the end, no caching, no usage unless it was asked for."""
     response = post(server, stream=True)
@@ -107,14 +176,26 @@ def test_raw_stream_is_openais(server: Server) -> None:
         ({"messages": [{"role": "user"}]}, "messages[0].content"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content"),
         ({"messages": "hello"}, "messages"),
-        ({"stop": ["\n"]}, "stop"),
+        ({"stop": 5}, "stop"),
+        ({"stop": [1]}, "stop[0]"),
         ({"n": 2}, "n"),
         ({"tools": [{"type": "function"}]}, "tools"),
-        ({"frequency_penalty": 0.5}, "frequency_penalty"),
+        ({"frequency_penalty": "much"}, "frequency_penalty"),
+        ({"logit_bias": {"the": 5}}, "logit_bias"),
+        ({"logit_bias": [1]}, "logit_bias"),
+        ({"logprobs": 3}, "logprobs"),
+        ({"top_logprobs": 3}, "top_logprobs"),
         ({"max_new_tokens": 5}, "max_new_tokens"),
         ({"\ud800": 1}, "\ud800"),
         ({"temperature": -1}, None),
         ({"max_tokens": 0}, None),
+        ({"stop": ""}, None),
+        ({"stop": ["x"] * 17}, None),
+        ({"stop": "\ud800"}, None),
+        ({"frequency_penalty": 2.5}, None),
+        ({"logit_bias": {"5": 101}}, None),
+        ({"logit_bias": {"99999": 1}}, None),
+        ({"logprobs": True, "top_logprobs": 21}, None),
         ({"messages": []}, None),
         ({"messages": [{"role": "user", "content": "\ud800"}]}, None),
         ({"messages": [{"role": "user", "content": "x" * 20_000}]}, None),
@@ -142,9 +223,9 @@ def test_harmless_fields_and_parts_are_accepted(server: Server) -> None:
 
 def test_errors_reach_the_sdk_as_its_classes(client: openai.OpenAI) -> None:
     """A bad request and an unknown model are the classes that programs catch."""
-    with pytest.raises(openai.BadRequestError, match="stop is not supported yet") as bad:
-        client.chat.completions.create(**(ASK | {"stop": "x"}))
-    assert bad.value.param == "stop"
+    with pytest.raises(openai.BadRequestError, match="n is not supported yet") as bad:
+        client.chat.completions.create(**(ASK | {"n": 2}))
+    assert bad.value.param == "n"
     with pytest.raises(openai.NotFoundError, match="'gpt-4' is not served here; served: tiny") as missing:
         client.chat.completions.create(**(ASK | {"model": "gpt-4"}))
     assert missing.value.code == "model_not_found"

@@ -63,6 +63,9 @@ def test_only_answer_and_stop_carry_weight(tmp_path: Path) -> None:
     assert text == f"<｜begin▁of▁sentence｜><｜User｜>{problem.question}<｜Assistant｜>"
     assert renderer.tokenizer.decode(sample.tokens[num_prompt:-1]) == problem.answer and sample.tokens[-1] == 1
     assert sample.weights == (0.0,) * num_prompt + (1.0,) * (len(problem.answer) + 1)
+    talk = [{"role": "user", "content": problem.question}, {"role": "assistant", "content": problem.answer}]
+    whole = renderer.chat.render(talk, renderer.tokenizer, add_generation_prompt=False)
+    assert tuple(whole.tokens) == sample.tokens and whole.trainable == [weight == 1 for weight in sample.weights]
 
 
 def test_transformers_reads_the_tokenizer_and_the_chat_format(tmp_path: Path) -> None:
@@ -80,7 +83,7 @@ def test_transformers_reads_the_tokenizer_and_the_chat_format(tmp_path: Path) ->
         {"role": "user", "content": "?"},
     ]
     rendered = theirs.apply_chat_template(talk, add_generation_prompt=True, return_dict=False)
-    assert rendered == ours.chat.render(talk, ours.tokenizer)
+    assert rendered == ours.chat.render(talk, ours.tokenizer).tokens
     assert (theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id) == (0, 1, 2)
 
 

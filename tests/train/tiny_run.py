@@ -10,7 +10,7 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
-from porcelet.config import ModelConfig, TrainConfig
+from porcelet.config import TrainConfig, read_hf
 from porcelet.models.transformer import Transformer, build, initialize
 
 FIELDS: dict[str, Any] = {
@@ -44,7 +44,7 @@ def config(output: Path, **changes: Any) -> TrainConfig:
 
 def model(seed: int = 0, **changes: Any) -> Transformer:
     """A model over the sums' tokenizer, random enough that no two logits are nearly equal."""
-    shape = ModelConfig.from_hf(FIELDS | {"vocab_size": 261, "eos_token_id": 1, "bos_token_id": 0})
+    shape = read_hf(FIELDS | {"vocab_size": 261, "eos_token_id": 1, "bos_token_id": 0})
     return initialize(build(dataclasses.replace(shape, **changes)), seed)
 
 

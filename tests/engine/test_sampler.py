@@ -1,0 +1,207 @@
+"""Draws: their distribution against transformers' processors, what is reported of them, and what ends in an error."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers.generation.logits_process import (
+    LogitsProcessor,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from porcelet.config import EngineConfig
+from porcelet.engine.engine import Engine
+from porcelet.engine.sampler import Sampler
+from porcelet.errors import EngineError, InputError
+from porcelet.models.attention import PackedView
+from porcelet.models.transformer import Transformer, build, initialize
+from porcelet.types import Batch, Draw, Request, SamplingParams
+from tests.models.variants import LLAMA
+
+VOCABULARY = 60
+PROMPT, ANSWER = (3, 5, 5, 8), (7, 8, 7, 11, 7)
+
+
+@pytest.fixture(scope="module")
+def model() -> Transformer:
+    return initialize(build(LLAMA), seed=5).eval()
+
+
+def batch_of(params: list[SamplingParams]) -> Batch:
+    """A batch in which every sequence has drawn ANSWER after PROMPT and is to draw its next token."""
+    count = len(params)
+    return Batch(
+        request_ids=tuple(map(str, range(count))),
+        tokens=(0,) * count,
+        positions=(0,) * count,
+        offsets=tuple(range(count + 1)),
+        lengths=(1,) * count,
+        tables=((0,),) * count,
+        sampled=(True,) * count,
+        params=tuple(params),
+        num_generated=(len(ANSWER),) * count,
+        histories=tuple(PROMPT + ANSWER if p.penalizes else () for p in params),
+        expanded=(False,) * count,
+    )
+
+
+def reference(logits: Tensor, params: SamplingParams) -> Tensor:
+    """Log-probabilities [V] by transformers' processors; OpenAI's two penalties and the bias from their definitions."""
+    scores = logits.clone()
+    for token, bias in params.logit_bias:
+        scores[token] += bias
+    ids = torch.tensor([PROMPT + ANSWER])
+    scores = RepetitionPenaltyLogitsProcessor(params.repetition_penalty)(ids, scores[None])[0]
+    for token in ANSWER:
+        scores[token] -= params.frequency_penalty
+    for token in set(ANSWER):
+        scores[token] -= params.presence_penalty
+    warpers: list[LogitsProcessor] = [TemperatureLogitsWarper(params.temperature), MinPLogitsWarper(params.min_p)]
+    warpers += [TopKLogitsWarper(params.top_k)] if params.top_k else []
+    warpers += [TopPLogitsWarper(params.top_p)] if params.top_p < 1 else []
+    scores = scores[None].double()
+    for warper in warpers:
+        scores = warper(ids, scores)
+    return scores[0].log_softmax(-1)
+
+
+PARAMS: list[dict[str, Any]] = [
+    {},
+    {"temperature": 0.3},
+    {"temperature": 7.5},
+    {"top_k": 5},
+    {"top_k": 10_000},
+    {"top_p": 0.4},
+    {"top_p": 1e-9},
+    {"min_p": 0.2},
+    {"min_p": 1.0},
+    {"repetition_penalty": 3.0},
+    {"repetition_penalty": 0.5},
+    {"frequency_penalty": 0.7},
+    {"presence_penalty": 1.5},
+    {"presence_penalty": -2.0, "frequency_penalty": -0.5},
+    {"logit_bias": ((7, 4.0), (9, -100.0), (30, 2.5))},
+    {
+        "temperature": 1.4,
+        "top_k": 12,
+        "top_p": 0.8,
+        "min_p": 0.05,
+        "repetition_penalty": 1.3,
+        "frequency_penalty": 0.4,
+        "presence_penalty": 0.6,
+        "logit_bias": ((8, 3.0),),
+    },
+]
+
+
+@pytest.mark.parametrize("values", PARAMS, ids=str)
+def test_distribution_is_transformers(values: dict[str, Any]) -> None:
+    """The tokens drawn and their log-probabilities are those of transformers' processors in the same order."""
+    logits = torch.randn(VOCABULARY, generator=torch.manual_seed(1)) * 2
+    params = SamplingParams(**values)
+    expected = reference(logits, params)
+    count = 4000
+    seeded = [dataclasses.replace(params, seed=seed) for seed in range(count)]
+    draws = Sampler().draw(logits.expand(count, -1), batch_of(seeded))
+    logprobs = {draw.token: draw.logprob for draw in draws}
+    assert all(abs(logprob - expected[token]) < 1e-5 for token, logprob in logprobs.items())
+    assert set((expected > -6).nonzero()[:, 0].tolist()) <= set(logprobs)  # 10 draws are expected of each
+    frequencies = torch.bincount(torch.tensor([draw.token for draw in draws]), minlength=VOCABULARY) / count
+    assert (frequencies - expected.exp()).abs().max() < 0.035  # 4 standard deviations at most
+
+
+def test_a_row_does_not_depend_on_its_neighbours() -> None:
+    """Every kind of request draws in a crowd, bit for bit, what it draws alone, and reports the same."""
+    logits = torch.randn(len(PARAMS) * 3, VOCABULARY, generator=torch.manual_seed(2))
+    params = [SamplingParams(**values, seed=seed) for seed, values in enumerate(PARAMS * 2)]
+    params += [SamplingParams(**values | {"temperature": 0.0}, logprobs=3) for values in PARAMS]
+    crowd = Sampler().draw(logits, batch_of(params))
+    for row, own in enumerate(params):
+        (alone,) = Sampler().draw(logits[row : row + 1], batch_of([own]))
+        assert (alone.token, alone.top) == (crowd[row].token, crowd[row].top)
+        assert alone.logprob == pytest.approx(crowd[row].logprob, abs=1e-6)
+
+
+def test_raw_logprobs_are_the_models_own() -> None:
+    """Whatever shapes the draw, the raw log-probability and the alternatives are those of the unmodified logits."""
+    logits = torch.randn(4, VOCABULARY, generator=torch.manual_seed(3)) * 3
+    before = logits.clone()
+    shaped = SamplingParams(temperature=0.5, top_k=3, repetition_penalty=2.0, logit_bias=((1, 9.0),), logprobs=4)
+    params = [shaped, SamplingParams(temperature=0, logprobs=0), SamplingParams(), SamplingParams(logprobs=20)]
+    draws = Sampler(seed=0).draw(logits, batch_of(params))
+    expected = logits.log_softmax(-1)
+    for row, (draw, count) in enumerate(zip(draws, (4, 0, 0, 20), strict=True)):
+        best, ids = expected[row].topk(count)
+        assert [token for token, _ in draw.top] == ids.tolist()
+        assert [logprob for _, logprob in draw.top] == pytest.approx(best.tolist())
+        if params[row].logprobs is not None:
+            assert draw.raw_logprob == pytest.approx(expected[row, draw.token].item(), abs=1e-5)
+    assert draws[1].logprob == pytest.approx(draws[1].raw_logprob)
+    assert torch.equal(logits, before)
+
+
+@torch.inference_mode()
+def test_greedy_with_penalties_equals_a_lone_loop(model: Transformer) -> None:
+    """Greedy takes the best token after the penalties, over prompt and answer, preempted and in chunks, too."""
+    prompt = [random.Random(0).randrange(97) for _ in range(30)]
+    tokens = list(prompt)
+    processor = RepetitionPenaltyLogitsProcessor(1.8)
+    for _ in range(40):
+        hidden = model(torch.tensor(tokens), torch.arange(len(tokens)), PackedView(torch.tensor([0, len(tokens)])))
+        tokens.append(int(processor(torch.tensor([tokens]), model.logits(hidden[-1:])).argmax()))
+    params = SamplingParams(max_tokens=40, temperature=0, repetition_penalty=1.8, ignore_eos=True)
+    others = [SamplingParams(max_tokens=90, ignore_eos=True)] * 3
+    engine = Engine(model, EngineConfig(cache_tokens=256, max_batch_tokens=20))
+    outputs = engine.generate([[5] * 60, [6] * 60, [7] * 60, prompt], [*others, params])
+    assert list(outputs[-1].tokens) == tokens[len(prompt) :]
+    assert engine.stats()["num_preempted"] > 0
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf"), float("-inf")], ids=str)
+@pytest.mark.parametrize("values", PARAMS + [{"temperature": 0.0}, {"temperature": 0.0, "top_p": 0.5}], ids=str)
+def test_logits_that_are_not_finite_never_give_a_token(poison: float, values: dict[str, Any]) -> None:
+    """NaN or +inf anywhere in a row, or a row of -inf alone, shows in its log-probability; other rows do not see it."""
+    logits = torch.randn(3, VOCABULARY, generator=torch.manual_seed(4))
+    logits[1, slice(None) if poison == float("-inf") else 50] = poison
+    params = SamplingParams(**values, seed=0)
+    draws: list[Draw] = Sampler().draw(logits, batch_of([params] * 3))
+    finite = [torch.tensor(draw.logprob).isfinite().item() for draw in draws]
+    assert finite == [True, False, True]
+
+
+def test_a_damaged_row_ends_its_request_alone() -> None:
+    """NaN logits end a request with an error that names it; its neighbours and later requests get their tokens."""
+    model = initialize(build(dataclasses.replace(LLAMA, tie_word_embeddings=False)), seed=5).eval()
+    greedy = SamplingParams(max_tokens=20, temperature=0)
+    expected = Engine(model).generate([[1, 2]], greedy)[0].tokens
+    damaged = next(token for token in range(97) if token not in (*expected, 1, 2))
+    with torch.no_grad():
+        model.get_parameter("model.embed_tokens.weight")[damaged] = torch.nan
+    engine = Engine(model)
+    engine.submit(Request(id="bad", prompt=(1, damaged), params=greedy))
+    engine.submit(Request(id="good", prompt=(1, 2), params=greedy))
+    outputs = [output for _ in range(20) for output in engine.step()]
+    (failed,) = [output for output in outputs if output.request_id == "bad"]
+    assert failed.finish_reason == "error" and failed.error and "'bad'" in failed.error and failed.tokens == ()
+    assert sum((o.tokens for o in outputs if o.request_id == "good"), ()) == expected
+    assert not engine.has_work
+    with pytest.raises(EngineError, match="token 1 of the answer"):
+        engine.generate([[1, 2], [damaged]], greedy)
+    with pytest.raises(EngineError, match="token 1 of the answer"):
+        list(engine.stream([damaged], greedy))
+    assert engine.generate([[1, 2]], greedy)[0].tokens == expected  # in pages that held NaN
+
+
+def test_a_bias_beyond_the_vocabulary_is_refused(model: Transformer) -> None:
+    """A bias for a token that the model lacks is refused by name."""
+    with pytest.raises(InputError, match="token 97 of logit_bias"):
+        Engine(model).generate([[1]], SamplingParams(logit_bias=((97, 1.0),)))

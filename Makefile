@@ -23,7 +23,7 @@ chat: $(READY) ## Talk to the default model in the terminal
 
 test: $(READY) ## Run the whole suite
 	$(BIN)/porcelet pull
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 test-slow: $(READY) ## Run the long tests as well
 	$(BIN)/porcelet pull

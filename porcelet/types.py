@@ -6,10 +6,12 @@ A training token's way: data or rollout → `Sample` → flat batch → loss. `E
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from porcelet.errors import InputError
+
+Progress = Callable[[int, int], None]  # bytes done so far, bytes in all
 
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 1024

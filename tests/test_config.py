@@ -43,7 +43,7 @@ def test_hf_round_trip(config: ModelConfig) -> None:
         ("rope_scaling", {"type": "yarn", "factor": 0.5}, "factor is 0.5"),
         ("rope_scaling", {"type": "yarn", "factor": 40, "mscale": "big"}, "mscale is 'big'"),
         ("rope_scaling", {"type": "yarn"}, "factor"),
-        ("rope_scaling", {"type": "llama3", "factor": 8, "low_freq_factor": 4}, "low_freq_factor 4 is not below"),
+        ("rope_scaling", {"type": "llama3", "factor": 8, "low_freq_factor": 4}, "low_freq_factor 4.0 is not below"),
         ("rope_theta", 1.0, "rope_theta is 1.0"),
         ("rope_interleave", "yes", "rope_interleave is 'yes'"),
         ("scoring_func", "softmax", "scoring_func 'softmax'"),

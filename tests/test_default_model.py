@@ -14,8 +14,9 @@ from porcelet.engine.codec import open_codec
 from porcelet.engine.engine import Engine
 from porcelet.engine.text import TextModel
 from porcelet.kernels import Key, cpu
-from porcelet.kernels.linear import linear
+from porcelet.kernels.linear import Int8Weight, linear
 from porcelet.models.attention import PackedView
+from porcelet.models.layers import Embedding, Linear
 from porcelet.models.transformer import Transformer
 from porcelet.types import SamplingParams
 from porcelet.weights.load import load
@@ -114,3 +115,12 @@ def test_int8_keeps_the_perplexity(exact: Transformer, quick: Transformer, defau
         return -model.logits(hidden).log_softmax(-1).gather(-1, tokens[1:, None]).mean()
 
     assert abs(float((nats(quick) - nats(exact)).exp()) - 1) < 0.001
+
+
+def test_int8_takes_the_memory_that_the_config_counts(quick: Transformer) -> None:
+    """`porcelet show` and the loaded model agree on the bytes of int8 weights, tile padding aside."""
+    layers = (module for module in quick.modules() if isinstance(module, (Linear, Embedding)))
+    weights = {id(layer.weight): layer.weight for layer in layers}  # the head is the embedding
+    packed = sum(weight.packed.nbytes for weight in weights.values() if isinstance(weight, Int8Weight))
+    dense = sum(parameter.nbytes for parameter in quick.parameters())
+    assert 0 <= packed + dense - quick.config.int8_bytes() < 1e-3 * packed

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from porcelet.cli.models import DEFAULT
+from porcelet.cli.progress import progress_bar
 
 if TYPE_CHECKING:
     from porcelet.engine.text import Message, TextModel
@@ -121,7 +122,8 @@ def _open(model: str, settings: list[str] | None) -> TextModel:
 
     from porcelet.engine.text import load
 
-    return load(model, config)
+    with progress_bar(f"loading {model}") as progress:
+        return load(model, config, progress)
 
 
 def _answer(model: TextModel, messages: list[Message], params: SamplingParams) -> str:

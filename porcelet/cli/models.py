@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from porcelet.cli.progress import progress_bar
 from porcelet.errors import PorceletError
 
 if TYPE_CHECKING:
@@ -113,24 +114,14 @@ def verify(name: Name = DEFAULT, as_json: Json = False) -> None:
 
 def fetch(source: str, name: str | None = None) -> Path:
     """Pull a model with a progress bar on standard error; nothing is shown where it is there already."""
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
-
     from porcelet import hub
     from porcelet.weights.header import read_config
 
     logging.getLogger("httpx2").setLevel(logging.WARNING)  # it logs every request
     label = source.rpartition("/")[2].partition("#")[0] or source
-    columns = (f"fetching {label}", BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
     try:
-        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-            task = bar.add_task("", total=None)
-
-            def report(done: int, total: int) -> None:
-                bar.update(task, completed=done, total=total)
-
-            return hub.pull(source, report, name=name, check=read_config)
+        with progress_bar(f"fetching {label}") as progress:
+            return hub.pull(source, progress, name=name, check=read_config)
     except KeyboardInterrupt:
         logger.info("interrupted; the same pull goes on from here, `porcelet rm` drops what was fetched")
         raise
@@ -161,7 +152,7 @@ def describe(path: Path, context: int | None = None) -> dict[str, Any]:
         "memory": {
             "context": tokens,
             "weights_float32": 4 * config.num_parameters(),
-            "weights_int8": config.num_parameters(),
+            "weights_int8": config.int8_bytes(),
             "weights_as_stored": weights,
             "cache_32bit": 4 * tokens * config.cache_values_per_token(),
             "cache_16bit": 2 * tokens * config.cache_values_per_token(),
@@ -245,22 +236,10 @@ def _stored_types(path: Path) -> dict[str, int]:
         from porcelet.weights import gguf
 
         return dict(Counter(tensor.type.name for tensor in gguf.read(path).tensors.values()).most_common())
-    types: Counter[str] = Counter()
-    for file in sorted(path.glob("*.safetensors")):
-        types.update(_safetensors_types(file))
-    return dict(types.most_common())
+    from porcelet.weights.shards import read_header
 
-
-def _safetensors_types(file: Path) -> list[str]:
-    from safetensors import SafetensorError, safe_open
-
-    from porcelet.errors import ModelError
-
-    try:
-        with safe_open(file, framework="np") as shard:
-            return [shard.get_slice(name).get_dtype() for name in shard.keys()]  # noqa: SIM118 (not a mapping)
-    except (OSError, SafetensorError) as problem:
-        raise ModelError(f"{file} cannot be read: {problem}; the file is damaged or incomplete") from problem
+    entries = (entry for file in sorted(path.glob("*.safetensors")) for entry in read_header(file).values())
+    return dict(Counter(entry.dtype for entry in entries).most_common())
 
 
 def _license(path: Path) -> str:

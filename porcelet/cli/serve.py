@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from porcelet.cli.models import DEFAULT, fetch
+from porcelet.cli.progress import progress_bar
 
 if TYPE_CHECKING:
     from porcelet.config import EngineConfig
@@ -37,7 +38,8 @@ def serve(
     with bind(host, port) as listener:
         stored = {entry.name for entry in hub.list_models()}
         path = fetch(model) if model == DEFAULT and model not in stored else hub.resolve(model)
-        run(path, model if model in {*stored, DEFAULT} else _name(path), listener, config)
+        with progress_bar(f"loading {model}") as progress:
+            run(path, model if model in {*stored, DEFAULT} else _name(path), listener, config, progress)
 
 
 def _config(settings: list[str]) -> EngineConfig:

@@ -145,9 +145,11 @@ def _hf_rope_scaling(values: Mapping[str, Any], source: str) -> RopeScaling | No
     if kind == "default":
         return None
     require(kind in ROPE_KINDS, f"RoPE scaling {kind!r} is not supported; supported: {', '.join(ROPE_KINDS)}")
+    original = "original_max_position_embeddings"
     given = {name: rope[name] for name in _ROPE_FIELDS[kind] if rope.get(name) is not None}
-    if "original_max_position_embeddings" in _ROPE_FIELDS[kind]:
-        given.setdefault("original_max_position_embeddings", values["max_position_embeddings"])
+    given = {name: float(value) if type(value) is int and name != original else value for name, value in given.items()}
+    if original in _ROPE_FIELDS[kind]:
+        given.setdefault(original, values["max_position_embeddings"])
     return RopeScaling(kind=kind, **given)
 
 

@@ -236,6 +236,18 @@ class ModelConfig:
         total = self._num_embedding_parameters() + self.hidden_size
         return total + sum(self._num_layer_parameters(i, active=True) for i in range(self.num_hidden_layers))
 
+    def int8_bytes(self) -> int:
+        """Memory of the weights, without the MTP layer, when loaded as int8: 9 bytes for 8 values in linear layers and
+        embeddings (a scale and a minimum for every 32), 4 a value in what stays float32: routed experts, the gate,
+        MLA's kv_b_proj, norms and biases. Exact where widths are multiples of 32."""
+        quantised = self._num_embedding_parameters()
+        for layer in range(self.num_hidden_layers):
+            width = self.intermediate_size
+            if self.is_moe_layer(layer):
+                width = self.n_shared_experts * self.moe_intermediate_size
+            quantised += self._num_attention_weights(kv_b=False) + 3 * self.hidden_size * width
+        return quantised * 9 // 8 + 4 * (self.num_parameters() - quantised)
+
     def cache_values_per_token(self) -> int:
         """Values the cache keeps for one token over all layers: kv_lora_rank + rope for MLA, keys and values for
         GQA."""
@@ -275,18 +287,25 @@ class ModelConfig:
         return total + router + (routed + self.n_shared_experts) * expert
 
     def _num_attention_parameters(self) -> int:
+        """Weights, biases and norms."""
+        weights = self._num_attention_weights(kv_b=True)
+        if self.is_mla:
+            return weights + (self.q_lora_rank or 0) + self.kv_lora_rank
+        biases = self.head_dim * (self.num_attention_heads + 2 * self.num_key_value_heads) if self.has_qkv_bias else 0
+        biases += self.hidden_size if self.attention_bias else 0
+        return weights + biases + (2 * self.head_dim if self.has_qk_norm else 0)
+
+    def _num_attention_weights(self, *, kv_b: bool) -> int:
+        """Weights of the projections, MLA's kv_b_proj among them or not."""
         heads, width = self.num_attention_heads, self.hidden_size
         if not self.is_mla:
-            projected = self.head_dim * (heads + 2 * self.num_key_value_heads)
-            biases = (projected if self.has_qkv_bias else 0) + (width if self.attention_bias else 0)
-            norms = 2 * self.head_dim if self.has_qk_norm else 0
-            return width * (projected + heads * self.head_dim) + biases + norms
+            return width * self.head_dim * (2 * heads + 2 * self.num_key_value_heads)
         query_out = heads * (self.qk_nope_head_dim + self.qk_rope_head_dim)
         rank = self.q_lora_rank
-        query = width * query_out if rank is None else rank * (width + 1 + query_out)
-        latent = width * (self.kv_lora_rank + self.qk_rope_head_dim) + self.kv_lora_rank
+        query = width * query_out if rank is None else rank * (width + query_out)
+        latent = width * (self.kv_lora_rank + self.qk_rope_head_dim)
         expand = self.kv_lora_rank * heads * (self.qk_nope_head_dim + self.v_head_dim)
-        return query + latent + expand + heads * self.v_head_dim * width
+        return query + latent + (expand if kv_b else 0) + heads * self.v_head_dim * width
 
 
 # ---- checks ---------------------------------------------------------------------------------------------------------

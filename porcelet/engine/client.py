@@ -27,6 +27,7 @@ from porcelet.engine.messages import (
     Abort,
     Failed,
     FromEngine,
+    Loading,
     Outputs,
     Ready,
     Refused,
@@ -38,7 +39,7 @@ from porcelet.engine.messages import (
     unpack,
 )
 from porcelet.errors import CapacityError, EngineError, PorceletError
-from porcelet.types import Output, Request, join_outputs
+from porcelet.types import Output, Progress, Request, join_outputs
 
 MAX_IN_FLIGHT = 1024
 EXIT_SECONDS = 2.0
@@ -71,15 +72,16 @@ class EngineClient:
     def alive(self) -> bool:
         return self.failure is None
 
-    async def ready(self) -> Ready:
-        """Wait until the model is loaded.
+    async def ready(self, progress: Progress = lambda done, total: None) -> Ready:
+        """Wait until the model is loaded; `progress` hears of it.
 
         Raises:
             ModelError, InputError, EngineError: the process's own reason for not starting.
         """
         reader, self._writer = await asyncio.open_unix_connection(sock=self._connection)
         try:
-            message = await _receive(reader)
+            while isinstance(message := await _receive(reader), Loading):
+                progress(message.done, message.total)
         except EOFError:
             message = None
         if not isinstance(message, Ready):

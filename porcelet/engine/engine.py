@@ -20,8 +20,8 @@ from porcelet.engine.sampler import Sampler
 from porcelet.engine.scheduler import Scheduler
 from porcelet.errors import EngineError, InputError
 from porcelet.models.transformer import Transformer
-from porcelet.types import Output, Request, SamplingParams, join_outputs
-from porcelet.weights.load import load
+from porcelet.types import Output, Progress, Request, SamplingParams, join_outputs
+from porcelet.weights.load import load, no_progress
 
 
 class Engine:
@@ -50,13 +50,13 @@ class Engine:
         self._ids = itertools.count()
 
     @classmethod
-    def load(cls, path: Path, config: EngineConfig = EngineConfig()) -> Engine:
-        """An engine for a GGUF file or a Hugging Face folder.
+    def load(cls, path: Path, config: EngineConfig = EngineConfig(), progress: Progress = no_progress) -> Engine:
+        """An engine for a GGUF file or a Hugging Face folder; `progress` hears of the bytes loaded.
 
         Raises:
             ModelError: the files are missing, damaged or not supported.
         """
-        return cls(load(path, config.weights), config, token_bytes=_token_bytes(path))
+        return cls(load(path, config.weights, progress), config, token_bytes=_token_bytes(path))
 
     @property
     def has_work(self) -> bool:

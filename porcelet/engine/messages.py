@@ -1,7 +1,7 @@
 """What the server's process and the engine's process say to each other.
 
     to the engine     Submit, Abort
-    from the engine   Ready (once), then Outputs and Refused; Failed before it dies
+    from the engine   Loading (often), Ready (once), then Outputs and Refused; Failed before it dies
 
 A frame is 4 bytes of length (big-endian) and a msgpack body; msgspec checks every field on the way in. Nothing is
 unpickled, and a frame that is too long, cut short or not one of these messages ends the connection with an
@@ -32,6 +32,13 @@ class Abort(msgspec.Struct, frozen=True, tag=True):
     """Stop a request; ids that are not in flight are ignored."""
 
     request_id: str
+
+
+class Loading(msgspec.Struct, frozen=True, tag=True):
+    """How many of the model's bytes are loaded."""
+
+    done: int
+    total: int
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
@@ -65,7 +72,7 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
 
 
 ToEngine = Submit | Abort
-FromEngine = Ready | Outputs | Refused | Failed
+FromEngine = Loading | Ready | Outputs | Refused | Failed
 Message = TypeVar("Message")
 
 to_engine: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine)

@@ -17,7 +17,8 @@ from porcelet.config import EngineConfig
 from porcelet.engine.codec import open_codec
 from porcelet.engine.engine import Engine
 from porcelet.tokenizer import StreamDecoder, Tokenizer
-from porcelet.types import Output, SamplingParams
+from porcelet.types import Output, Progress, SamplingParams
+from porcelet.weights.load import no_progress
 
 Message = dict[str, str]
 
@@ -45,12 +46,15 @@ class TextModel:
             yield (text + decoder.flush(output.tail) if output.finish_reason else text), output
 
 
-def load(name: str = hub.DEFAULT_MODEL, config: EngineConfig = EngineConfig()) -> TextModel:
-    """Open a model by its name in the store, a GGUF file or a Hugging Face folder.
+def load(
+    name: str = hub.DEFAULT_MODEL, config: EngineConfig = EngineConfig(), progress: Progress = no_progress
+) -> TextModel:
+    """Open a model by its name in the store, a GGUF file or a Hugging Face folder; `progress` hears of the bytes
+    loaded.
 
     Raises:
         ModelError: unknown name, or files that are missing, damaged or not supported.
     """
     path = hub.resolve(name)
-    engine = Engine.load(path, config)
+    engine = Engine.load(path, config, progress)
     return TextModel(engine, *open_codec(path))

@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,7 @@ from porcelet.engine.messages import (
     Abort,
     Failed,
     FromEngine,
+    Loading,
     Outputs,
     Ready,
     Refused,
@@ -35,9 +37,11 @@ from porcelet.engine.messages import (
     unpack,
 )
 from porcelet.errors import EngineError, PorceletError
-from porcelet.kernels.linear import Int8Weight
+from porcelet.kernels.linear import FP8Weight, Int8Weight
 from porcelet.models.layers import Linear
+from porcelet.types import Progress
 
+REPORT_SECONDS = 0.1
 Inbox = queue.SimpleQueue[ToEngine | EngineError]
 
 
@@ -51,7 +55,7 @@ def main(arguments: list[str]) -> int:
     threading.Thread(target=_read, args=(connection, inbox), daemon=True).start()
     try:
         config = override(EngineConfig(), parse_settings(options.settings), "engine setting")
-        engine = Engine.load(options.model, config)
+        engine = Engine.load(options.model, config, _reporter(connection))
         _send(connection, _ready(engine))
         _serve(engine, connection, inbox)
     except (BrokenPipeError, ConnectionResetError):
@@ -116,13 +120,27 @@ def _handle(engine: Engine, message: ToEngine) -> Refused | None:
     return None
 
 
+def _reporter(connection: socket.socket) -> Progress:
+    """Tells of the load's progress, a few times a second."""
+    last = 0.0
+
+    def report(done: int, total: int) -> None:
+        nonlocal last
+        if time.monotonic() - last > REPORT_SECONDS:
+            last = time.monotonic()
+            _send(connection, Loading(done, total))
+
+    return report
+
+
 def _send(connection: socket.socket, message: FromEngine) -> None:
     connection.sendall(pack(message))
 
 
 def _ready(engine: Engine) -> Ready:
     layers = (module for module in engine.model.modules() if isinstance(module, Linear))
-    weights = "int8" if any(isinstance(layer.weight, Int8Weight) for layer in layers) else "float32"
+    formats = {type(layer.weight) for layer in layers}
+    weights = "int8" if Int8Weight in formats else "fp8" if FP8Weight in formats else "float32"
     return Ready(engine.model.config, weights, engine.scheduler.max_length)
 
 

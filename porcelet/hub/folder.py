@@ -14,7 +14,7 @@ from porcelet.errors import ModelError
 from porcelet.hub import gather
 from porcelet.hub.download import Report
 from porcelet.hub.gather import Gathered, Offer
-from porcelet.hub.wheel import Progress
+from porcelet.types import Progress
 
 CHUNK = 1 << 22
 

@@ -17,7 +17,7 @@ from porcelet.config import read_hf
 from porcelet.errors import InputError, ModelError
 from porcelet.hub.download import Report
 from porcelet.hub.store import need_space
-from porcelet.hub.wheel import Progress
+from porcelet.types import Progress
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"

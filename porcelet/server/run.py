@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from porcelet.config import EngineConfig
 from porcelet.engine.client import EngineClient
 from porcelet.server.loopback import url
+from porcelet.types import Progress
 
 if TYPE_CHECKING:
     import uvicorn
@@ -25,18 +26,19 @@ DRAIN_SECONDS = 5  # how long answers may go on after a signal
 log = logging.getLogger(__name__)
 
 
-def run(path: Path, name: str, listener: socket.socket, config: EngineConfig) -> None:
+def run(path: Path, name: str, listener: socket.socket, config: EngineConfig, progress: Progress) -> None:
     """Serve the model at `path` as `name` until SIGINT or SIGTERM; who connects to the `listener` earlier waits.
+    `progress` hears of the model's load.
 
     Raises:
         InputError, ModelError, EngineError: the engine's reason for not starting.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # both end it the same way, while loading too
     with suppress(KeyboardInterrupt):
-        asyncio.run(_serve(path, name, listener, config))
+        asyncio.run(_serve(path, name, listener, config, progress))
 
 
-async def _serve(path: Path, name: str, listener: socket.socket, config: EngineConfig) -> None:
+async def _serve(path: Path, name: str, listener: socket.socket, config: EngineConfig, progress: Progress) -> None:
     with closing(EngineClient.start(path, config)) as engine:
         import uvicorn
 
@@ -45,7 +47,7 @@ async def _serve(path: Path, name: str, listener: socket.socket, config: EngineC
         from porcelet.server.service import Service
 
         tokenizer, chat_format = open_codec(path)
-        facts = await engine.ready()
+        facts = await engine.ready(progress)
         app = create_app(Service(name, int(time.time()), engine, facts, tokenizer, chat_format))
         options = uvicorn.Config(
             app,

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from porcelet.kernels import cpu
 from porcelet.kernels.linear import GROUP, FP8Weight, Int8Weight, Weight
 from porcelet.models.layers import Embedding, Linear
 from porcelet.models.transformer import Transformer, build
+from porcelet.types import Progress
 from porcelet.weights import files, quantize
 from porcelet.weights.files import Checkpoint, Source, Stored, open_checkpoint
 from porcelet.weights.gguf import GGUFTensor
@@ -57,12 +58,14 @@ EXPERT = re.compile(r"(.*\.mlp\.)experts\.(\d+)\.(gate_proj|up_proj|down_proj)\.
 # Buffers that some old checkpoints stored and no model needs: they follow from the config.
 DERIVED = ("rotary_emb.inv_freq",)
 
-Progress = Callable[[int, int], None]  # bytes placed so far, bytes in all
-
 log = logging.getLogger(__name__)
 
 
-def load(path: Path, weights: str = "float32", progress: Progress = lambda done, total: None) -> Transformer:
+def no_progress(done: int, total: int) -> None:
+    """Reports to nobody."""
+
+
+def load(path: Path, weights: str = "float32", progress: Progress = no_progress) -> Transformer:
     """Read a GGUF file or a Hugging Face folder into a model.
 
     `weights`: "float32"; "int8" quantises linear layers and the embedding (lossless from Q4_0, Q4_1, Q5_0, Q5_1 and
@@ -84,7 +87,7 @@ def fill(
     tensors: Sequence[Stored],
     source: str,
     weights: str = "float32",
-    progress: Progress = lambda done, total: None,
+    progress: Progress = no_progress,
 ) -> None:
     """Put a checkpoint's tensors into a model built on the meta device; all of them or an error."""
     used = _matched(model, tensors, source)

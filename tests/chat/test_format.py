@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from porcelet.chat import V3_TEMPLATE, ChatFormat
@@ -112,6 +112,7 @@ def test_contents_never_give_special_tokens(tokenizer: Tokenizer, name: str, mes
 @given(messages=conversations(hostile))
 def test_the_mask_holds_what_the_assistant_said(tokenizer: Tokenizer, messages: list[dict[str, str]]) -> None:
     """In a template with special tokens around it, the answers and their ends, whatever the texts hold."""
+    assume(not any(message["content"][:1].isspace() for message in messages))  # joins the line break before: next test
     rendered = FORMATS["chatml"].render(messages, tokenizer)
     pairs = zip(rendered.tokens, rendered.trainable, strict=True)
     said = [message["content"] + "<|im_end|>" for message in messages if message["role"] == "assistant"]

@@ -16,6 +16,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from porcelet.errors import InputError, ModelError, PorceletError
+from porcelet.weights.header import read_config
 from tests.hub.server import COMMIT, Server, serve
 from tests.tiny_model import save_tiny_model
 
@@ -76,7 +77,7 @@ def test_show_counts_what_is_in_the_file(environment: dict[str, str], folder: Pa
     assert facts["architecture"] == "llama" and facts["layers"] == 1
     assert facts["cache_bytes_per_token_16bit"] == 2 * 2 * 16  # keys and values of one head of 16 in two bytes
     memory = facts["memory"]
-    assert memory["weights_float32"] == 4 * count and memory["weights_int8"] == count
+    assert memory["weights_float32"] == 4 * count and memory["weights_int8"] == read_config(folder).int8_bytes()
     assert memory["weights_as_stored"] == (folder / "model.safetensors").stat().st_size
     assert memory["cache_32bit"] == 2 * memory["cache_16bit"] == 1000 * facts["cache_bytes_per_token_32bit"]
     text = porcelet(environment, "show", str(folder)).stdout

@@ -26,7 +26,18 @@ from porcelet.config import EngineConfig
 from porcelet.engine.client import EngineClient, _Inbox
 from porcelet.engine.codec import open_codec
 from porcelet.engine.engine import Engine
-from porcelet.engine.messages import MAX_FRAME_BYTES, Abort, Submit, body_length, pack, read_body, to_engine, unpack
+from porcelet.engine.messages import (
+    MAX_FRAME_BYTES,
+    Abort,
+    Loading,
+    Submit,
+    body_length,
+    from_engine,
+    pack,
+    read_body,
+    to_engine,
+    unpack,
+)
 from porcelet.errors import EngineError, InputError, ModelError
 from porcelet.types import Output, Request, SamplingParams, join_outputs
 from tests.tiny_model import save_tiny_model
@@ -54,6 +65,21 @@ def with_client(folder: Path, body: Callable[[EngineClient], Coroutine[Any, Any,
 
 async def collect(client: EngineClient, request: Request) -> list[Output]:
     return [output async for output in client.submit(request)]
+
+
+def test_the_parent_hears_of_the_load(folder: Path) -> None:
+    """While the model loads, its process tells how many bytes of it are there."""
+    seen: list[tuple[int, int]] = []
+
+    async def main() -> None:
+        client = EngineClient.start(folder, CONFIG)
+        try:
+            await client.ready(lambda done, total: seen.append((done, total)))
+        finally:
+            client.close()
+
+    asyncio.run(main())
+    assert seen and all(0 < done <= total for done, total in seen)
 
 
 def test_same_tokens_as_in_process(folder: Path) -> None:
@@ -170,7 +196,8 @@ def test_malformed_frame_ends_the_worker(folder: Path) -> None:
     """A frame that is no message ends the worker with the protocol error's exit code, after saying so."""
     process, ours = worker(folder)
     with ours, ours.makefile("rb") as stream:
-        assert read_body(stream)  # Ready
+        while isinstance(unpack(from_engine, read_body(stream) or b""), Loading):
+            continue
         ours.sendall((5).to_bytes(4, "big") + b"hello")
         assert b"malformed frame" in (read_body(stream) or b"")
     assert process.wait(20) == EngineError.exit_code

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from porcelet.kernels import OPS, Body, Key, Op, op
+from porcelet.kernels import OPS, Body, Key, Op, experts, op
 from porcelet.kernels.sample import sample
 from tests.kernels.cases import CASES, QUANTISED_TOLERANCE, TOLERANCE
 
@@ -136,3 +136,21 @@ def test_sample_draws_from_the_distribution() -> None:
     assert counts[~kept].sum() == 0
     assert ((counts - draws * p)[kept] ** 2 / (draws * p[kept])).sum() < 13.8  # chi-square, 2 degrees, p = 0.001
     assert_close(logprobs.double(), p[tokens].log(), 1e-6)
+
+
+def test_masked_groups_stay_out_below_zero() -> None:
+    """V3's correction bias may push every score below zero: experts of groups left out must still not be chosen."""
+    logits, bias = torch.zeros(1, 8), torch.full((8,), -3.0)
+    bias[:4] = torch.tensor([-1.0, -1.0, -9.0, -9.0])  # the best two and the worst two in one group
+    indices, weights = experts.route(logits, bias, 2, 1, 4, True, 2.5)
+    assert sorted(indices[0].tolist()) == [0, 1, 2, 3]
+    assert weights.sum() == pytest.approx(2.5)
+
+
+def test_v2_takes_a_groups_best_and_v3_its_two_best() -> None:
+    """One strong expert decides V2's choice of groups, two good ones V3's; V2's weights are scaled, never renormed."""
+    logits = torch.tensor([[3.0, -9.0, 2.0, 2.0]])
+    v3, _ = experts.route(logits, torch.zeros(4), 2, 1, 1, False, 1.0)
+    v2, weights = experts.route_softmax(logits, 2, 1, 1, 16.0)
+    assert v3.item() in (2, 3) and v2.item() == 0
+    assert weights.item() == pytest.approx(16 * logits.softmax(-1)[0, 0].item())

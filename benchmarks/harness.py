@@ -39,12 +39,12 @@ class Series:
 
 
 def interleave(
-    variants: Mapping[str, Run], rounds: int, max_attempts: int = 4
+    variants: Mapping[str, Run], rounds: int, max_attempts: int = 4, max_stolen: float = MAX_STOLEN
 ) -> tuple[dict[str, dict[str, float]], dict[str, Any]]:
     """Run every variant once a round, after one unmeasured warm-up, in turning order; medians by variant, and what
     was dropped.
 
-    A round in which any run lost more than MAX_STOLEN is dropped as a whole, so that ratios compare equal conditions.
+    A round in which any run lost more than `max_stolen` is dropped as a whole, so that ratios compare equal conditions.
     """
     for run in variants.values():
         run()
@@ -58,7 +58,7 @@ def interleave(
             before = processor_times()
             measured[name] = variants[name]()
             worst = max(worst, stolen_share(before, processor_times()))
-        if worst > MAX_STOLEN:
+        if worst > max_stolen:
             dropped += 1
             continue
         kept += 1
@@ -67,7 +67,7 @@ def interleave(
             series[name].add(metrics)
     if not kept:
         sys.exit(
-            f"all {dropped} rounds lost more than {MAX_STOLEN:.0%} of the machine's time to others; try again later"
+            f"all {dropped} rounds lost more than {max_stolen:.0%} of the machine's time to others; try again later"
         )
     note = {"rounds": kept, "dropped_rounds": dropped, "stolen_percent": round(100 * max(stolen), 2)}
     return {name: one.medians() for name, one in series.items()}, note

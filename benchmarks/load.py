@@ -27,6 +27,8 @@ from porcelet.models.transformer import build, initialize
 from porcelet.weights import files
 from porcelet.weights.load import checkpoint_tensors, load
 
+MAX_STOLEN = 0.15  # a round takes half a minute; hardly one is undisturbed
+
 MEASURE = """
 import json, sys, time
 from pathlib import Path
@@ -80,7 +82,7 @@ def main() -> None:
             )
             for name, (path, prepare, code, width) in variants.items()
         }
-        results, note = interleave(runs, options.rounds)
+        results, note = interleave(runs, options.rounds, max_stolen=MAX_STOLEN)
     config = {"model": hub.DEFAULT_MODEL, "parameters": num_parameters, **vars(options)}
     report("load", config, results, note, append=options.append)
 

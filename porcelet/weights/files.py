@@ -39,7 +39,6 @@ from porcelet.weights.shards import Entry, read_header
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 MAX_SHARD_BYTES = 5_000_000_000  # as transformers cuts
-LARGE_BYTES = 1 << 20
 SCALE_SUFFIX = "_scale_inv"
 FLOAT_TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 DTYPES = {**FLOAT_TYPES, "F8_E4M3": torch.float8_e4m3fn, "F8_E8M0": torch.float8_e8m0fnu}
@@ -61,7 +60,7 @@ class Stored:
 
     @contextmanager
     def open(self) -> Iterator[Source]:
-        """The tensor, in its stored type and in memory of its own; a `GGUFTensor` is a view that ends with the block.
+        """The tensor in its stored type. Float32 and FP8 are in memory of their own; all others end with the block.
 
         Raises:
             ModelError: its bytes cannot be read.
@@ -267,7 +266,23 @@ def _folder_tensors(folder: Path) -> list[Stored]:
     return list(_stored(entries))
 
 
+class _Scratch:
+    """Memory for tensors that are only converted, one after another: its pages are touched once, and it leaves no holes
+    in the heap."""
+
+    def __init__(self) -> None:
+        self._memory: mmap.mmap | None = None
+
+    def tensor(self, count: int, dtype: torch.dtype) -> Tensor:
+        """A tensor in the scratch, in the place of the one before."""
+        num_bytes = count * dtype.itemsize
+        if self._memory is None or len(self._memory) < num_bytes:
+            self._memory = mmap.mmap(-1, num_bytes)
+        return torch.frombuffer(self._memory, dtype=dtype, count=count)
+
+
 def _stored(entries: dict[str, Entry]) -> Iterator[Stored]:
+    scratch = _Scratch()
     for name, entry in entries.items():
         scale = entries.get(name + SCALE_SUFFIX)
         if entry.dtype == "F8_E4M3":
@@ -277,7 +292,14 @@ def _stored(entries: dict[str, Entry]) -> Iterator[Stored]:
             if weight is None or weight.dtype != "F8_E4M3":
                 raise ModelError(f"{entry.path}: tensor {name!r} scales no FP8 weight of this checkpoint")
         elif entry.dtype in FLOAT_TYPES:
-            yield Stored(name, entry.shape, entry.num_bytes, entry.path, False, partial(_read, entry))
+            yield Stored(
+                name,
+                entry.shape,
+                entry.num_bytes,
+                entry.path,
+                False,
+                partial(_read, entry, None if entry.dtype == "F32" else scratch),
+            )
         else:
             supported = f"{', '.join(FLOAT_TYPES)} and F8_E4M3 with scales"
             raise ModelError(f"{entry.path}: tensor {name!r} is of type {entry.dtype}; supported: {supported}")
@@ -299,13 +321,10 @@ def _fp8_stored(entry: Entry, scale: Entry | None) -> Stored:
     return Stored(entry.name, entry.shape, entry.num_bytes + scale.num_bytes, entry.path, True, read)
 
 
-def _read(entry: Entry) -> Tensor:
-    """The tensor's bytes, straight into memory of its own."""
-    dtype = DTYPES[entry.dtype]
-    # What is only converted lives in a mapping, which goes back to the system whole: on the heap it would leave holes.
-    passing = dtype != torch.float32 and entry.num_bytes >= LARGE_BYTES
-    memory = mmap.mmap(-1, entry.num_bytes) if passing else None
-    values = torch.empty(prod(entry.shape), dtype=dtype) if memory is None else torch.frombuffer(memory, dtype=dtype)
+def _read(entry: Entry, scratch: _Scratch | None = None) -> Tensor:
+    """The tensor's bytes, straight into memory of its own, or into the scratch that is given."""
+    count, dtype = prod(entry.shape), DTYPES[entry.dtype]
+    values = torch.empty(count, dtype=dtype) if scratch is None or not count else scratch.tensor(count, dtype)
     target = values.view(torch.uint8).numpy().data
     try:
         with entry.path.open("rb", buffering=0) as file:

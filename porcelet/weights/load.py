@@ -29,7 +29,6 @@ from porcelet.models.transformer import Transformer, build
 from porcelet.types import Progress
 from porcelet.weights import files, quantize
 from porcelet.weights.files import Checkpoint, Source, Stored, open_checkpoint
-from porcelet.weights.gguf import GGUFTensor
 
 
 @dataclass(frozen=True)
@@ -219,7 +218,7 @@ def _as_weight(module: nn.Module, path: str, name: str, tensor: Source, weights:
     if weights == "fp8" and isinstance(tensor, FP8Weight) and quantisable:
         return tensor
     if weights == "int8" and quantisable and tensor.shape[-1] % GROUP == 0:
-        return quantize.to_int8(tensor if isinstance(tensor, GGUFTensor) else _dense(tensor), name)
+        return quantize.to_int8(_dense(tensor) if isinstance(tensor, FP8Weight) else tensor, name)
     return nn.Parameter(_dense(tensor))
 
 

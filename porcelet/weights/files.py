@@ -19,7 +19,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from io import FileIO
 from math import prod
 from pathlib import Path
 
@@ -39,6 +39,7 @@ from porcelet.weights.shards import Entry, read_header
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 MAX_SHARD_BYTES = 5_000_000_000  # as transformers cuts
+PIECE = 1 << 20  # values that are converted at once: they stay in the cache
 SCALE_SUFFIX = "_scale_inv"
 FLOAT_TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 DTYPES = {**FLOAT_TYPES, "F8_E4M3": torch.float8_e4m3fn, "F8_E8M0": torch.float8_e8m0fnu}
@@ -55,18 +56,19 @@ class Stored:
     num_bytes: int
     path: Path
     is_quantised: bool
-    _read: Callable[[], Source]
+    _read: Callable[[bool], Source]
     _release: Callable[[], None] = lambda: None
 
     @contextmanager
-    def open(self) -> Iterator[Source]:
-        """The tensor in its stored type. Float32 and FP8 are in memory of their own; all others end with the block.
+    def open(self, *, as_stored: bool = True) -> Iterator[Source]:
+        """The tensor in its stored type, or as float32 where that is a plain float type and not `as_stored`. A
+        `GGUFTensor` is a view that ends with the block, all others are in memory of their own.
 
         Raises:
             ModelError: its bytes cannot be read.
         """
         try:
-            yield self._read()
+            yield self._read(as_stored)
         finally:
             self._release()
 
@@ -182,7 +184,7 @@ def _gguf_tensors(file: GGUF, config: ModelConfig) -> Iterator[Stored]:
 
 
 def _gguf_stored(file: GGUF, name: str, tensor: GGUFTensor, permuted_heads: int | None = None) -> Stored:
-    def read() -> Source:
+    def read(as_stored: bool) -> Source:
         source = tensor if permuted_heads is None else _unpermuted(tensor, permuted_heads)
         values = quantize.plain(source)
         return source if values is None else values.clone()
@@ -234,7 +236,7 @@ def _joined_kv_b(file: GGUF, config: ModelConfig, name: str, named: dict[str, GG
             f"{[heads, latent, nope]} and {[heads, value, latent]} were expected"
         )
 
-    def read() -> Tensor:
+    def read(as_stored: bool) -> Tensor:
         parts = (quantize.dequantize(keys).transpose(1, 2), quantize.dequantize(values))
         return torch.cat(parts, dim=1).flatten(0, 1)  # [H · (N + value), C]
 
@@ -267,7 +269,7 @@ def _folder_tensors(folder: Path) -> list[Stored]:
 
 
 class _Scratch:
-    """Memory for tensors that are only converted, one after another: its pages are touched once, and it leaves no holes
+    """Memory for pieces that are only converted, one after another: its pages are touched once, and it leaves no holes
     in the heap."""
 
     def __init__(self) -> None:
@@ -298,7 +300,7 @@ def _stored(entries: dict[str, Entry]) -> Iterator[Stored]:
                 entry.num_bytes,
                 entry.path,
                 False,
-                partial(_read, entry, None if entry.dtype == "F32" else scratch),
+                _float_reader(entry, scratch),
             )
         else:
             supported = f"{', '.join(FLOAT_TYPES)} and F8_E4M3 with scales"
@@ -315,30 +317,60 @@ def _fp8_stored(entry: Entry, scale: Entry | None) -> Stored:
             f"{list(entry.shape)}, F32 or F8_E8M0 of {list(blocks)} was expected"
         )
 
-    def read() -> FP8Weight:
+    def read(as_stored: bool) -> FP8Weight:
         return FP8Weight(_read(entry), _read(scale).float())
 
     return Stored(entry.name, entry.shape, entry.num_bytes + scale.num_bytes, entry.path, True, read)
 
 
-def _read(entry: Entry, scratch: _Scratch | None = None) -> Tensor:
-    """The tensor's bytes, straight into memory of its own, or into the scratch that is given."""
-    count, dtype = prod(entry.shape), DTYPES[entry.dtype]
-    values = torch.empty(count, dtype=dtype) if scratch is None or not count else scratch.tensor(count, dtype)
-    target = values.view(torch.uint8).numpy().data
+def _float_reader(entry: Entry, scratch: _Scratch) -> Callable[[bool], Tensor]:
+    """Reads a tensor as it is stored, or converted to float32 piece by piece, which never holds it twice."""
+
+    def read(as_stored: bool) -> Tensor:
+        count, dtype = prod(entry.shape), DTYPES[entry.dtype]
+        if as_stored or dtype == torch.float32:
+            return _read(entry)
+        values = torch.empty(count)
+        with _opened(entry) as file:
+            for start in range(0, count, PIECE):
+                piece = scratch.tensor(min(PIECE, count - start), dtype)
+                _read_into(piece, file, entry)
+                values[start : start + PIECE] = piece
+        return values.view(entry.shape)
+
+    return read
+
+
+def _read(entry: Entry) -> Tensor:
+    """The tensor as it is stored."""
+    values = torch.empty(prod(entry.shape), dtype=DTYPES[entry.dtype])
+    with _opened(entry) as file:
+        _read_into(values, file, entry)
+    return values.view(entry.shape)
+
+
+@contextmanager
+def _opened(entry: Entry) -> Iterator[FileIO]:
+    """The file, at the tensor's first byte."""
     try:
-        with entry.path.open("rb", buffering=0) as file:
+        with FileIO(entry.path) as file:
             file.seek(entry.start)
-            read = 0
-            while read < entry.num_bytes and (count := file.readinto(target[read:])):
-                read += count
+            yield file
     except OSError as problem:
         raise ModelError(f"{entry.path}: tensor {entry.name!r} cannot be read: {problem.strerror}") from problem
-    if read < entry.num_bytes:
-        raise ModelError(
-            f"{entry.path}: tensor {entry.name!r} ends after {read} of {entry.num_bytes} bytes; fetch it again"
-        )
-    return values.view(entry.shape)
+
+
+def _read_into(values: Tensor, file: FileIO, entry: Entry) -> None:
+    target = values.view(torch.uint8).numpy().data
+    read = 0
+    while read < len(target):
+        count = file.readinto(target[read:])
+        if not count:
+            ended = file.tell() - entry.start
+            raise ModelError(
+                f"{entry.path}: tensor {entry.name!r} ends after {ended} of {entry.num_bytes} bytes; fetch it again"
+            )
+        read += count
 
 
 def _check_promise(path: Path, found: set[str], promised: set[str]) -> None:

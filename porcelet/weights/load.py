@@ -92,7 +92,7 @@ def fill(
     used = _matched(model, tensors, source)
     total, done = sum(stored.num_bytes for stored in used), 0
     for stored in used:
-        with stored.open() as tensor:
+        with stored.open(as_stored=weights == "int8") as tensor:  # what is quantised is read piece by piece later
             _place(model, stored.name, tensor, weights)
         done += stored.num_bytes
         progress(done, total)

@@ -52,12 +52,12 @@ def sharded(tmp_path: Path) -> Path:
 
 
 def read_all(path: Path) -> dict[str, Source]:
-    """Every tensor of a checkpoint, copied out, as most end with the block."""
+    """Every tensor of a checkpoint; a GGUF's blocks are copied out, as the view ends with the block."""
     found: dict[str, Source] = {}
     for stored in files.open_checkpoint(path).tensors:
         with stored.open() as tensor:
             assert tuple(tensor.shape) == stored.shape and stored.name not in found
-            found[stored.name] = quantize.dequantize(tensor) if isinstance(tensor, GGUFTensor) else tensor.clone()
+            found[stored.name] = quantize.dequantize(tensor) if isinstance(tensor, GGUFTensor) else tensor
     return found
 
 

@@ -42,7 +42,8 @@ bench: $(READY) ## Run the benchmarks and append their results
 	$(BIN)/porcelet pull
 	$(BIN)/python -m benchmarks.decode --append
 	$(BIN)/python -m benchmarks.kernels --append
-	$(BIN)/python -m benchmarks.load --rounds 2 --with-transformers --append
+	$(BIN)/python -m benchmarks.load --append
+	$(BIN)/python -m benchmarks.mla --append
 	$(BIN)/python -m benchmarks.train --append
 
 claims: $(READY) ## List every figure of README and docs with its source, and measure again

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Regex, models, normalizers, pre_tokenizers
+from tokenizers import Encoding, Regex, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as BPETokenizer
 
 from porcelet.errors import InputError, ModelError, PorceletError
@@ -93,11 +93,22 @@ class Tokenizer:
         """
         if special:
             return [id for part in self.split(text) for id in ([part] if isinstance(part, int) else self.encode(part))]
+        return list(self._encoding(text).ids)
+
+    def _encoding(self, text: str) -> Encoding:
         if _SURROGATE.search(text):
             raise InputError("the text holds half of a surrogate pair and is not valid Unicode; send it as UTF-8")
         too_much = f"a text of {len(text)} characters cannot be cut into words; send less at once"
         with _library_errors(InputError, too_much):
-            return list(self._bpe.encode(text, add_special_tokens=False).ids)
+            return self._bpe.encode(text, add_special_tokens=False)
+
+    def spans(self, text: str) -> list[tuple[int, int]]:
+        """For each of `encode`'s ids, the characters of `text` it stands for: the first, and the one after the last.
+
+        Raises:
+            InputError: as `encode`.
+        """
+        return list(self._encoding(text).offsets)
 
     def split(self, text: str) -> list[str | int]:
         """Cut trusted text at special tokens: their ids, and the ordinary text between them."""

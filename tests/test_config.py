@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from porcelet.config import (
     EngineConfig,
@@ -20,8 +22,9 @@ from porcelet.config import (
     write_hf,
 )
 from porcelet.errors import InputError, ModelError
+from porcelet.models.rope import angles
 from porcelet.types import SamplingParams
-from tests.models.variants import VARIANTS, published_v2_lite, published_v3
+from tests.models.variants import VARIANTS, YARN_V3, published_v2_lite, published_v3
 
 
 @pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS)
@@ -54,7 +57,7 @@ def test_hf_round_trip(config: ModelConfig) -> None:
         ("eos_token_id", 129280, "token id 129280"),
         ("kv_lora_rank", 0, "kv_lora_rank is 0"),
         ("first_k_dense_replace", -1, "first_k_dense_replace is -1"),
-        ("rope_scaling", "yarn", "RoPE scaling is 'yarn'"),
+        ("rope_scaling", "yarn", "rope_scaling is 'yarn'"),
         ("partial_rotary_factor", 0.5, "partial_rotary_factor 0.5"),
         ("rope_theta", "x", "missing or unusable"),
         ("rms_norm_eps", "1e-5", "rms_norm_eps is '1e-5'"),
@@ -98,6 +101,31 @@ def test_every_token_that_ends_an_answer_is_read(tmp_path: Path) -> None:
     (tmp_path / "generation_config.json").write_text("[")
     with pytest.raises(ModelError, match="generation_config"):
         read_file(tmp_path / "config.json")
+
+
+ODD: list[Any] = [None, True, 0, -1, 1.5, math.nan, math.inf, 10**400, 2**31 - 1, 1e-320, 1e308]
+ODD += ["", "x", [], [1], [[1]], {}, {"a": 1}]
+BASES = {"v3": published_v3(), "v2": published_v2_lite(), "qwen3": write_hf(VARIANTS["qwen3"])}
+
+
+@pytest.mark.parametrize("values", BASES.values(), ids=BASES)
+def test_any_odd_value_is_a_config_or_one_error(values: dict[str, Any], tmp_path: Path) -> None:
+    """Whatever JSON a field holds: a config that can be counted, rotated and written, or a ModelError."""
+    values = values | {"rope_theta": 1e4, "rope_parameters": None, "layer_types": None, "attention_bias": False}
+    scalings = [
+        {"rope_scaling": {**YARN_V3, name: odd}} for name in [*YARN_V3, "rope_theta", "truncate"] for odd in ODD
+    ]
+    for change in [*scalings, *({name: odd} for name in values for odd in ODD)]:
+        (tmp_path / "config.json").write_text(json.dumps(values | change))
+        try:
+            config = read_file(tmp_path / "config.json")
+        except ModelError as problem:
+            assert len(str(problem)) < 1000
+            continue
+        assert config.num_parameters(mtp=True) > 0 and config.absorbed_below() > 0 and config.int8_bytes() > 0
+        assert read_hf(write_hf(config)) == config
+        cos, _ = angles(config, torch.arange(2), torch.float32)
+        assert cos.isfinite().all() and config.softmax_scale > 0
 
 
 def test_override_converts_and_names_the_nearest_key() -> None:

@@ -42,9 +42,17 @@ def refuse(message: str) -> None:
     raise Refused(message)
 
 
-def to_json(value: Any, indent: int | None = None, **_: Any) -> str:
-    """Without Jinja's own escapes for HTML, which no model was trained on."""
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+def to_json(
+    value: Any,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+    ensure_ascii: bool = False,
+) -> str:
+    """As in `transformers`: without Jinja's own escapes for HTML, which no model was trained on."""
+    if ensure_ascii:
+        raise TemplateError("tojson(ensure_ascii=true) is not supported")
+    return json.dumps(value, ensure_ascii=False, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def parse(source: str) -> Template:
@@ -71,7 +79,7 @@ def answer(template: Template, values: dict[str, Any], max_characters: int) -> d
     try:
         return render(template, values, max_characters)
     except Refused as refusal:
-        return {"problem": "refused", "message": str(refusal)}
+        return {"problem": "refused", "message": str(refusal)[:1000]}
     except Exception as problem:  # a template is a program from outside: it can fail in any way
         return {"problem": "failed", "message": explain(problem)}
 

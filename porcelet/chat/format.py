@@ -56,7 +56,7 @@ class ChatFormat:
         """
         bos, eos = (_gguf_token(metadata, name, source) for name in ("bos", "eos"))
         template = metadata.get("tokenizer.chat_template")
-        if isinstance(template, str):
+        if isinstance(template, str) and template.strip():
             return cls(None, template, bos, eos)
         tokens = metadata.get("tokenizer.ggml.tokens", [])
         return cls(_by_tokens({token: id for id, token in enumerate(tokens)}, source))
@@ -128,7 +128,7 @@ def _behaves_as(template: Template) -> BuiltIn | None:
     """The built-in form whose text for a plain conversation is the template's."""
     try:
         history, question = template.text(_HISTORY), template.text(_QUESTION)
-    except InputError:  # it refuses a plain conversation, so it is none of ours
+    except (InputError, ModelError):  # it refuses a plain conversation or fails on it, so it is none of ours
         return None
     for form in (builtin.V3, builtin.R1, builtin.V3_1):
         prompts = [form.text(_QUESTION)]
@@ -184,8 +184,9 @@ def _folder_template(path: Path, config: Mapping[str, Any]) -> str | None:
     except (OSError, UnicodeDecodeError) as problem:
         raise ModelError(f"{path / 'chat_template.jinja'} cannot be read: {problem}") from problem
     if isinstance(template, list):  # several templates: [{"name": ..., "template": ...}]
-        template = {entry.get("name"): entry.get("template") for entry in template}.get("default")
-    return template if isinstance(template, str) else None
+        named = [entry for entry in template if isinstance(entry, dict)]
+        template = {entry.get("name"): entry.get("template") for entry in named}.get("default")
+    return template if isinstance(template, str) and template.strip() else None
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import groupby, takewhile
+from itertools import groupby
 
 from porcelet.tokenizer import Tokenizer
 
@@ -70,25 +70,14 @@ def _encode(run: list[Piece], tokenizer: Tokenizer) -> list[int]:
 def _flags(run: list[Piece], tokenizer: Tokenizer) -> list[bool]:
     if isinstance(run[0].content, int):
         return [piece.trainable for piece in run]
-    text, ids = _text(run), _encode(run, tokenizer)
-    flags = [False] * len(ids)
+    spans = tokenizer.spans(_text(run))
+    flags = [False] * len(spans)
     end = 0
     for trainable, parts in groupby(run, key=lambda piece: piece.trainable):
         start, end = end, end + len(_text(list(parts)))
         if trainable:
-            first, _ = _tokens_before(start, text, ids, tokenizer)
-            whole, cut = _tokens_before(end, text, ids, tokenizer)
-            flags[first : whole + cut] = [True] * (whole + cut - first)
+            flags = [flag or (a < end and b > start) for flag, (a, b) in zip(flags, spans, strict=True)]
     return flags
-
-
-def _tokens_before(position: int, text: str, ids: list[int], tokenizer: Tokenizer) -> tuple[int, bool]:
-    """How many tokens end before a character, and whether it cuts the next one."""
-    if position in (0, len(text)):
-        return len(ids) if position else 0, False
-    prefix = tokenizer.encode(text[:position])
-    common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(prefix, ids, strict=False)))
-    return common, common < len(prefix)
 
 
 def _text(run: Sequence[Piece]) -> str:

@@ -7,6 +7,7 @@ dies is replaced at the next rendering. It ends with its `Sandbox`, with our pro
 from __future__ import annotations
 
 import json
+import os
 import socket
 import struct
 import subprocess
@@ -25,6 +26,17 @@ START_SECONDS = 60.0  # a cold disk, a busy machine: no template is running yet
 MAX_CHARACTERS = 1 << 20  # of a template's source, and of what it writes
 MAX_MEMORY = 512 << 20  # bytes of address space
 MAX_REQUEST = 16 << 20  # bytes; every character of a longest text can take six
+KEPT_VARIABLES = (
+    "PATH",
+    "HOME",
+    "LD_LIBRARY_PATH",
+    "PYTHONHOME",
+    "PYTHONPATH",
+    "PYTHONUSERBASE",
+    "LANG",
+    "LC_ALL",
+    "TZ",
+)
 REMEDY = "give the folder a working chat_template.jinja"
 
 
@@ -53,6 +65,7 @@ class Sandbox:
         if "text" in reply:
             return reply["text"]
         problem, message = reply["problem"], reply["message"]
+        message = "".join(character if character.isprintable() else " " for character in message[:1000])
         if problem == "refused":
             raise InputError(f"messages: the model's chat template refuses them: {message}")
         if problem == "long":
@@ -97,7 +110,9 @@ class _Link:
         command = [sys.executable, "-P", str(Path(__file__).with_name("child.py")), *map(str, limits)]
         with theirs:
             fd = theirs.fileno()
-            self.process = subprocess.Popen(command, stdin=fd, stdout=fd, stderr=subprocess.DEVNULL, process_group=0)
+            self.process = subprocess.Popen(
+                command, stdin=fd, stdout=fd, stderr=subprocess.DEVNULL, process_group=0, env=_environment()
+            )
         self._socket = ours
         self.stop = weakref.finalize(self, _stop, self.process, ours)
         try:
@@ -122,6 +137,8 @@ class _Link:
 
     def _receive(self, deadline: float) -> Any:
         (length,) = struct.unpack("<I", self._read(4, deadline))
+        if length > MAX_REQUEST:
+            raise EOFError(f"a frame of {length} bytes")
         return json.loads(self._read(length, deadline))
 
     def _read(self, length: int, deadline: float) -> bytes:
@@ -133,6 +150,11 @@ class _Link:
                 raise EOFError("the process ended")
             data += part
         return bytes(data)
+
+
+def _environment() -> dict[str, str]:
+    """What the interpreter needs to start; tokens and keys stay here."""
+    return {name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ}
 
 
 def _until(deadline: float) -> float:

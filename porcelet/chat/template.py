@@ -29,16 +29,18 @@ from porcelet.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class _StandIns:
-    """Private characters that occur nowhere else: one for each end of a special token, and two brackets."""
+    """Private characters that occur nowhere else: one for each end of a special token, for the first character of each
+    text that is the inside of one, and two brackets."""
 
     ends: dict[int, str]
+    insides: dict[str, str]
     opening: str
     closing: str
 
     def mask(self, value: Any) -> Any:
         """A JSON value with stand-ins in all its texts."""
         if isinstance(value, str):
-            return value.translate(self.ends)
+            return self.insides.get(value, value[:1]).translate(self.ends) + value[1:].translate(self.ends)
         if isinstance(value, Mapping):
             return {self.mask(key): self.mask(item) for key, item in value.items()}
         return [self.mask(item) for item in value] if isinstance(value, list | tuple) else value
@@ -48,7 +50,8 @@ class _StandIns:
 
     @property
     def originals(self) -> dict[int, str]:
-        return {ord(stand_in): chr(character) for character, stand_in in self.ends.items()}
+        firsts = {ord(stand_in): text[0] for text, stand_in in self.insides.items()}
+        return firsts | {ord(stand_in): chr(character) for character, stand_in in self.ends.items()}
 
 
 @dataclass(frozen=True)
@@ -93,12 +96,20 @@ class Template:
 
     def text(self, conversation: Conversation) -> str:
         """What the template writes for a conversation that we made ourselves."""
-        return self._fill(conversation, _StandIns({}, "", ""), False)
+        return self._fill(conversation, _StandIns({}, {}, "", ""), False)
 
     def _refuse_unknown(self, conversation: Conversation) -> None:
         """A template that never names a variable would drop it in silence."""
         calls = any(turn.calls for turn in conversation.turns)
-        for given, name in ((conversation.tools, "tools"), (calls, "tool_calls"), (conversation.thinking, "thinking")):
+        last_user = max((i for i, turn in enumerate(conversation.turns) if turn.role == "user"), default=-1)
+        reasoning = any(turn.reasoning for turn in conversation.turns[last_user + 1 :])
+        chosen = conversation.thinking is not None
+        for given, name in (
+            (conversation.tools, "tools"),
+            (calls, "tool_calls"),
+            (reasoning, "reasoning_content"),
+            (chosen, "thinking"),
+        ):
             if given and name not in self.source:
                 raise InputError(f"{name}: the model's own chat template does not know it; leave it out")
 
@@ -156,13 +167,40 @@ def _function(tool: Tool, stand_ins: _StandIns) -> dict[str, Any]:
 
 
 def _stand_ins(source: str, conversation: Conversation, tokenizer: Tokenizer) -> _StandIns:
-    ends = sorted({character for token in tokenizer.special_tokens for character in (token[0], token[-1])})
+    specials = list(tokenizer.special_tokens)
+    ends = sorted({character for token in specials for character in (token[0], token[-1])})
+    # A template may put "<" and ">" around a name or a key itself: one that is the inside of a special token loses its
+    # first character, too.
+    insides = sorted({text for text in _all_strings(conversation) if text and any(text in token for token in specials)})
     used = set(source).union(*_texts(conversation), *tokenizer.special_tokens)
     unused = (chr(code) for code in range(0xF0000, 0x110000) if chr(code) not in used)
-    free = [character for character, _ in zip(unused, range(len(ends) + 2), strict=False)]
-    if len(free) < len(ends) + 2:
+    needed = len(ends) + len(insides) + 2
+    free = [character for character, _ in zip(unused, range(needed), strict=False)]
+    if len(free) < needed:
         raise InputError("messages hold nearly every private character of Unicode (from U+F0000); remove some")
-    return _StandIns(dict(zip(map(ord, ends), free[2:], strict=True)), free[0], free[1])
+    firsts = dict(zip(insides, free[2 + len(ends) :], strict=True))
+    return _StandIns(dict(zip(map(ord, ends), free[2 : 2 + len(ends)], strict=True)), firsts, free[0], free[1])
+
+
+def _all_strings(conversation: Conversation) -> Iterator[str]:
+    """Every string that a template can write on its own: contents, names, keys and values."""
+    for turn in conversation.turns:
+        yield from (turn.content or "", turn.reasoning, turn.call_id)
+        for call in turn.calls:
+            yield from (call.id, call.name, *_strings_in(_call(call)["function"]["arguments"]))
+    for tool in conversation.tools:
+        yield from (tool.name, tool.description, *_strings_in(tool.parameters))
+
+
+def _strings_in(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from (str(key), *_strings_in(item))
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _strings_in(item)
 
 
 def _texts(conversation: Conversation) -> Iterator[str]:

@@ -10,6 +10,7 @@ import typer
 
 from porcelet.cli.models import DEFAULT
 from porcelet.cli.progress import progress_bar
+from porcelet.errors import InputError
 
 if TYPE_CHECKING:
     from porcelet.engine.text import Message, TextModel
@@ -110,7 +111,11 @@ def chat(
             messages = []
         elif line:
             messages.append({"role": "user", "content": line})
-            messages.append({"role": "assistant", "content": _answer(text_model, messages, params)})
+            try:
+                messages.append({"role": "assistant", "content": _answer(text_model, messages, params)})
+            except InputError as problem:  # too long, perhaps; the conversation before it stands
+                print(f"porcelet: {problem}", file=sys.stderr)
+                messages.pop()
 
 
 def _open(model: str, settings: list[str] | None) -> TextModel:

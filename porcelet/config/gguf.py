@@ -22,12 +22,14 @@ def read_gguf(
     metadata: Mapping[str, Any],
     *,
     tied: bool,
+    biased: bool = False,
     rope_factors: Sequence[float] | None = None,
     source: str = "GGUF",
 ) -> ModelConfig:
     """Read GGUF metadata of the architectures llama, qwen2, qwen3 and deepseek2.
 
-    `tied` says that the file holds no separate output head; `rope_factors` are the values of the tensor
+    `tied` says that the file holds no separate output head, `biased` that its q, k, v and output projections have
+    biases; `rope_factors` are the values of the tensor
     `rope_freqs.weight`, in which Llama 3's RoPE scaling is stored.
 
     Raises:
@@ -53,6 +55,7 @@ def read_gguf(
             rms_norm_eps=keys["attention.layer_norm_rms_epsilon"],
             rope_theta=keys.get("rope.freq_base", 10000.0),
             rope_scaling=_gguf_rope_scaling(keys, rope_factors),
+            attention_bias=biased and name != "qwen2",
             tie_word_embeddings=tied,
             bos_token_id=metadata.get("tokenizer.ggml.bos_token_id"),
             eos_token_ids=tuple(dict.fromkeys(token for token in ends if token is not None)),
@@ -94,8 +97,8 @@ def _gguf_grouped(keys: _GGUFKeys, architecture: str) -> dict[str, Any]:
 
 def _gguf_latent(keys: _GGUFKeys) -> dict[str, Any]:
     """Attention, gate and experts of deepseek2, which is V2 or V3 by its scoring function."""
-    sigmoid = keys.get("expert_gating_func", 1) == 2
     gating = keys.get("expert_gating_func", 1)
+    sigmoid = gating == 2
     require(gating in (1, 2), f"expert_gating_func {gating} is not supported; supported: 1 softmax, 2 sigmoid")
     rotary = keys["rope.dimension_count"]
     # Newer files describe the absorbed form by key_length and put the heads' own widths under *_mla.
@@ -131,6 +134,9 @@ def _gguf_latent(keys: _GGUFKeys) -> dict[str, Any]:
 
 
 def _gguf_rope_scaling(keys: _GGUFKeys, factors: Sequence[float] | None) -> RopeScaling | None:
+    for key, neutral in (("attn_factor", 1.0), ("yarn_ext_factor", 1.0)):
+        found = keys.get(f"rope.scaling.{key}", neutral)
+        require(found == neutral, f"rope.scaling.{key} {found} is not supported; supported: {neutral}")
     kind = keys.get("rope.scaling.type", "none")
     if factors:
         return _llama3_scaling(keys, factors)
@@ -143,7 +149,7 @@ def _gguf_rope_scaling(keys: _GGUFKeys, factors: Sequence[float] | None) -> Rope
         original_max_position_embeddings=keys.get("rope.scaling.original_context_length", keys["context_length"]),
         beta_fast=keys.get("rope.scaling.yarn_beta_fast", 32.0),
         beta_slow=keys.get("rope.scaling.yarn_beta_slow", 1.0),
-        attention_factor=keys.get("rope.scaling.attn_factor"),
+        attention_factor=keys.get("rope.scaling.yarn_attn_factor"),
     )
     if keys.architecture != "deepseek2" or kind != "yarn":
         return scaling

@@ -47,8 +47,9 @@ def read_file(path: Path) -> ModelConfig:
     if values is None:
         raise ModelError(f"{path} does not exist; a model folder needs config.json and *.safetensors")
     generation = _read_json(path.with_name("generation_config.json")) or {}
-    eos = [*_as_list(values.get("eos_token_id")), *_as_list(generation.get("eos_token_id"))]
-    return read_hf(values | {"eos_token_id": list(dict.fromkeys(eos)) or None}, str(path))
+    eos = _as_list(values.get("eos_token_id"))
+    eos = eos + [token for token in _as_list(generation.get("eos_token_id")) if token not in eos]
+    return read_hf(values | {"eos_token_id": eos or None}, str(path))
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
@@ -76,6 +77,7 @@ def read_hf(values: Mapping[str, Any], source: str = "config.json") -> ModelConf
     """
     architecture = values.get("model_type")
     require_architecture(architecture, source)
+    _check_shapes(values, source)
     _refuse_unsupported(values, source)
     mla = architecture in ("deepseek_v2", "deepseek_v3")
     needed = ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"]
@@ -85,7 +87,7 @@ def read_hf(values: Mapping[str, Any], source: str = "config.json") -> ModelConf
             raise ModelError(f"{source}: {name} is {values.get(name)!r}; it must be a positive integer")
     if mla and "q_lora_rank" not in values:
         raise ModelError(f"{source}: q_lora_rank is missing; it must be a rank, or null for a plain q_proj")
-    known = {field.name for field in dataclasses.fields(ModelConfig)}
+    known = {field.name for field in dataclasses.fields(ModelConfig)} - (set() if mla else set(_DEEPSEEK_FIELDS))
     read = {name: value for name, value in values.items() if name in known and value is not None}
     try:
         head_dim = values.get("head_dim") or values["hidden_size"] // values["num_attention_heads"]
@@ -95,11 +97,12 @@ def read_hf(values: Mapping[str, Any], source: str = "config.json") -> ModelConf
             "num_key_value_heads": values.get("num_key_value_heads") or values["num_attention_heads"],
             "rope_theta": _hf_rope_theta(values),
             "rope_interleave": values.get("rope_interleave", mla),
+            "attention_bias": bool(values.get("attention_bias")) and architecture != "qwen2",  # qwen2's are fixed
             "rope_scaling": _hf_rope_scaling(values, source),
             "eos_token_ids": tuple(_as_list(values.get("eos_token_id"))),
         }
         return ModelConfig(**read | _gate_defaults(architecture, values) | derived)
-    except (KeyError, TypeError, ValueError) as problem:
+    except (KeyError, TypeError, ValueError, OverflowError) as problem:
         raise ModelError(f"{source}: missing or unusable field: {problem}") from problem
     except ModelError as problem:
         raise ModelError(f"{source}: {problem}") from problem
@@ -135,8 +138,8 @@ def _hf_rope(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _hf_rope_theta(values: Mapping[str, Any]) -> float:
-    parameters = values.get("rope_parameters") or {}
-    return float(parameters.get("rope_theta", values.get("rope_theta", 10000.0)))
+    places = (values.get("rope_scaling") or {}, values.get("rope_parameters") or {}, values)
+    return float(next((place["rope_theta"] for place in places if place.get("rope_theta") is not None), 10000.0))
 
 
 def _hf_rope_scaling(values: Mapping[str, Any], source: str) -> RopeScaling | None:
@@ -163,13 +166,20 @@ def _gate_defaults(architecture: object, values: Mapping[str, Any]) -> dict[str,
     return dict.fromkeys(("n_routed_experts", "n_shared_experts", "first_k_dense_replace"), 0)
 
 
+def _check_shapes(values: Mapping[str, Any], source: str) -> None:
+    """The fields that hold more than a number or a word."""
+    for name in ("rope_scaling", "rope_parameters", "quantization_config"):
+        if not isinstance(values.get(name) or {}, dict):
+            raise ModelError(f"{source}: {name} is {values[name]!r}; an object was expected")
+    if not isinstance(values.get("layer_types") or [], list):
+        raise ModelError(f"{source}: layer_types is {values['layer_types']!r}; a list was expected")
+
+
 def _refuse_unsupported(values: Mapping[str, Any], source: str) -> None:
     rope = _hf_rope(values)
-    if not isinstance(rope, dict):
-        raise ModelError(f"{source}: RoPE scaling is {rope!r}; an object was expected")
     layers = values.get("layer_types") or []
     scores = {"deepseek_v2": "softmax", "deepseek_v3": "sigmoid"}.get(values["model_type"])
-    quantized = values.get("quantization_config")
+    quantized = values.get("quantization_config") or None
     wanted: dict[str, tuple[Any, tuple[Any, ...]]] = {
         "partial_rotary_factor": (rope.get("partial_rotary_factor", values.get("partial_rotary_factor")), (None, 1.0)),
         "hidden_act": (values.get("hidden_act", "silu"), ("silu",)),
@@ -180,8 +190,6 @@ def _refuse_unsupported(values: Mapping[str, Any], source: str) -> None:
         "layer_types": (next((kind for kind in layers if kind != "full_attention"), None), (None,)),
     }
     if quantized is not None:
-        if not isinstance(quantized, dict):
-            raise ModelError(f"{source}: quantization_config is {quantized!r}; an object was expected")
         wanted["quantization_config.quant_method"] = (quantized.get("quant_method"), ("fp8",))
         wanted["quantization_config.weight_block_size"] = (quantized.get("weight_block_size"), ([128, 128],))
         wanted["quantization_config.fmt"] = (quantized.get("fmt", "e4m3"), ("e4m3",))

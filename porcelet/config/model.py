@@ -14,6 +14,7 @@ from porcelet.errors import ModelError
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "deepseek_v2", "deepseek_v3")
 ROPE_KINDS = ("linear", "yarn", "llama3")
+MAX_LAYERS = 4096
 TOPK_METHODS = {"deepseek_v2": ("greedy", "group_limited_greedy"), "deepseek_v3": ("noaux_tc",)}
 
 
@@ -42,7 +43,8 @@ class RopeScaling:
         require(self.kind in ROPE_KINDS, f"RoPE scaling {self.kind!r} is not supported; supported: {ROPE_KINDS}")
         names = ["factor", "beta_fast", "beta_slow", "low_freq_factor", "high_freq_factor"]
         values = {name: getattr(self, name) for name in names}
-        values |= {name: getattr(self, name) or 1.0 for name in ("mscale", "mscale_all_dim", "attention_factor")}
+        optional = {name: getattr(self, name) for name in ("mscale", "mscale_all_dim", "attention_factor")}
+        values |= {name: value for name, value in optional.items() if value is not None and value != 0}
         for name, value in values.items():
             require(is_positive(value), f"RoPE scaling: {name} is {value!r}; it must be a positive number")
         require(self.factor >= 1, f"RoPE scaling: factor is {self.factor!r}; it must be at least 1")
@@ -141,6 +143,9 @@ class ModelConfig:
         for name in ("rope_interleave", "attention_bias", "tie_word_embeddings", "norm_topk_prob"):
             value = getattr(self, name)
             require(isinstance(value, bool), f"model config: {name} is {value!r}; it must be true or false")
+        experts, layers = self.n_routed_experts, self.num_hidden_layers
+        require(type(experts) is int and experts >= 0, f"model config: n_routed_experts is {experts!r}")
+        require(layers <= MAX_LAYERS, f"model config: num_hidden_layers is {layers}; at most {MAX_LAYERS} are built")
         dense = self.first_k_dense_replace
         require(type(dense) is int and dense >= 0, f"model config: first_k_dense_replace is {dense!r}")
         ids = (*self.eos_token_ids, *(() if self.bos_token_id is None else (self.bos_token_id,)))
@@ -156,7 +161,7 @@ class ModelConfig:
         where = "model config:"
         require(heads % kv_heads == 0, f"{where} {heads} attention heads are no multiple of {kv_heads} key/value heads")
         require(self.rope_dim % 2 == 0, f"{where} the rotary dimension {self.rope_dim} is odd")
-        require(mtp in (0, 1), f"{where} num_nextn_predict_layers is {mtp}; 0 and 1 are supported")
+        require(type(mtp) is int and mtp in (0, 1), f"{where} num_nextn_predict_layers is {mtp}; 0 and 1 are supported")
         require(
             mtp == 0 or self.architecture == "deepseek_v3",
             f"{where} num_nextn_predict_layers is {mtp}; only deepseek_v3 has an MTP layer",
@@ -324,8 +329,10 @@ def require_architecture(architecture: object, source: str) -> None:
 
 
 def is_count(value: object) -> bool:
-    return type(value) is int and 0 < value < 2**31
+    """A positive number that torch can size a tensor by, twice over."""
+    return type(value) is int and 0 < value < 2**28
 
 
 def is_positive(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
+    """A positive number far from float32's ends, so that products of two stay within."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 1e-18 < value < 1e18

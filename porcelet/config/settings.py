@@ -139,5 +139,5 @@ def _convert(value: Any, kind: str, place: str) -> Any:
         raise InputError(f"{place} is {value!r}; a value of type {kind} was expected")
     try:
         return converters[kind](value)
-    except ValueError as problem:
+    except (ValueError, OverflowError) as problem:
         raise InputError(f"{place} is {value!r}; a value of type {kind} was expected") from problem

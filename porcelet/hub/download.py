@@ -110,7 +110,7 @@ def _fill(client: httpx2.Client, remote: Remote, part: Path, report: Report) -> 
             return
         try:
             _stream(client, remote, part, size, report)
-            if remote.size in (None, part.stat().st_size):
+            if part.exists() and remote.size in (None, part.stat().st_size):  # else the server made us start over
                 return
             problem = "the connection was closed early"
         except HTTP_PROBLEMS as error:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from porcelet.errors import InputError, ModelError
 from porcelet.hub import store
@@ -27,6 +29,7 @@ class Plan:
     identity: str
     place: Callable[[str], AbstractContextManager[Path]]  # of the model's name
     fetch: Callable[[Path, Progress], Gathered]
+    sha256: str = ""  # of the one file, where the source names it
 
 
 def pull(
@@ -60,6 +63,11 @@ def pull(
             raise InputError(
                 f"the store has another model {name!r}, from {model.source}; choose another --name, or "
                 f"`porcelet rm {name}` first"
+            )
+        elif plan.sha256 not in ("", *(file.sha256 for file in model.files)):
+            raise ModelError(
+                f"the stored model {name!r} has SHA-256 {model.files[0].sha256}, not {plan.sha256}; "
+                f"`porcelet rm {name}`, then pull it again"
             )
     return store.resolve(name)
 
@@ -140,11 +148,15 @@ def _mirror_plan(source: str) -> Plan:
     from porcelet.hub import mirror
     from porcelet.hub.download import public
 
-    url, _, _ = mirror.parse(source)
+    url, _, sha256 = mirror.parse(source)
+    # A query may hold a secret, so what stands for it is a hash.
+    query = hashlib.sha256(urlsplit(url).query.encode()).hexdigest()[:12] if urlsplit(url).query else ""
+    identity = f"{public(url)}?{query}" if query else public(url)
     return Plan(
-        identity=public(url),
-        place=lambda name: store.download_folder(name, public(url)),
+        identity=identity,
+        place=lambda name: store.download_folder(name, identity),
         fetch=lambda folder, progress: mirror.fetch(source, folder, progress),
+        sha256=sha256,
     )
 
 

@@ -109,7 +109,11 @@ def resolve(name_or_path: str) -> Path:
         return model.path
     if name_or_path.startswith("hf:"):
         return _from_source(name_or_path)
-    path = Path(name_or_path).expanduser()
+    try:
+        path = Path(name_or_path).expanduser()
+        path.exists()
+    except (RuntimeError, OSError, ValueError) as problem:  # an unknown user's home, a name too long, a zero byte
+        raise ModelError(f"{name_or_path[:100]!r} is neither a stored model nor a path: {problem}") from problem
     if path.is_file() and path.suffix == ".gguf":
         return path
     if path.is_dir():

@@ -38,7 +38,7 @@ def _attention_padded(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, scale: f
     """One SDPA over sequences padded to the longest; the loop where padding would more than double the work."""
     lengths = offsets.diff()
     num_sequences, longest = len(lengths), int(lengths.max()) if len(lengths) else 0
-    if num_sequences < 2 or longest * num_sequences > 2 * len(q):
+    if num_sequences < 2 or longest * num_sequences > 2 * len(q) or not bool(lengths.all()):
         return attention_packed.reference(q, k, v, offsets, scale)
     column = torch.arange(longest, device=q.device)
     filled = column < lengths[:, None]  # [B, longest]

@@ -89,7 +89,7 @@ class FP8Weight:
 
 
 Weight = Tensor | Int8Weight | FP8Weight
-TableWeight = Tensor | Int8Weight  # no checkpoint keeps its embedding in FP8
+TableWeight = Tensor | Int8Weight  # weights/load.py expands an embedding in FP8
 
 
 def pack_int8(

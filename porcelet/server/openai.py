@@ -72,8 +72,10 @@ class _Body(BaseModel):
 
 
 class ChatMessage(_Body):
-    """One turn; `content` may arrive as a list of text parts."""
+    """One turn; `content` may arrive as a list of text parts. Unknown fields are refused: they would change the
+    prompt."""
 
+    model_config = ConfigDict(strict=True, extra="forbid")
     role: Literal["system", "developer", "user", "assistant"]
     content: str
 
@@ -93,6 +95,8 @@ class ChatMessage(_Body):
 
 
 class StreamOptions(_Body):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
     include_usage: bool = False
 
 

@@ -98,7 +98,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
 def save(folder: Path, config: ModelConfig, tensors: Iterable[tuple[str, Tensor]]) -> None:
     """Write safetensors and `config.json`; above MAX_SHARD_BYTES, shards with an index. Tensors are taken one by one.
 
-    What is written appears when it is whole, the config last.
+    A single file appears whole, in one step; while shards replace an older model the folder has no config, so that what
+    an interruption leaves is refused rather than loaded.
 
     Raises:
         CapacityError: the disk is full.
@@ -110,10 +111,13 @@ def save(folder: Path, config: ModelConfig, tensors: Iterable[tuple[str, Tensor]
         temporary.mkdir()
         names = _write_shards(temporary, tensors)
         (temporary / "config.json").write_text(json.dumps(write_hf(config), indent=2) + "\n", encoding="utf-8")
-        if INDEX not in names:
-            (folder / INDEX).unlink(missing_ok=True)  # an older, sharded model's
-        for name in [*names, "config.json"]:
+        if INDEX in names:
+            (folder / "config.json").unlink(missing_ok=True)  # until the new one is there, the folder is no model
+        for name in names:
             os.replace(temporary / name, folder / name)
+        for old in {INDEX, *(path.name for path in folder.glob("model-*-of-*.safetensors"))} - set(names):
+            (folder / old).unlink(missing_ok=True)
+        os.replace(temporary / "config.json", folder / "config.json")
     except (OSError, SafetensorError) as problem:
         raise _not_written(folder, problem) from problem
     finally:
@@ -163,7 +167,7 @@ def _not_written(folder: Path, problem: Exception) -> CapacityError | ModelError
 
 
 def _gguf_tensors(file: GGUF, config: ModelConfig) -> Iterator[Stored]:
-    if file.metadata.get("split.count", 1) != 1:
+    if file.metadata.get("split.count", 0) not in (0, 1):  # the tool that joins parts leaves a 0
         raise ModelError(
             f"{file.path} is one of {file.metadata['split.count']} parts; join them with llama-gguf-split first"
         )

@@ -28,7 +28,11 @@ def read_config(path: Path) -> ModelConfig:
 def gguf_config(file: GGUF) -> ModelConfig:
     """The config of a GGUF file that is open already."""
     return read_gguf(
-        file.metadata, tied="output.weight" not in file.tensors, rope_factors=_rope_factors(file), source=str(file.path)
+        file.metadata,
+        tied="output.weight" not in file.tensors,
+        biased="blk.0.attn_q.bias" in file.tensors,
+        rope_factors=_rope_factors(file),
+        source=str(file.path),
     )
 
 

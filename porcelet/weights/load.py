@@ -215,7 +215,7 @@ def _place(model: Transformer, name: str, tensor: Source, weights: str) -> None:
 def _as_weight(module: nn.Module, path: str, name: str, tensor: Source, weights: str) -> Weight:
     """The tensor in the format that was asked for, as far as this module can compute with it."""
     quantisable = isinstance(module, (Linear, Embedding)) and not path.endswith(NEVER_QUANTISED)
-    if weights == "fp8" and isinstance(tensor, FP8Weight) and quantisable:
+    if weights == "fp8" and isinstance(tensor, FP8Weight) and quantisable and isinstance(module, Linear):
         return tensor
     if weights == "int8" and quantisable and tensor.shape[-1] % GROUP == 0:
         return quantize.to_int8(_dense(tensor) if isinstance(tensor, FP8Weight) else tensor, name)

@@ -55,6 +55,13 @@ def test_a_file_is_checked_by_the_hash_in_its_url(mirror: str, server: Server) -
     assert hub.verify("model.q4_0").files[0].sha256 == SHA256
 
 
+def test_a_hash_in_the_url_holds_for_a_stored_model_too(mirror: str, server: Server) -> None:
+    """What is there already must be what the URL names."""
+    hub.pull(f"{mirror}/Model.Q4_0.gguf")
+    with pytest.raises(ModelError, match="not 0000"):
+        hub.pull(f"{mirror}/Model.Q4_0.gguf#sha256={'0' * 64}")
+
+
 def test_a_file_is_checked_by_the_hash_beside_it(mirror: str, server: Server, caplog: pytest.LogCaptureFixture) -> None:
     """`file.sha256` is compared; without one that is said."""
     caplog.set_level("INFO")

@@ -235,6 +235,16 @@ def test_fp8_logits_are_those_of_transformers(tmp_path: Path) -> None:
         assert difference(logits(load(tmp_path)), rival(TOKENS[None]).logits[0].float()) < 2e-5
 
 
+def test_an_fp8_embedding_is_expanded(tmp_path: Path) -> None:
+    """No released checkpoint has one, but a table cannot be read in FP8: it becomes float32."""
+    write_fp8(tmp_path, ue8m0=False)
+    tensors, name = load_file(tmp_path / "model.safetensors"), "model.embed_tokens.weight"
+    tensors[name] = tensors[name].to(torch.float8_e4m3fn)
+    tensors[name + "_scale_inv"] = torch.ones(1, 2)
+    save_file(tensors, tmp_path / "model.safetensors")
+    assert torch.equal(logits(load(tmp_path, "fp8")), logits(load(tmp_path, "float32")))
+
+
 def test_int8_from_fp8(fp8: tuple[Path, dict[str, Tensor]]) -> None:
     """An FP8 checkpoint can be loaded as int8; every weight stays near."""
     assert_near(load(fp8[0], "int8"), load(fp8[0]), 0.005)

@@ -18,8 +18,8 @@ PAGE_SIZE = 64  # tokens a cache page holds; FlashMLA's block size
 class EngineConfig:
     """What the engine may use.
 
-    `weights` "auto" is int8 for a quantised GGUF file where the native body exists, else float32; "float32" and "int8"
-    insist. `cache_tokens` is the size of the paged cache; `max_batch_tokens` the token budget of a step.
+    `weights` "auto" is fp8 for an FP8 checkpoint, int8 for a quantised GGUF file where the native body exists, else
+    float32; "float32", "int8" and "fp8" insist. `cache_tokens` is the size of the paged cache; `max_batch_tokens` the token budget of a step.
     """
 
     weights: str = "auto"
@@ -29,8 +29,8 @@ class EngineConfig:
     threads: int = 0  # 0: as torch decides
 
     def __post_init__(self) -> None:
-        if self.weights not in ("auto", "float32", "int8"):
-            raise InputError(f"weights is {self.weights!r}; it must be auto, float32 or int8")
+        if self.weights not in ("auto", "float32", "int8", "fp8"):
+            raise InputError(f"weights is {self.weights!r}; it must be auto, float32, int8 or fp8")
         if self.cache_tokens < PAGE_SIZE:
             raise InputError(f"cache_tokens is {self.cache_tokens}; a page holds {PAGE_SIZE}")
         if self.max_batch_tokens < 1 or self.max_sequences < 1 or self.threads < 0:

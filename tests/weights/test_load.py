@@ -16,12 +16,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, FineGrainedFP8Config
 
-from porcelet.config import ModelConfig, read_gguf
+from porcelet.config import EngineConfig, ModelConfig, read_gguf
+from porcelet.engine.engine import Engine
 from porcelet.errors import ModelError
 from porcelet.kernels.linear import FP8Weight, Int8Weight
 from porcelet.models.attention import PackedView
 from porcelet.models.layers import Linear
 from porcelet.models.transformer import Transformer, build, initialize
+from porcelet.types import SamplingParams
 from porcelet.weights.load import load, save
 from tests.models.variants import QWEN2, V2_LITE, V3
 from tests.weights import tiny_gguf
@@ -223,6 +225,14 @@ def test_fp8_kept_gives_the_same_logits(fp8: tuple[Path, dict[str, Tensor]]) -> 
     assert dense == {"kv_b_proj", "eh_proj", "lm_head"}
     with pytest.raises(ModelError, match="quantised"):
         save(kept, fp8[0])
+
+
+def test_the_engine_serves_fp8(fp8: tuple[Path, dict[str, Tensor]]) -> None:
+    """Through the engine, too, an FP8 checkpoint kept as it is draws the tokens of its float32 values."""
+    params = SamplingParams(max_tokens=8, temperature=0)
+    engines = (Engine.load(fp8[0], EngineConfig(weights=weights, cache_tokens=256)) for weights in ("fp8", "float32"))
+    kept, exact = (engine.generate([TOKENS.tolist()], params)[0].tokens for engine in engines)
+    assert kept == exact
 
 
 def test_fp8_logits_are_those_of_transformers(tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ class EngineConfig:
     """What the engine may use.
 
     `weights` "auto" is fp8 for an FP8 checkpoint, int8 for a quantised GGUF file where the native body exists, else
-    float32; "float32", "int8" and "fp8" insist. `cache_tokens` is the size of the paged cache; `max_batch_tokens` the token budget of a step.
+    float32; "float32", "int8" and "fp8" insist. `cache_tokens` is the size of the paged cache; `max_batch_tokens` the
+    token budget of a step.
     """
 
     weights: str = "auto"

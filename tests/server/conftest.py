@@ -25,8 +25,11 @@ class Server:
     process: subprocess.Popen[bytes]
     log: Path
 
-    def children(self) -> list[int]:
-        found = subprocess.run(["pgrep", "-P", str(self.process.pid)], capture_output=True, text=True)
+    def workers(self) -> list[int]:
+        """Engine processes; a model's own chat template may have a process of its own."""
+        found = subprocess.run(
+            ["pgrep", "-P", str(self.process.pid), "-f", "porcelet.engine.worker"], capture_output=True, text=True
+        )
         return [int(line) for line in found.stdout.split()]
 
 

@@ -148,14 +148,14 @@ def test_no_torch_in_the_http_process(server: Server) -> None:
     imported = set(re.findall(r"^import time:.*\|\s*(\S+)$", server.log.read_text(), re.MULTILINE))
     assert "porcelet.server.app" in imported
     assert not [name for name in imported if name.partition(".")[0] in ("torch", "numpy", "transformers")]
-    assert len(server.children()) == 1
+    assert len(server.workers()) == 1
 
 
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_no_orphans(model_folder: Path, tmp_path: Path, stop: signal.Signals) -> None:
     """However the server ends, in the middle of an answer, its worker ends too; asked to end, it exits with 0."""
     running = start_server(model_folder, tmp_path / "stderr")
-    (worker,) = running.children()
+    (worker,) = running.workers()
     body = {"model": "tiny", "messages": [{"role": "user", "content": "x"}], "stream": True, "temperature": 0}
     with httpx.stream("POST", f"{running.url}/v1/chat/completions", json=body, timeout=20):
         running.process.send_signal(stop)

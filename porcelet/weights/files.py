@@ -115,7 +115,7 @@ def save(folder: Path, config: ModelConfig, tensors: Iterable[tuple[str, Tensor]
             (folder / "config.json").unlink(missing_ok=True)  # until the new one is there, the folder is no model
         for name in names:
             os.replace(temporary / name, folder / name)
-        for old in {INDEX, *(path.name for path in folder.glob("model-*-of-*.safetensors"))} - set(names):
+        for old in {INDEX, WEIGHTS, *(path.name for path in folder.glob("model-*-of-*.safetensors"))} - set(names):
             (folder / old).unlink(missing_ok=True)
         os.replace(temporary / "config.json", folder / "config.json")
     except (OSError, SafetensorError) as problem:

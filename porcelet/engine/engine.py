@@ -18,12 +18,14 @@ import torch
 from porcelet.config import EngineConfig
 from porcelet.engine.cache import count_pages
 from porcelet.engine.codec import open_tokenizer
+from porcelet.engine.grammar import GrammarCompiler, Matcher
 from porcelet.engine.runner import Runner
 from porcelet.engine.sampler import Sampler
 from porcelet.engine.scheduler import Scheduler
+from porcelet.engine.speculative import choose_drafter
 from porcelet.errors import EngineError, InputError
 from porcelet.models.transformer import Transformer
-from porcelet.types import Output, Progress, Request, SamplingParams, join_outputs
+from porcelet.types import Constraint, Output, Progress, Request, SamplingParams, join_outputs
 from porcelet.weights.load import load, no_progress
 
 CACHE_DTYPES = {"float32": torch.float32, "float16": torch.float16}
@@ -35,8 +37,9 @@ class Engine:
     """Continuous batching over a paged cache.
 
     The model's parameters are used as they are at each step: a trainer that changes them between calls needs to copy
-    nothing, but must not change them while requests are in flight. `token_bytes` says what a token adds to the text;
-    requests with stop strings need it.
+    nothing, but must not change them while requests are in flight, and says so by `weights_changed`. `token_bytes`
+    says what a token adds to the text, which requests with stop strings need, `compile_constraint` serves constrained
+    ones.
     """
 
     def __init__(
@@ -46,13 +49,17 @@ class Engine:
         *,
         seed: int | None = None,
         token_bytes: Callable[[int], bytes] | None = None,
+        compile_constraint: Callable[[Constraint], Matcher] | None = None,
     ) -> None:
         if config.threads:
             torch.set_num_threads(config.threads)
         self.model = model
-        num_pages = count_pages(config, model.config, model.config.num_hidden_layers)
-        self.runner = Runner(model, num_pages, CACHE_DTYPES[config.cache_dtype])
-        self.scheduler = Scheduler(model.config, config, num_pages, token_bytes, seed)
+        num_layers = model.config.num_hidden_layers
+        if choose_drafter(config.speculation, model.config) == "mtp":
+            num_layers += 1
+        num_pages = count_pages(config, model.config, num_layers)
+        self.runner = Runner(model, num_pages, num_layers, cache_dtype=CACHE_DTYPES[config.cache_dtype])
+        self.scheduler = Scheduler(model.config, config, num_pages, token_bytes, compile_constraint, seed)
         self.sampler = Sampler()
         self._ended: list[Output] = []
         self._num_failures = 0
@@ -65,7 +72,15 @@ class Engine:
         Raises:
             ModelError: the files are missing, damaged or not supported.
         """
-        return cls(load(path, config.weights, progress), config, token_bytes=_token_bytes(path))
+        model = load(path, config.weights, progress)
+        tokenizer = functools.cache(lambda: open_tokenizer(path))  # most engines never need it
+        grammars = functools.cache(lambda: GrammarCompiler(tokenizer(), model.config.eos_token_ids))
+        return cls(
+            model,
+            config,
+            token_bytes=lambda token: tokenizer().token_bytes(token),
+            compile_constraint=lambda constraint: grammars().compile(constraint),
+        )
 
     @property
     def has_work(self) -> bool:
@@ -105,9 +120,10 @@ class Engine:
         except Exception as problem:  # whatever it was, it is told to everybody who took part
             return ended + self._fail(problem)
         self._num_failures = 0
-        outputs = self.scheduler.commit(draws)
         if len(batch.draws) == len(batch.tokens):  # nothing but decoding: what the price of a guess is measured by
             self.scheduler.pace.record(len(batch.tokens), time.perf_counter() - start)
+        outputs = self.scheduler.commit(draws)
+        self._draft()
         return ended + outputs
 
     def weights_changed(self) -> None:
@@ -123,6 +139,17 @@ class Engine:
         """Asserts that an engine without work holds nothing: free and cached pages are all there are."""
         if not self.has_work:
             self.scheduler.check()
+
+    def _draft(self) -> None:
+        """Let the MTP layer guess, where the model has one."""
+        drafts = self.scheduler.draft_batch()
+        if drafts is None:
+            return
+        start = time.perf_counter()
+        logits = self.runner.draft(drafts.batch, drafts.hidden_rows)
+        self.scheduler.take_drafts(self.sampler.draw(logits, drafts.batch.draws))
+        if len(drafts.batch.draws) == len(drafts.batch.tokens):
+            self.scheduler.pace.record_drafting(time.perf_counter() - start)
 
     def _fail(self, problem: Exception) -> list[Output]:
         self._num_failures += 1
@@ -203,9 +230,3 @@ class Engine:
 def _raise_error(output: Output) -> None:
     if output.finish_reason == "error":
         raise EngineError(output.error)
-
-
-def _token_bytes(path: Path) -> Callable[[int], bytes]:
-    """The model's own, its tokenizer opened at the first call: most engines never need it."""
-    opened = functools.cache(lambda: open_tokenizer(path))
-    return lambda token: opened().token_bytes(token)

@@ -14,9 +14,12 @@ from porcelet.types import Batch
 class Runner:
     """Owns the cache tensors. They are allocated but not touched, so memory is used as pages are."""
 
-    def __init__(self, model: Transformer, num_pages: int, cache_dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, model: Transformer, num_pages: int, num_layers: int, *, cache_dtype: torch.dtype = torch.float32
+    ) -> None:
         self.model = model
-        self.cache = [_layer_cache(model.config, num_pages, cache_dtype) for _ in range(model.config.num_hidden_layers)]
+        self.hidden = torch.empty(0)
+        self.cache = [_layer_cache(model.config, num_pages, cache_dtype) for _ in range(num_layers)]
 
     @torch.inference_mode()
     def run(self, batch: Batch) -> Tensor:
@@ -26,8 +29,16 @@ class Runner:
                 for source, target in batch.copies:
                     part[target] = part[source]
         view = self._view(batch)
-        hidden = self.model(torch.tensor(batch.tokens), torch.tensor(batch.positions), view)
-        return self.model.logits(hidden[torch.tensor(batch.sampled_rows, dtype=torch.int64)])
+        self.hidden = self.model(torch.tensor(batch.tokens), torch.tensor(batch.positions), view)
+        return self.model.logits(self.hidden[torch.tensor(batch.sampled_rows, dtype=torch.int64)])
+
+    @torch.inference_mode()
+    def draft(self, batch: Batch, hidden_rows: list[int]) -> Tensor:
+        """The MTP layer over tokens that follow those of the last step's `hidden_rows`; logits of the sampled rows."""
+        hidden = self.hidden[torch.tensor(hidden_rows)]
+        positions = torch.tensor(batch.positions)
+        further = self.model.predict_further(hidden, torch.tensor(batch.tokens), positions, self._view(batch))
+        return self.model.logits(further[torch.tensor(batch.sampled_rows, dtype=torch.int64)])
 
     def _view(self, batch: Batch) -> PagedView:
         width = max(map(len, batch.tables))

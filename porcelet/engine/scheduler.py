@@ -15,24 +15,36 @@ import random
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as ReadOnly
 from dataclasses import replace
+from typing import NamedTuple
 
 from porcelet.config import PAGE_SIZE, EngineConfig, ModelConfig
 from porcelet.engine.cache import PageHasher, PagePool
+from porcelet.engine.grammar import Matcher
 from porcelet.engine.sequence import Ending, Rules, Sequence, sample_seed
-from porcelet.engine.speculative import MAX_LOOKUP, Pace
+from porcelet.engine.speculative import MAX_DRAFTS, Acceptance, Pace, choose_drafter
 from porcelet.engine.stop import StopMatcher
+from porcelet.engine.thinking import Thinking
 from porcelet.engine.waiting import WaitingQueue
 from porcelet.errors import InputError
-from porcelet.types import Batch, Draw, Drawing, Output, Request
+from porcelet.types import Batch, Constraint, Draw, Drawing, Output, Request, SamplingParams
 
+Computed = tuple[Sequence, int, int]  # what a step computed: whose, its first row, its first position
 MAX_SCORED = 64  # prompt tokens scored a step, for each of which a row of the vocabulary is computed
+
+
+class DraftBatch(NamedTuple):
+    """A batch for the MTP layer: `hidden_rows` are its tokens' rows in the step before."""
+
+    batch: Batch
+    hidden_rows: list[int]
 
 
 class Scheduler:
     """A queue, the running sequences and a page pool. `schedule` → a `Batch` → the model → `commit` → `Output`s.
 
-    `token_bytes` gives the text of a token, for requests with stop strings; without it they are refused. Requests
-    without a seed get one from `seed`'s stream. `weights_version` keeps cached pages of different weights apart.
+    `token_bytes` gives the text of a token, for requests with stop strings, `compile_constraint` makes the matchers of
+    constrained ones; without them they are refused. Requests without a seed get one from `seed`'s stream.
+    `weights_version` keeps cached pages of different weights apart.
     """
 
     def __init__(
@@ -41,9 +53,12 @@ class Scheduler:
         config: EngineConfig,
         num_pages: int,
         token_bytes: Callable[[int], bytes] | None = None,
+        compile_constraint: Callable[[Constraint], Matcher] | None = None,
         seed: int | None = None,
     ) -> None:
         self.config = config
+        self.drafter = choose_drafter(config.speculation, model)
+        self.compile_constraint = compile_constraint
         self.vocab_size = model.vocab_size
         self.absorbed_below = model.absorbed_below()
         max_length = min(model.max_position_embeddings, num_pages * PAGE_SIZE)
@@ -53,12 +68,15 @@ class Scheduler:
         self.running: dict[Sequence, None] = {}
         self.weights_version = 0
         self.pace = Pace()
+        self.acceptance = Acceptance()
         self.num_preempted = self.num_hit_tokens = self.num_prompt_tokens = self.num_drafted = self.num_accepted = 0
         self._hasher = PageHasher()
         self._random = random.Random(seed)
         self._arrivals = itertools.count()
         self._scheduled: list[tuple[Sequence, int]] = []
         self._copies: list[tuple[int, int]] = []
+        self._computed: list[Computed] = []
+        self._drafting: list[Sequence] = []
 
     @property
     def max_length(self) -> int:
@@ -70,7 +88,8 @@ class Scheduler:
 
         Raises:
             InputError: empty prompt, token out of the vocabulary, no room left for a single new token, more samples
-                than may run at once, an unknown adapter, or stop strings for an engine without a tokenizer.
+                than may run at once, an unknown adapter, a constraint that cannot be kept, or stop strings or a
+                constraint for an engine without a tokenizer.
         """
         self._check(request)
         params = request.params
@@ -81,8 +100,11 @@ class Scheduler:
             seed=self._random.getrandbits(63) if params.seed is None else params.seed,
             arrival=next(self._arrivals),
             root=self._hasher.root(request.tenant, request.adapter, str(self.weights_version)),
+            acceptance=Acceptance(self.acceptance.rate),
             num_unborn=params.n - 1,
             matcher=StopMatcher(params.stop) if params.stop else None,
+            thinking=Thinking(params.reasoning) if params.reasoning else None,
+            grammar=self._grammar(params.constraint) if params.constraint else None,
         )
         self.waiting.enter(sequence)
         self.waiting.push(sequence)
@@ -109,12 +131,32 @@ class Scheduler:
 
     def commit(self, draws: ReadOnly[Draw]) -> list[Output]:
         """Enter the draws of the batch, in its order."""
-        outputs, drawn = list[Output](), iter(draws)
+        outputs, drawn, row = list[Output](), iter(draws), 0
+        self._computed = []
         for sequence, count in self._scheduled:
+            start, num_rows = sequence.num_computed, count + len(sequence.drafts)
             outputs += self._commit(sequence, count, list(itertools.islice(drawn, _num_draws(sequence, count))))
+            if sequence in self.running:
+                self._computed.append((sequence, row, start))
+            row += num_rows
         assert next(drawn, None) is None, "more tokens drawn than asked for"
         self._scheduled = []
         return outputs
+
+    def draft_batch(self) -> DraftBatch | None:
+        """What the MTP layer reads after a step: for every token computed and kept the one after it. It guesses what
+        follows each text that is being continued."""
+        if self.drafter != "mtp":
+            return None
+        price = self._price(len(self._computed))
+        part = [computed for computed in self._computed if computed[0].acceptance.worth(price, 1)]
+        self._drafting = [s for s, _, _ in part if s.num_uncomputed == 1 and s.max_drafts]
+        return _draft_batch(part, set(self._drafting)) if part else None
+
+    def take_drafts(self, draws: ReadOnly[Draw]) -> None:
+        """The MTP layer's guesses, in the order of the draft batch's draws."""
+        for sequence, draw in zip(self._drafting, draws, strict=True):
+            sequence.drafts = [draw.token]
 
     def fail(self, reason: str) -> list[Output]:
         """The step went wrong: end every sequence that took part."""
@@ -132,6 +174,8 @@ class Scheduler:
             raise InputError("the prompt is empty; send at least one token")
         self._check_tokens(request.prompt, "the prompt")
         self._check_tokens([token for token, _ in request.params.logit_bias], "logit_bias")
+        if reasoning := request.params.reasoning:
+            self._check_tokens(reasoning.end + reasoning.closing, "the reasoning's end or closing")
         if len(request.prompt) >= self.max_length:
             raise InputError(
                 f"the prompt has {len(request.prompt)} tokens; with room for an answer at most {self.max_length - 1} "
@@ -154,6 +198,11 @@ class Scheduler:
         strange = next((t for t in tokens if not 0 <= t < self.vocab_size), None)
         if strange is not None:
             raise InputError(f"token {strange} of {place} lies outside the vocabulary of {self.vocab_size}")
+
+    def _grammar(self, constraint: Constraint) -> Matcher:
+        if self.compile_constraint is None:
+            raise InputError(f"this engine has no tokenizer to keep a {constraint.kind} constraint with")
+        return self.compile_constraint(constraint)
 
     # Who takes part
 
@@ -236,19 +285,22 @@ class Scheduler:
         self.num_preempted += 1
 
     def _guess(self) -> None:
-        """Look every decoding sequence's last tokens up in its text."""
-        mode = self.config.speculation
-        if mode not in ("auto", "lookup"):
+        """Look every decoding sequence's last tokens up in its text, or drop the MTP layer's guess where that pays."""
+        if self.drafter == "off":
             return
-        deciding = [s for s in self.running if s.num_uncomputed == 1]
-        price = self.pace.price(len(deciding)) if mode == "auto" else 0.0
-        for sequence in deciding:
-            most = min(sequence.max_drafts, MAX_LOOKUP)
-            if mode == "auto":
-                most = sequence.acceptance.worth(price, most)
-            sequence.drafts = sequence.lookup.propose(sequence.tokens, most) if most else []
+        decoding = [s for s in self.running if s.num_uncomputed == 1]
+        price = self._price(len(decoding))
+        for sequence in decoding:
+            most = sequence.acceptance.worth(price, min(sequence.max_drafts, MAX_DRAFTS[self.drafter]))
+            if self.drafter == "lookup":
+                sequence.drafts = sequence.lookup.propose(sequence.tokens, most) if most else []
+            del sequence.drafts[most:]
             if not most:
                 sequence.acceptance.rest()
+                self.acceptance.rest()
+
+    def _price(self, num_sequences: int) -> float:
+        return self.pace.price(num_sequences) if self.config.speculation == "auto" else 0.0
 
     # What came of it
 
@@ -279,7 +331,8 @@ class Scheduler:
             sequence.num_accepted += num_right
             self.num_drafted += len(guesses)
             self.num_accepted += num_right
-            sequence.acceptance.record(num_right, int(num_right < len(guesses) and not ending))
+            for acceptance in (sequence.acceptance, self.acceptance):
+                acceptance.record(num_right, int(num_right < len(guesses) and not ending))
             sequence.num_computed += num_right
             self._register(sequence)
         return self._end(sequence, ending) if ending else [sequence.output()]
@@ -375,3 +428,34 @@ def _scoring(sequence: Sequence, position: int, row: int) -> Drawing:
     """The prompt token after `position`, given."""
     params = replace(sequence.request.params, logprobs=sequence.request.params.prompt_logprobs)
     return Drawing(row, params, 0, 0, token=sequence.request.prompt[position + 1])
+
+
+def _draft_batch(part: list[Computed], drafting: set[Sequence]) -> DraftBatch:
+    offsets, rows, positions, tokens = [0], list[int](), list[int](), list[int]()
+    sampled_rows, draws = list[int](), list[Drawing]()
+    for sequence, first_row, start in part:
+        count = sequence.num_computed - start
+        rows += range(first_row, first_row + count)
+        positions += range(start, start + count)
+        tokens += sequence.tokens[start + 1 : start + count + 1]
+        offsets.append(len(tokens))
+        if sequence in drafting:
+            draws += (replace(drawing, params=_unreported(drawing)) for drawing in sequence.drawings(len(sampled_rows)))
+            sampled_rows.append(len(tokens) - 1)
+    batch = Batch(
+        request_ids=tuple(s.request.id for s, _, _ in part),
+        tokens=tuple(tokens),
+        positions=tuple(positions),
+        offsets=tuple(offsets),
+        lengths=tuple(s.num_computed for s, _, _ in part),
+        tables=tuple(tuple(s.pages) for s, _, _ in part),
+        expanded=tuple(start < s.expanded_until for s, _, start in part),
+        sampled_rows=tuple(sampled_rows),
+        draws=tuple(draws),
+    )
+    return DraftBatch(batch, rows)
+
+
+def _unreported(drawing: Drawing) -> SamplingParams:
+    params = drawing.params
+    return params if params.logprobs is None else replace(params, logprobs=None)

@@ -12,8 +12,11 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+from porcelet.engine.grammar import Matcher
 from porcelet.engine.speculative import Acceptance, Lookup
 from porcelet.engine.stop import StopMatcher, Verdict
+from porcelet.engine.thinking import Thinking
+from porcelet.errors import EngineError
 from porcelet.types import Draw, Drawing, Output, Request
 
 
@@ -44,7 +47,7 @@ class Sequence:
     `pages` hold its tokens, `chain` are the hashes of full ones, from `root` on, and `num_registered` of them can be
     found by others. Up to `expanded_until` tokens MLA
     attends in its expanded form. `drafts` are guesses of the next tokens. `held` are the draws that no output has told
-    of yet, of which `num_certain` are certain to be text.
+    of yet, of which `num_certain` are certain to be text. `mask` are the tokens that the grammar permits next.
     """
 
     request: Request
@@ -56,6 +59,9 @@ class Sequence:
     index: int = 0
     num_unborn: int = 0
     matcher: StopMatcher | None = None
+    thinking: Thinking | None = None
+    grammar: Matcher | None = None
+    mask: bytes | None = None
     num_computed: int = 0
     num_cached: int | None = None
     expanded_until: int = 0
@@ -86,10 +92,20 @@ class Sequence:
         asked = self.request.params.prompt_logprobs is not None and self.index == 0
         return asked and len(self.prompt_logprobs) < len(self.request.prompt) - 1
 
+    def __post_init__(self) -> None:
+        self._update_mask()
+
+    @property
+    def is_thinking(self) -> bool:
+        return self.thinking is not None and self.thinking.active
+
     @property
     def max_drafts(self) -> int:
-        """How many tokens after the next one could still belong to it."""
-        room = min(self.request.params.max_tokens - self.num_generated, self.rules.max_length - len(self.tokens))
+        """How many tokens after the next one could still be its own free choice."""
+        params = self.request.params
+        if self.grammar or (self.is_thinking and params.reasoning and params.reasoning.budget is not None):
+            return 0
+        room = min(params.max_tokens - self.num_generated, self.rules.max_length - len(self.tokens))
         return max(room - 1, 0)
 
     def fork(self, index: int, seed: int) -> Sequence:
@@ -101,11 +117,13 @@ class Sequence:
             index=index,
             num_unborn=0,
             matcher=self.matcher and StopMatcher(self.request.params.stop),
+            thinking=self.thinking and self.thinking.fork(),
+            grammar=self.grammar and self.grammar.fork(),
             pages=[],
             chain=list(self.chain),
             drafts=[],
             lookup=Lookup(),
-            acceptance=Acceptance(),
+            acceptance=Acceptance(self.acceptance.rate),
             held=[],
             prompt_logprobs=[],
         )
@@ -113,13 +131,13 @@ class Sequence:
     def drawings(self, row: int) -> list[Drawing]:
         """What is drawn after the last known token, whose row this is, and after each guess, in the rows that follow;
         every sample's first token before its fork."""
-        params = self.request.params
+        params, forced = self.request.params, self.thinking.forced if self.thinking else None
         if self.num_unborn:
             seeds = [sample_seed(self.seed, index) for index in range(1 + self.num_unborn)]
-            return [Drawing(row, params, seed, 0, self._history(0)) for seed in seeds]
+            return [Drawing(row, params, seed, 0, self._history(0), self.mask, forced) for seed in seeds]
         return [
-            Drawing(row + ahead, params, self.seed, self.num_generated + ahead, self._history(ahead))
-            for ahead in range(1 + len(self.drafts))
+            Drawing(row + j, params, self.seed, self.num_generated + j, self._history(j), self.mask, forced)
+            for j in range(1 + len(self.drafts))
         ]
 
     def append(self, draw: Draw) -> Ending | None:
@@ -136,6 +154,11 @@ class Sequence:
         if verdict.stop is not None:
             del self.held[self.num_certain :]
             return Ending("stop", stop=verdict.stop, tail=verdict.tail)
+        try:
+            if self._follow(draw.token):
+                return Ending("stop")
+        except EngineError as problem:
+            return Ending("error", error=f"request {self.request.id!r}: {problem}")
         if self.num_generated >= params.max_tokens or len(self.tokens) >= self.rules.max_length:
             return Ending("length")
         return None
@@ -168,6 +191,22 @@ class Sequence:
             tail=ending.tail if ending else b"",
             error=ending.error if ending else None,
         )
+
+    def _follow(self, token: int) -> bool:
+        """Take a token through reasoning and grammar; whether the answer is complete with it."""
+        if self.is_thinking:
+            assert self.thinking
+            self.thinking.push(token)
+        elif self.grammar:
+            self.grammar.push(token)
+            if self.grammar.finished:
+                return True
+        self._update_mask()
+        return False
+
+    def _update_mask(self) -> None:
+        if self.grammar and not self.is_thinking:
+            self.mask = self.grammar.mask()
 
     def _history(self, ahead: int) -> tuple[int, ...]:
         return (*self.tokens, *self.drafts[:ahead]) if self.request.params.penalizes else ()

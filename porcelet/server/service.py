@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from uuid import uuid4
 
 from porcelet.chat import ChatFormat
-from porcelet.engine.client import EngineClient
 from porcelet.engine.messages import Ready
+from porcelet.engine.supervisor import Supervisor
 from porcelet.tokenizer import StreamDecoder, Tokenizer
 from porcelet.types import Output, Request, SamplingParams
 
@@ -28,7 +28,7 @@ class Service:
 
     name: str
     created: int
-    engine: EngineClient
+    engine: Supervisor
     facts: Ready
     tokenizer: Tokenizer
     format: ChatFormat

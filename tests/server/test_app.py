@@ -16,8 +16,8 @@ import httpx
 import pytest
 
 from porcelet.config import EngineConfig
-from porcelet.engine.client import EngineClient
 from porcelet.engine.codec import open_codec
+from porcelet.engine.supervisor import Supervisor
 from porcelet.server.app import MAX_BODY_BYTES, create_app
 from porcelet.server.loopback import is_loopback
 from porcelet.server.service import Service
@@ -33,27 +33,28 @@ def test_health(server: Server) -> None:
     assert response.json()["model"] == "tiny"
 
 
-def test_dead_engine_is_a_503(model_folder: Path) -> None:
-    """When the engine's process dies, health says so with the reason and requests get an error, not silence."""
-    ask = {"model": "tiny", "messages": [{"role": "user", "content": "x"}]}
+def test_dead_engine_is_a_503_until_it_serves_again(model_folder: Path) -> None:
+    """When the engine's process dies, health and requests say why and when to come back; then it serves again."""
+    ask = {"model": "tiny", "messages": [{"role": "user", "content": "x"}], "max_tokens": 3}
 
     async def main() -> None:
-        engine = EngineClient.start(model_folder, EngineConfig(threads=1))
+        engine = Supervisor.start(model_folder, EngineConfig(threads=1))
         service = Service("tiny", 0, engine, await engine.ready(), *open_codec(model_folder))
         transport = httpx.ASGITransport(create_app(service))
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
             assert (await client.get("/healthz")).status_code == 200
-            engine.process.kill()
+            engine.client.process.kill()
             while engine.alive:
                 await asyncio.sleep(0.01)
-            health = await client.get("/healthz")
-            answer = await client.post("/v1/chat/completions", json=ask)
+            for response in (await client.get("/healthz"), await client.post("/v1/chat/completions", json=ask)):
+                assert response.status_code == 503
+                assert response.json()["error"]["type"] == "capacity_error"
+                assert "signal 9" in response.json()["error"]["message"]
+                assert int(response.headers["Retry-After"]) >= 1
+            while (await client.get("/healthz")).status_code == 503:
+                await asyncio.sleep(0.05)
+            assert (await client.post("/v1/chat/completions", json=ask)).status_code == 200
         engine.close()
-        assert health.status_code == 503
-        assert answer.status_code == 500
-        for response in (health, answer):
-            assert response.json()["error"]["type"] == "engine_error"
-            assert "signal 9" in response.json()["error"]["message"]
 
     asyncio.run(main())
 

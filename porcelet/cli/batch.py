@@ -75,9 +75,8 @@ def answer_jobs(model: TextModel, jobs: Iterator[Job], results: ResultFile, repo
 
 
 def _request(job: Job, model: TextModel) -> Request:
-    return Request(
-        id=job.id, prompt=tuple(model.format.render(job.messages, model.tokenizer).tokens), params=job.params
-    )
+    prompt = model.format.render(job.messages, model.tokenizer).tokens
+    return Request(id=job.id, prompt=tuple(prompt), params=job.params)
 
 
 class Answer:

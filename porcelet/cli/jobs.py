@@ -4,8 +4,8 @@
     {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {"messages": [...], ...}}
 
 A file is read twice: first every line is checked, so that a mistake in the last one is told before the first is run;
-then the lines are run as they are read, so that of a file of a million requests only the ids are in memory. A line without an id
-is called after its number: "line-17". Left out: constraints, log-probabilities, tools.
+then the lines are run as they are read, so that of a file of a million requests only the ids are in memory. A line
+without an id is called after its number: "line-17". Left out: constraints, log-probabilities, tools.
 """
 
 from __future__ import annotations

@@ -149,9 +149,8 @@ class EngineClient:
         if len(self._inboxes) >= MAX_IN_FLIGHT:
             raise CapacityError(f"{MAX_IN_FLIGHT} requests are in flight already; try again when some have ended")
         self._send(Submit(request))
-        inbox = self._inboxes[request.id] = _Inbox(
-            request.params.n
-        )  # after what can fail; nothing arrives before the next await
+        inbox = _Inbox(request.params.n)
+        self._inboxes[request.id] = inbox  # after what can fail; nothing arrives before the next await
         return inbox
 
     def _send(self, message: Submit | Abort) -> None:

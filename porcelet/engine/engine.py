@@ -195,10 +195,6 @@ class Engine:
             "num_accepted": scheduler.num_accepted,
         }
 
-    def check_idle(self) -> None:
-        """Asserts that an idle engine holds no pages."""
-        self.scheduler.check_idle()
-
     def _require_idle(self) -> None:
         if self.has_work:
             raise InputError("generate and stream need an idle engine; use submit and step beside other requests")

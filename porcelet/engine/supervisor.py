@@ -153,7 +153,8 @@ class Supervisor:
         self._serving_since = math.inf
         try:
             self.client = EngineClient.start(self.path, self.config)
-            if await self.client.ready() != facts:
+            new = await self.client.ready()
+            if (new.model, new.weights) != (facts.model, facts.weights):  # the cache may have another size
                 self.client.close()
                 return ModelError(f"{self.path} is no longer the model that was served")
         except PorceletError as problem:

@@ -87,6 +87,7 @@ def test_every_request_gets_what_it_would_get_alone(model: TextModel, tmp_path: 
     lines = [
         {"prompt": "Hello"},
         {"id": "b", "messages": conversation, "max_tokens": 7, "temperature": 1, "seed": 5, "top_k": 40},
+        {"id": "n", "prompt": "Hello", "temperature": 1, "seed": 5, "n": 2},
         {"custom_id": "c", "method": "POST", "url": "/v1/chat/completions", "body": body},
     ]
     run_batch(write_lines(tmp_path / "in.jsonl", lines), tmp_path / "out.jsonl", GREEDY, lambda: model)
@@ -97,6 +98,7 @@ def test_every_request_gets_what_it_would_get_alone(model: TextModel, tmp_path: 
     assert found["b"]["text"] == model.chat(conversation, sampled)
     assert found["c"]["text"] == model.chat(conversation, stopped)
     assert found["b"]["usage"]["completion_tokens"] == 7 and found["b"]["finish_reason"] == "length"
+    assert len(set(found["n"]["text"])) == 2 and found["n"]["finish_reason"] == ["length", "length"]
     assert all(line["error"] is None for line in found.values())
 
 

@@ -109,6 +109,21 @@ def test_same_tokens_as_in_process(folder: Path) -> None:
     with_client(folder, body)
 
 
+def test_samples_arrive_under_their_index(folder: Path) -> None:
+    """A request with n samples ends when the last of them has, each with the tokens that the library gives here."""
+    params = SamplingParams(max_tokens=30, temperature=1.0, seed=7, n=3)
+    expected = Engine.load(folder, CONFIG).generate([(1, 2, 3)], params)
+
+    async def body(client: EngineClient) -> None:
+        outputs = await collect(client, Request(id="a", prompt=(1, 2, 3), params=params))
+        for index, whole in enumerate(expected):
+            joined = join_outputs([output for output in outputs if output.index == index])
+            assert (joined.tokens, joined.finish_reason) == (whole.tokens, whole.finish_reason)
+        assert len({whole.tokens for whole in expected}) == 3
+
+    with_client(folder, body)
+
+
 def test_refusal_abort_and_death(folder: Path) -> None:
     """A refusal is the engine's own error; a closed iterator frees the engine; death reaches every request at once."""
 

@@ -1,6 +1,6 @@
 """Keeps an engine process running: when it dies, the next one is started. Imports no torch.
 
-    engine = Supervisor.start(path, config)
+    engine = Supervisor(path, config)
     facts = await engine.ready()          # the first load's failure is the caller's; later ones are tried again
     async with aclosing(engine.submit(request)) as outputs: ...
 
@@ -49,9 +49,9 @@ class Restarts:
 
 
 class Supervisor:
-    """One engine process at a time. Make it with `start`; use it from one event loop."""
+    """One engine process at a time; the first loads its model from now on. Use it from one event loop."""
 
-    def __init__(self, path: Path, config: EngineConfig, restarts: Restarts) -> None:
+    def __init__(self, path: Path, config: EngineConfig, restarts: Restarts = Restarts()) -> None:
         self.path = path
         self.config = config
         self.restarts = restarts
@@ -62,11 +62,6 @@ class Supervisor:
         self._load_seconds = 0.0
         self._back_at = 0.0
         self._serving_since = math.inf
-
-    @classmethod
-    def start(cls, path: Path, config: EngineConfig, restarts: Restarts = Restarts()) -> Supervisor:
-        """Start the first process; it loads the model while the caller goes on."""
-        return cls(path, config, restarts)
 
     @property
     def alive(self) -> bool:
@@ -127,21 +122,13 @@ class Supervisor:
         while True:
             served = time.monotonic() - self._serving_since
             num_failures = 1 if served > self.restarts.long_enough else num_failures + 1
-            if self._is_final(failure, num_failures):
+            self._stopped = _final(failure, num_failures, self.restarts)
+            if self._stopped:
+                log.error("the engine is down: %s", self._stopped)
                 return
             self._reason = failure
             await self._pause(self.restarts.pause(num_failures))
             failure = await self._run(facts)
-
-    def _is_final(self, failure: PorceletError, num_failures: int) -> bool:
-        """Whether another start cannot help; then it is down for good."""
-        if isinstance(failure, ModelError | InputError):
-            self._stopped = type(failure)(f"{failure}; then start the server again")
-        elif num_failures > self.restarts.max_starts:
-            self._stopped = EngineError(f"{failure}; {num_failures} times in a row, so start the server again")
-        if self._stopped:
-            log.error("the engine is down: %s", self._stopped)
-        return self._stopped is not None
 
     async def _pause(self, seconds: float) -> None:
         self._back_at = time.monotonic() + seconds + self._load_seconds
@@ -163,3 +150,12 @@ class Supervisor:
         self._serving_since = time.monotonic()
         log.info("the engine serves again")
         return await self.client.ended()
+
+
+def _final(failure: PorceletError, num_failures: int, restarts: Restarts) -> PorceletError | None:
+    """The error of an engine that another start cannot help; None if it may."""
+    if isinstance(failure, ModelError | InputError):
+        return type(failure)(f"{failure}; once that is mended, start the server again")
+    if num_failures > restarts.max_starts:
+        return EngineError(f"{failure}; that was so {num_failures} times in a row, so start the server again")
+    return None

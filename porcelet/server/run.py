@@ -39,7 +39,7 @@ def run(path: Path, name: str, listener: socket.socket, config: EngineConfig, pr
 
 
 async def _serve(path: Path, name: str, listener: socket.socket, config: EngineConfig, progress: Progress) -> None:
-    with closing(Supervisor.start(path, config)) as engine:
+    with closing(Supervisor(path, config)) as engine:
         import uvicorn
 
         from porcelet.engine.codec import open_codec

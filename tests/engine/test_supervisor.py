@@ -36,7 +36,7 @@ def with_supervisor(folder: Path, restarts: Restarts, body: Callable[[Supervisor
     """Run `body` with a loaded engine; no process is left afterwards, whatever happened."""
 
     async def main() -> None:
-        engine = Supervisor.start(folder, CONFIG, restarts)
+        engine = Supervisor(folder, CONFIG, restarts)
         try:
             await engine.ready()
             await asyncio.wait_for(body(engine), 60)
@@ -151,7 +151,7 @@ def test_a_first_load_that_fails_is_not_tried_again(tmp_path: Path) -> None:
     """The first start's error is the caller's."""
 
     async def main() -> None:
-        engine = Supervisor.start(tmp_path / "missing", CONFIG, QUICK)
+        engine = Supervisor(tmp_path / "missing", CONFIG, QUICK)
         with pytest.raises(ModelError, match="missing"):
             await engine.ready()
         assert isinstance(engine.failure, ModelError)
@@ -166,7 +166,7 @@ def test_a_stopped_process_does_not_outlive_its_end(folder: Path, loading: bool)
     """A process that no longer reacts, while it loads or while it serves, is killed by the close."""
 
     async def main() -> None:
-        engine = Supervisor.start(folder, CONFIG, QUICK)
+        engine = Supervisor(folder, CONFIG, QUICK)
         ready = asyncio.create_task(engine.ready())
         await (asyncio.sleep(0.3) if loading else ready)
         os.kill(engine.client.process.pid, signal.SIGSTOP)

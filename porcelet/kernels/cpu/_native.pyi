@@ -34,3 +34,14 @@ def attention_decode(
     threads: int,
     /,
 ) -> None: ...
+def sample(
+    logits: int,
+    columns: tuple[int, int, int, int, int, int],
+    draws: int,
+    V: int,
+    tokens: int,
+    logprobs: int,
+    threads: int,
+    /,
+) -> None: ...
+def allow(logits: int, masks: int, out: int, rows: int, V: int, /) -> None: ...

@@ -46,6 +46,8 @@ ROOT = RESULTS.parent.parent
 REFERENCE = "porcelet_float32"
 WARM_UP = [Asked(str(i), range(100 + i, 150 + i), 8, 0.0) for i in range(4)]
 START_LIMIT = 600.0
+NOTHING: Mapping[str, Any] = {}  # more than an engine's own options
+LOOKUP = {"speculation": "lookup"}
 Answers = Mapping[str, Mapping[str, Any]]
 
 
@@ -65,8 +67,6 @@ class Engine:
     looks_up: bool = True  # it can draft from the prompt
     keeps_prefixes: bool = True
     starts_slowly: bool = False  # in minutes, so --quick starts it once
-    prefix_options: Mapping[str, Any] = field(default_factory=dict)  # what asks for the prefix cache and
-    plain_options: Mapping[str, Any] = field(default_factory=dict)  # for no speculation, where that is not as is
 
     @property
     def missing(self) -> str | None:
@@ -85,12 +85,7 @@ def engines(threads: int) -> dict[str, Engine]:
     }
     known = {}
     for weights in ("float32", "int8"):
-        known[f"porcelet_{weights}"] = Engine(
-            "porcelet",
-            options | {"format": weights},
-            prefix_options={"prefix_cache": True},
-            plain_options={"speculation": "off"},
-        )
+        known[f"porcelet_{weights}"] = Engine("porcelet", options | {"format": weights, "speculation": "off"})
     exact = options | {"format": "float32"}
     known["transformers_generate"] = Engine(
         "transformers_generate", exact, needs=(folder,), maker="transformers", keeps_prefixes=False
@@ -239,11 +234,9 @@ class Bench:
         for name, metrics in self.results.get(configuration, {}).items():
             print(f"{configuration} {name}: {json.dumps(metrics)}", file=sys.stderr)
 
-    def stop(self, *, variations_only: bool = False) -> None:
-        """End the processes; those with more options than the plain ones if `variations_only`."""
-        for key in list(self.processes):
-            if not (variations_only and key in self.known):
-                self.processes.pop(key).close()
+    def stop(self) -> None:
+        for process in self.processes.values():
+            process.close()
 
 
 class NamedFailure(Exception):
@@ -266,7 +259,6 @@ def main() -> None:
         if "prefix" in options.effects:
             prefix(bench)
         if "lookup" in options.effects:
-            bench.stop(variations_only=True)
             for count in options.lookup:
                 lookup(bench, count)
     finally:
@@ -320,7 +312,7 @@ def load(bench: Bench, arrivals: str, count: int) -> None:
         answers[label] = done["answers"]
         return figures(requests, done)
 
-    medians = bench.measure(configuration, _variants(bench, run, {name: (name, {}) for name in options.engines}))
+    medians = bench.measure(configuration, _variants(bench, run, {name: (name, NOTHING) for name in options.engines}))
     for name in medians:
         if REFERENCE in medians:
             medians[name]["agreement"] = agreement(answers[REFERENCE], answers[name])
@@ -341,10 +333,7 @@ def prefix(bench: Bench) -> None:
         }
 
     names = [name for name in bench.options.engines if bench.known[name].keeps_prefixes]
-    asked = {name: (name, bench.known[name].prefix_options) for name in names}
-    bench.measure(
-        "prefix", _variants(bench, run, {n: own for n, own in asked.items() if bench.known[n].keeps_prefixes})
-    )
+    bench.measure("prefix", _variants(bench, run, {name: (name, NOTHING) for name in names}))
     bench.tell("prefix")
 
 
@@ -364,7 +353,7 @@ def lookup(bench: Bench, count: int) -> None:
         if bench.options.quick and engine.starts_slowly:
             bench.missing[f"{name} speculation=lookup"] = "left out by --quick: it takes minutes to start"
         elif engine.looks_up:
-            asked |= {f"{name}_off": (name, engine.plain_options), f"{name}_lookup": (name, {"speculation": "lookup"})}
+            asked |= {f"{name}_off": (name, NOTHING), f"{name}_lookup": (name, LOOKUP)}
     medians = bench.measure(f"lookup_{count}", _variants(bench, run, asked))
     for off, on in zip(list(asked)[::2], list(asked)[1::2], strict=True):
         if off in medians and on in medians:

@@ -1,6 +1,6 @@
 """porcelet through its library: `Engine.submit` and `Engine.step`.
 
-Options: format (float32 or int8); prefix_cache and speculation are passed on only where they are given.
+Options: format (float32 or int8); speculation (off, or lookup: drafts from the prompt).
 """
 
 from __future__ import annotations
@@ -15,8 +15,6 @@ from porcelet import Engine, SamplingParams
 from porcelet.config import EngineConfig
 from porcelet.types import Request
 
-OPTIONAL = ("prefix_cache", "speculation")
-
 
 class Porcelet:
     def __init__(self, options: Mapping[str, Any]) -> None:
@@ -27,7 +25,7 @@ class Porcelet:
             max_batch_tokens=MAX_BATCH_TOKENS,
             max_sequences=MAX_SEQUENCES,
             threads=options["threads"],
-            **{name: options[name] for name in OPTIONAL if name in options},
+            speculation=options["speculation"],
         )
         self.engine = Engine.load(Path(options["model"]), config)
 

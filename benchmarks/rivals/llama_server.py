@@ -6,6 +6,7 @@ memory told is the server's and this small client's together.
 
 from __future__ import annotations
 
+import atexit
 import http.client
 import json
 import queue
@@ -33,7 +34,8 @@ class LlamaServer:
         command += ["--ctx-size", str(CACHE_TOKENS), "--batch-size", str(MAX_BATCH_TOKENS), "--no-webui"]
         if options.get("speculation") == "lookup":
             command += ["--spec-type", "ngram-simple"]
-        self.server = subprocess.Popen(command, stdout=sys.stderr)
+        self.server = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=sys.stderr)
+        atexit.register(self.server.terminate)
         self._wait_until_ready()
         self.came: queue.SimpleQueue[Came | Exception] = queue.SimpleQueue()
         self.connections: dict[str, http.client.HTTPConnection] = {}

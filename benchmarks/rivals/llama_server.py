@@ -23,6 +23,7 @@ from benchmarks.rivals.protocol import CACHE_TOKENS, MAX_BATCH_TOKENS, MAX_SEQUE
 HOST = "127.0.0.1"
 START_SECONDS = 60.0
 WAIT_SECONDS = 0.05
+WITHHELD = -1  # a token the server counts and does not show, as its bytes are not a whole character
 
 
 class LlamaServer:
@@ -83,10 +84,15 @@ class LlamaServer:
             response = connection.getresponse()
             if response.status != http.client.OK:
                 raise RuntimeError(f"llama-server answered {response.status}: {response.read()!r}")
+            num_known = 0
             for line in response:
                 if line.startswith(b"data: {"):
-                    tokens = json.loads(line[6:]).get("tokens", [])
-                    came.put(Came(request.id, tokens, time.perf_counter()))
+                    message = json.loads(line[6:])
+                    tokens = message.get("tokens", [])
+                    tokens = [WITHHELD] * (message["tokens_predicted"] - num_known - len(tokens)) + tokens
+                    num_known += len(tokens)
+                    if tokens:
+                        came.put(Came(request.id, tokens, time.perf_counter()))
         except (RuntimeError, OSError, http.client.HTTPException) as problem:
             came.put(problem)  # of a cancelled request nobody looks here any more
 

@@ -40,6 +40,31 @@ def linear() -> Iterator[Case]:
         yield torch.randn(tokens, columns), fp8_weight(rows, columns)
 
 
+def heads_linear() -> Iterator[Case]:
+    for tokens in (0, 1, 5):
+        yield torch.randn(tokens, 3, 8), torch.randn(3, 6, 8)
+        yield torch.randn(tokens, 3, 8), torch.randn(3, 8, 6).transpose(1, 2)
+
+
+def take_rows() -> Iterator[Case]:
+    yield torch.randn(5, 7), torch.tensor([4, 0, 4])
+
+
+def rotary_angles() -> Iterator[Case]:
+    for factor in (1.0, 0.7):
+        yield torch.tensor([0, 1, 500]), torch.rand(8), factor
+
+
+def add() -> Iterator[Case]:
+    yield torch.randn(3, 7), torch.randn(3, 7)
+    yield torch.randn(3, 7), torch.randn(7)
+
+
+def concat() -> Iterator[Case]:
+    yield torch.randn(3, 7), torch.randn(3, 2)
+    yield torch.randn(3, 4, 7), torch.randn(3, 1, 2).expand(3, 4, 2)
+
+
 def embedding() -> Iterator[Case]:
     for weight in (torch.randn(37, 64), int8_weight(37, 64)):
         yield torch.tensor([0, 36, 5, 5]), weight
@@ -155,6 +180,11 @@ CASES = {
     f.__name__: f
     for f in (
         linear,
+        heads_linear,
+        take_rows,
+        rotary_angles,
+        add,
+        concat,
         embedding,
         rms_norm,
         rope,

@@ -1,5 +1,8 @@
 """Native bodies for the CPU, in C++: for AVX-512 VNNI, AVX-512, AVX2 or any processor, chosen at run time.
 
+Each is written once, as a function that appends an instruction to a program. As an op's instruction it appends to the
+step under way (kernels/record.py); as an op's body, to a program of its own that runs at once.
+
 Importing this package registers them on their ops. An installation that found no C++ compiler has no native module and
 keeps the torch bodies. PORCELET_ISA in the environment names a lesser instruction set, for tests and comparison.
 """
@@ -7,16 +10,19 @@ keeps the torch bodies. PORCELET_ISA in the environment names a lesser instructi
 from __future__ import annotations
 
 import importlib.util
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from functools import wraps
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 # torch first: it brings its own libgomp.so.1, which the native module then shares; else there were two thread pools.
 import torch
 from torch import Tensor
 
-from porcelet.kernels import Key
-from porcelet.kernels.attention import attention_paged, cache_write
-from porcelet.kernels.linear import GROUP, Int8Weight, Weight, linear
-from porcelet.kernels.pointwise import rms_norm, rope, silu_mul
+from porcelet.kernels import Key, Op
+from porcelet.kernels.attention import attention_paged, attention_suffix, cache_read, cache_write
+from porcelet.kernels.linear import GROUP, Int8Weight, TableWeight, Weight, embedding, linear, take_rows
+from porcelet.kernels.pointwise import add, concat, rms_norm, rope, rotary_angles, silu_mul
+from porcelet.kernels.record import Tape
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -25,6 +31,12 @@ if TYPE_CHECKING:
 _BUILT = importlib.util.find_spec("porcelet.kernels.cpu._native") is not None
 if _BUILT:
     from porcelet.kernels.cpu import _native
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+WORTH_THREADS = 1 << 15  # values below which entering a parallel region costs more than a pointwise op
+MOST_NEW = 8  # new tokens a sequence up to which attention token by token beats torch's, which suits prompts
 
 
 def available() -> bool:
@@ -38,16 +50,74 @@ def isa() -> str:
     return _native.isa()
 
 
-def _is_int8(key: Key) -> bool:
-    return key.format == "Int8Weight" and _is_float(key)
+def new_program() -> _native.Program:
+    """What a `Tape` records to."""
+    assert _BUILT
+    return _native.Program()
+
+
+class AtOnce:
+    """A program of one instruction. It keeps scratch and copies alive until it has run."""
+
+    def __init__(self) -> None:
+        self.program = _native.Program()
+        self._kept: list[Tensor] = []
+
+    def empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        made = torch.empty(shape, dtype=dtype)
+        self._kept.append(made)
+        return made
+
+    def dense(self, x: Tensor) -> Tensor:
+        if x.stride(-1) == 1:
+            return x
+        self._kept.append(x.contiguous())
+        return self._kept[-1]
+
+
+Target = Tape | AtOnce  # where an instruction goes
+
+
+def native(
+    an_op: Op[P, R], name: str, when: Callable[[Key], bool], *, tokens: int = 0, pointwise: bool = False
+) -> Callable[[Callable[Concatenate[Target, P], R]], Callable[P, R]]:
+    """Register a function as the op's instruction, and run at once as its body.
+
+    Argument number `tokens` has as many rows as there are tokens. A pointwise op's work is the size of its first.
+    """
+
+    def register(function: Callable[Concatenate[Target, P], R]) -> Callable[P, R]:
+        @wraps(function)
+        def body(*args: P.args, **kwargs: P.kwargs) -> R:
+            target = AtOnce()
+            out = function(target, *args, **kwargs)
+            first, rows = args[0], args[tokens]
+            assert isinstance(first, Tensor) and isinstance(rows, Tensor)
+            alone = pointwise and first.numel() < WORTH_THREADS
+            target.program.run(len(rows), 0, 1 if alone else torch.get_num_threads())
+            return out
+
+        an_op.instruction(when=when, available=available)(function)
+        an_op.body(name, when=when, available=available)(body)
+        return body
+
+    return register
+
+
+def _on_cpu(key: Key) -> bool:
+    return key.device == "cpu" and not key.needs_grad
 
 
 def _is_float(key: Key) -> bool:
-    return key.device == "cpu" and key.dtype == torch.float32 and not key.needs_grad
+    return _on_cpu(key) and key.dtype == torch.float32
 
 
-@linear.body("cpu_int8", when=_is_int8, available=available)
-def linear_int8(x: Float[Tensor, "T D"], weight: Weight) -> Float[Tensor, "T N"]:
+def _is_int8(key: Key) -> bool:
+    return _on_cpu(key) and key.format == "Int8Weight"
+
+
+@native(linear, "cpu_int8", lambda key: _is_int8(key) and _is_float(key))
+def linear_int8(target: Target, x: Float[Tensor, "T D"], weight: Weight) -> Float[Tensor, "T N"]:
     """x · weightᵀ with x quantised to 16 bits a token and group of 32: within 1e-4 of the reference's largest value.
 
     The result is the same bit for bit whatever the instruction set, the number of threads and the other tokens. A token
@@ -58,63 +128,157 @@ def linear_int8(x: Float[Tensor, "T D"], weight: Weight) -> Float[Tensor, "T N"]
     N = weight.shape[0]
     assert weight.shape[1] == K and K % GROUP == 0, (x.shape, weight.shape)
     assert x.is_cpu and weight.packed.is_cpu and weight.packed.is_contiguous()
-    x = x.contiguous()
-    out = torch.empty(T, N)
-    _native.linear_int8(x.data_ptr(), weight.packed.data_ptr(), out.data_ptr(), T, K, N, torch.get_num_threads())
+    out, records = target.empty(T, N), target.empty(T, _native.linear_int8_record_bytes(K), dtype=torch.uint8)
+    addresses = weight.packed.data_ptr(), records.data_ptr(), out.data_ptr()
+    target.program.linear_int8(_rows(target.dense(x)), *addresses, K, N)
     return out
 
 
-@rms_norm.body("cpu_float", when=_is_float, available=available)
-def rms_norm_float(x: Float[Tensor, "*rows W"], weight: Float[Tensor, "W"], eps: float) -> Float[Tensor, "*rows W"]:
+@native(embedding, "cpu_int8", _is_int8)
+def embedding_int8(target: Target, tokens: Int[Tensor, "T"], weight: TableWeight) -> Float[Tensor, "T D"]:
+    """Rows of a packed table, to the bits of the definition."""
+    assert isinstance(weight, Int8Weight) and weight.packed.is_contiguous()
+    out = target.empty(len(tokens), weight.shape[1])
+    target.program.take_int8_rows(weight.packed.data_ptr(), _indices(tokens), out.data_ptr(), weight.shape[1])
+    return out
+
+
+@embedding.instruction(when=lambda key: _on_cpu(key) and key.format in ("Tensor", "Parameter"), available=available)
+def embedding_float(target: Target, tokens: Int[Tensor, "T"], weight: TableWeight) -> Float[Tensor, "T D"]:
+    assert isinstance(weight, Tensor)
+    return _take(target, weight, tokens)
+
+
+@take_rows.instruction(when=_is_float, available=available)
+def take_rows_float(
+    target: Target, x: Float[Tensor, "T D"], rows: Int[Tensor, "taken"]
+) -> Float[Tensor, "taken D"]:
+    target.program.narrow()
+    return _take(target, x, rows)
+
+
+@rotary_angles.instruction(when=_on_cpu, available=available)
+def rotary_angles_table(
+    tape: Tape, positions: Int[Tensor, "T"], frequencies: Float[Tensor, "half"], factor: float
+) -> tuple[Float[Tensor, "T half"], Float[Tensor, "T half"]]:
+    """Rows of a table of all positions: torch's cosine, to the bit."""
+    with tape.paused():
+        cos, sin = rotary_angles.reference(torch.arange(tape.max_length), frequencies, factor)
+    return _take(tape, tape.keep(cos), positions), _take(tape, tape.keep(sin), positions)
+
+
+@native(rms_norm, "cpu_float", _is_float, pointwise=True)
+def rms_norm_float(
+    target: Target, x: Float[Tensor, "*rows W"], weight: Float[Tensor, "W"], eps: float
+) -> Float[Tensor, "*rows W"]:
     """One pass a row."""
     assert weight.dtype == torch.float32 and weight.is_contiguous() and weight.shape == x.shape[-1:]
-    x = x.contiguous()
-    out = torch.empty_like(x)
-    width = x.shape[-1]
-    rows = x.numel() // width
-    _native.rms_norm(x.data_ptr(), weight.data_ptr(), out.data_ptr(), rows, width, eps, torch.get_num_threads())
+    out = target.empty(*x.shape)
+    heads = _heads(target.dense(x))
+    target.program.rms_norm(heads, weight.data_ptr(), out.data_ptr(), _num_heads(x), x.shape[-1], eps)
     return out
 
 
-@rope.body("cpu_float", when=_is_float, available=available)
+@native(rope, "cpu_float", _is_float, pointwise=True)
 def rope_float(
-    x: Float[Tensor, "T heads R"], cos: Float[Tensor, "T half"], sin: Float[Tensor, "T half"], interleaved: bool
+    target: Target,
+    x: Float[Tensor, "T heads R"],
+    cos: Float[Tensor, "T half"],
+    sin: Float[Tensor, "T half"],
+    interleaved: bool,
 ) -> Float[Tensor, "T heads R"]:
     """One pass a head, from any strides: MLA's rotary parts are slices."""
     T, heads, R = x.shape
-    assert x.stride(2) == 1 and cos.is_contiguous() and sin.is_contiguous() and cos.shape == sin.shape == (T, R // 2)
-    out = torch.empty(T, heads, R)
-    angles, strides = (cos.data_ptr(), sin.data_ptr()), (x.stride(0), x.stride(1))
-    _native.rope(
-        x.data_ptr(), *angles, out.data_ptr(), T, heads, R // 2, *strides, interleaved, torch.get_num_threads()
+    assert cos.is_contiguous() and sin.is_contiguous() and cos.shape == sin.shape == (T, R // 2)
+    out = target.empty(T, heads, R)
+    addresses = cos.data_ptr(), sin.data_ptr(), out.data_ptr()
+    target.program.rope(_heads(target.dense(x)), *addresses, heads, R // 2, interleaved)
+    return out
+
+
+@native(silu_mul, "cpu_float", _is_float, pointwise=True)
+def silu_mul_float(
+    target: Target, gate: Float[Tensor, "T F"], up: Float[Tensor, "T F"]
+) -> Float[Tensor, "T F"]:
+    """One pass, with an exponential good to 1e-7."""
+    assert up.dtype == torch.float32 and gate.shape == up.shape
+    out = target.empty(*gate.shape)
+    target.program.silu_mul(_rows(target.dense(gate)), _rows(target.dense(up)), out.data_ptr(), gate.shape[1])
+    return out
+
+
+@add.instruction(when=_is_float, available=available)
+def add_float(target: Target, first: Float[Tensor, "T W"], second: Float[Tensor, "*T W"]) -> Float[Tensor, "T W"]:
+    assert second.dtype == torch.float32 and first.shape[1] == second.shape[-1]
+    out = target.empty(*first.shape)
+    second = target.dense(second).expand(first.shape)  # a bias has the stride 0 from row to row
+    target.program.add(_rows(target.dense(first)), _rows(second), out.data_ptr(), first.shape[1])
+    return out
+
+
+@concat.instruction(when=_is_float, available=available)
+def concat_float(
+    target: Target, first: Float[Tensor, "*rows A"], second: Float[Tensor, "*rows B"]
+) -> Float[Tensor, "*rows AB"]:
+    assert second.dtype == torch.float32 and first.shape[:-1] == second.shape[:-1]
+    widths = first.shape[-1], second.shape[-1]
+    out = target.empty(*first.shape[:-1], sum(widths))
+    parts = _heads(target.dense(first)), _heads(target.dense(second))
+    target.program.concat(*parts, out.data_ptr(), _num_heads(first), *widths)
+    return out
+
+
+@native(cache_write, "cpu", lambda key: _on_cpu(key) and key.dtype in (torch.float32, torch.float16), tokens=1)
+def cache_write_cpu(
+    target: Target,
+    cache: Float[Tensor, "P page *width"],
+    values: Float[Tensor, "T *width"],
+    slots: Int[Tensor, "T"],
+) -> None:
+    """One copy a token, into the whole of a slot or, where `cache` is a slice, into a part of it."""
+    assert values.dtype == torch.float32 and cache.shape[2:] == values.shape[1:] and len(slots) == len(values)
+    assert cache.stride(0) == cache.shape[1] * cache.stride(1)
+    slot, rows = cache[0, 0].flatten(), target.dense(values).flatten(1)
+    assert slot.data_ptr() == cache.data_ptr() and rows.data_ptr() == values.data_ptr(), "heads must lie together"
+    target.program.cache_write(_cache(cache), _rows(rows), _indices(slots), rows.shape[1])
+
+
+@attention_paged.instruction(when=_is_float, available=available)
+def attention_native(
+    target: Target,
+    q: Float[Tensor, "T H Hd"],
+    k_cache: Float[Tensor, "P page K Hd"],
+    v_cache: Float[Tensor, "P page K Vd"],
+    offsets: Int[Tensor, "B1"],
+    lengths: Int[Tensor, "B"],
+    tables: Int[Tensor, "B max_pages"],
+    scale: float,
+    most: int = 1 << 62,
+) -> Float[Tensor, "T H Vd"]:
+    """Pages are read in place, every new token by itself. Sequences with more than `most` new tokens are left out."""
+    (T, H, k_width), (_, page_size, K, v_width) = q.shape, v_cache.shape
+    assert q.is_contiguous() and tables.is_contiguous() and k_cache.stride(3) == v_cache.stride(3) == 1
+    assert k_width == k_cache.shape[3] and H % K == 0 and k_cache.dtype == v_cache.dtype
+    out = target.empty(T, H, v_width)
+    max_pages = tables.shape[1]
+    parts = -(-max_pages * page_size // _native.attention_part(H // K, k_width, v_width, page_size))
+    partials = target.empty(T * H * parts * (v_width + 2) if parts > 1 else 0)
+    target.program.attention(
+        q.data_ptr(),
+        _cache(k_cache),
+        _cache(v_cache),
+        (_indices(offsets), _indices(lengths), _indices(tables)),
+        partials.data_ptr(),
+        out.data_ptr(),
+        (H, K, k_width, v_width, page_size, max_pages),
+        most,
+        scale,
     )
     return out
 
 
-@silu_mul.body("cpu_float", when=_is_float, available=available)
-def silu_mul_float(gate: Float[Tensor, "*rows F"], up: Float[Tensor, "*rows F"]) -> Float[Tensor, "*rows F"]:
-    """One pass, with an exponential good to 1e-7."""
-    assert up.dtype == torch.float32 and gate.shape == up.shape
-    gate, up = gate.contiguous(), up.contiguous()
-    out = torch.empty_like(gate)
-    _native.silu_mul(gate.data_ptr(), up.data_ptr(), out.data_ptr(), gate.numel(), torch.get_num_threads())
-    return out
-
-
-@cache_write.body("cpu", when=lambda key: key.device == "cpu" and not key.needs_grad, available=available)
-def cache_write_cpu(
-    cache: Float[Tensor, "P page *width"], values: Float[Tensor, "T *width"], slots: Int[Tensor, "T"]
-) -> None:
-    """One copy a token."""
-    assert cache.is_contiguous() and cache.shape[2:] == values.shape[1:]
-    assert slots.dtype == torch.int64 and slots.is_contiguous() and len(slots) == len(values)
-    values = values.to(cache.dtype).contiguous()
-    row_bytes = cache.stride(1) * cache.element_size()
-    _native.cache_write(cache.data_ptr(), values.data_ptr(), slots.data_ptr(), len(values), row_bytes)
-
-
-@attention_paged.body("cpu_decode", when=_is_float, available=available)
-def attention_decode(
+@attention_paged.body("cpu_paged", when=_is_float, available=available)
+def attention_float(
     q: Float[Tensor, "T H Hd"],
     k_cache: Float[Tensor, "P page K Hd"],
     v_cache: Float[Tensor, "P page K Vd"],
@@ -123,33 +287,49 @@ def attention_decode(
     tables: Int[Tensor, "B max_pages"],
     scale: float,
 ) -> Float[Tensor, "T H Vd"]:
-    """Reads pages in place where every sequence has one new token; prompts go to torch's SDPA, faster for them."""
-    num_sequences = len(lengths)
-    if len(q) != num_sequences or not num_sequences or k_cache.dtype != torch.float32:
-        return attention_paged.reference(q, k_cache, v_cache, offsets, lengths, tables, scale)
-    assert k_cache.stride(3) == v_cache.stride(3) == 1 and tables.is_contiguous() and lengths.is_contiguous()
-    assert lengths.dtype == tables.dtype == torch.int64 and len(tables) == num_sequences
-    assert v_cache.dtype == torch.float32 and q.shape[2] == k_cache.shape[3] and q.shape[1] % k_cache.shape[2] == 0
-    q = q.contiguous()
-    _, H, k_width = q.shape
-    _, page_size, K, v_width = v_cache.shape
-    out = torch.empty(num_sequences, H, v_width)
-    _native.attention_decode(
-        q.data_ptr(),
-        k_cache.data_ptr(),
-        _strides(k_cache),
-        v_cache.data_ptr(),
-        _strides(v_cache),
-        lengths.data_ptr(),
-        tables.data_ptr(),
-        out.data_ptr(),
-        (num_sequences, H, K, k_width, v_width, page_size, tables.shape[1]),
-        scale,
-        torch.get_num_threads(),
-    )
+    """Decoding and verification of drafts as in a recorded step, to the bit; prompts by torch's SDPA."""
+    if not len(q):
+        return q.new_zeros(0, q.shape[1], v_cache.shape[3])
+    target = AtOnce()
+    past = offsets, lengths, tables
+    out = attention_native(target, q.contiguous(), k_cache, v_cache, *past, scale, MOST_NEW)
+    target.program.run(len(q), 0, torch.get_num_threads())
+    counts = offsets.diff()
+    for row in (counts > MOST_NEW).nonzero()[:, 0].tolist():
+        first, end = offsets[row : row + 2].tolist()
+        k, v = (cache_read(cache, tables[row], int(lengths[row])).to(q.dtype) for cache in (k_cache, v_cache))
+        out[first:end] = attention_suffix(q[first:end], k, v, scale)
     return out
 
 
-def _strides(cache: Tensor) -> tuple[int, int, int]:
-    """Values from page to page, from slot to slot and from head to head."""
-    return cache.stride(0), cache.stride(1), cache.stride(2)
+def _take(target: Target, table: Tensor, index: Tensor) -> Tensor:
+    assert table.dtype == torch.float32 and table.stride(1) == 1
+    out = target.empty(len(index), table.shape[1])
+    target.program.take_rows(_rows(table), _indices(index), out.data_ptr(), table.shape[1])
+    return out
+
+
+def _rows(x: Tensor) -> tuple[int, int]:
+    """Address, and values from row to row."""
+    return x.data_ptr(), x.stride(0)
+
+
+def _heads(x: Tensor) -> tuple[int, int, int]:
+    """Address, values from row to row and from head to head; two dimensions are one head a row."""
+    assert x.dim() in (2, 3)
+    return x.data_ptr(), x.stride(0), x.stride(1) if x.dim() == 3 else 0
+
+
+def _num_heads(x: Tensor) -> int:
+    return x.shape[1] if x.dim() == 3 else 1
+
+
+def _cache(cache: Tensor) -> tuple[int, bool, int, int, int]:
+    """Address, whether in half precision, values from page to page, from slot to slot and from head to head."""
+    assert cache.dtype in (torch.float32, torch.float16)
+    return cache.data_ptr(), cache.dtype == torch.float16, *cache.stride()[:2], cache.stride(2) if cache.dim() > 2 else 0
+
+
+def _indices(x: Tensor) -> int:
+    assert x.dtype == torch.int64 and x.is_contiguous()
+    return x.data_ptr()

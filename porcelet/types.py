@@ -1,6 +1,6 @@
 """The nouns that cross a package border. Plain frozen dataclasses of Python values: no tensors, no torch.
 
-A request's way: `Request` → scheduler → `Batch` → runner → sampler → `Draw` → scheduler → `Output`.
+A request's way: `Request` → scheduler → `Batch` with its `Drawing`s → runner → sampler → `Draw` → scheduler → `Output`.
 A training token's way: data or rollout → `Sample` → flat batch → loss. `Episode` is a rollout with its reward.
 """
 
@@ -17,6 +17,46 @@ MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 1024
 MAX_BIASES = 1024
 MAX_TOP_LOGPROBS = 20
+MAX_SAMPLES = 128
+CONSTRAINTS = ("json_schema", "regex", "choice", "lark")
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """What an answer must look like: a JSON schema, a regular expression, one of several texts, or a Lark grammar."""
+
+    kind: str
+    value: str | tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if self.kind not in CONSTRAINTS:
+            raise InputError(f"constraint {self.kind!r} is not known; it must be one of {', '.join(CONSTRAINTS)}")
+        if self.kind == "choice":
+            if isinstance(self.value, str) or not self.value or "" in self.value:
+                raise InputError("a choice is a tuple of texts, none of them empty")
+        elif not isinstance(self.value, str) or not self.value:
+            raise InputError(f"a {self.kind} is a text that is not empty; it is {str(self.value)[:80]!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reasoning:
+    """How an answer's reasoning ends. The answer begins inside it.
+
+    `end` are the token ids after which the answer proper comes. Once `budget` tokens are spent without them, the
+    tokens of `closing` follow, forced: a graceful sentence, say, and `end` at last.
+    """
+
+    end: tuple[int, ...]
+    budget: int | None = None
+    closing: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.end:
+            raise InputError("the reasoning's end is empty; give the token ids that close it")
+        if self.budget is not None and self.budget < 0:
+            raise InputError(f"the thinking budget is {self.budget}; it must be 0 or more")
+        if self.budget is not None and self.closing[-len(self.end) :] != self.end:
+            raise InputError("the closing words of a thinking budget must end with the reasoning's end")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +72,9 @@ class SamplingParams:
     `seed` makes a request's draws reproducible whatever else shares its batch. `stop_token_ids` end the request and
     are not part of its text; so do the model's own end-of-sequence tokens unless `ignore_eos`, which benchmarks use to
     get answers of a given length. `stop` strings end the text before the first of them to be complete.
-    `logprobs` n asks for the raw log-probability of each token and for the n best alternatives.
+    `logprobs` n asks for the raw log-probability of each token and for the n best alternatives, `prompt_logprobs` n
+    for those of the prompt's tokens. `n` samples share one prompt, which is computed once; with a `seed`, each draws
+    from its own stream. A `constraint` holds for the whole answer, or for what comes after its `reasoning`.
     """
 
     max_tokens: int = 256
@@ -49,6 +91,10 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    n: int = 1
+    constraint: Constraint | None = None
+    reasoning: Reasoning | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.max_tokens < 2**31:
@@ -63,8 +109,12 @@ class SamplingParams:
             value = getattr(self, name)
             if not low <= value <= high:  # also refuses NaN
                 raise InputError(f"{name} is {value}; it must lie in {low}..{high}")
-        if self.logprobs is not None and not 0 <= self.logprobs <= MAX_TOP_LOGPROBS:
-            raise InputError(f"logprobs is {self.logprobs}; it must lie in 0..{MAX_TOP_LOGPROBS}")
+        for name in ("logprobs", "prompt_logprobs"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= MAX_TOP_LOGPROBS:
+                raise InputError(f"{name} is {value}; it must lie in 0..{MAX_TOP_LOGPROBS}")
+        if not 1 <= self.n <= MAX_SAMPLES:
+            raise InputError(f"n is {self.n}; it must lie in 1..{MAX_SAMPLES}")
         _check_stops(self.stop)
         _check_biases(self.logit_bias)
 
@@ -107,16 +157,43 @@ def _check_biases(biases: tuple[tuple[int, float], ...]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """One prompt to complete. `id` is unique among the requests in flight."""
+    """One prompt to complete. `id` is unique among the requests in flight.
+
+    Requests of a lower `priority` number go first. Tenants get equal shares of the tokens, and share no cached
+    prefixes with each other. `adapter` names the weights' variant.
+    """
 
     id: str
     prompt: tuple[int, ...]
     params: SamplingParams
+    tenant: str = ""
+    priority: int = 0
+    adapter: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """One token to be found from one row of logits. A function of these fields and the logits alone.
+
+    `row` counts the batch's sampled rows; several drawings may share one. `index` is the token's number in its answer
+    and picks the random number from `seed`'s stream. `history` are all known tokens if the draw is penalised for them,
+    else empty. `mask` has bit t of byte t // 8 (low bits first) set where token t is allowed; None allows all. A
+    `token` that is given is scored, not drawn.
+    """
+
+    row: int
+    params: SamplingParams
+    seed: int
+    index: int
+    history: tuple[int, ...] = ()
+    mask: bytes | None = None
+    token: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """One drawn token. `logprob` is under the distribution it was drawn from (greedy: after bias and penalties).
+    """One drawn token. `logprob` is under the distribution it was drawn from (greedy: after bias and penalties); 0 for
+    a token that was given.
 
     Where the request asked for logprobs, `raw_logprob` is under the model's own and `top` are that one's n best.
     """
@@ -142,6 +219,11 @@ class Output:
 
     `finish_reason` is None while the request runs, else "stop", "length", "abort" or "error" (then `error` says why).
     `num_generated` counts all tokens drawn so far, the stop's and those held back included.
+
+    `index` says which of a request's n samples this is; each of them ends. `num_cached_tokens` of the prompt were
+    found in the prefix cache. `prompt_logprobs`, if asked for, come with the first output of sample 0: for each prompt
+    token but the first its log-probability and the best (token, log-probability) pairs. Of `num_drafted` tokens that
+    speculation guessed, `num_accepted` were right.
     """
 
     request_id: str
@@ -156,16 +238,22 @@ class Output:
     num_prompt_tokens: int = 0
     num_generated: int = 0
     error: str | None = None
+    index: int = 0
+    num_cached_tokens: int = 0
+    prompt_logprobs: tuple[tuple[float, tuple[tuple[int, float], ...]], ...] = ()
+    num_drafted: int = 0
+    num_accepted: int = 0
 
 
 def join_outputs(outputs: Sequence[Output]) -> Output:
-    """Consecutive outputs of one request as one."""
+    """Consecutive outputs of one sample as one."""
     return replace(
         outputs[-1],
         tokens=tuple(token for output in outputs for token in output.tokens),
         logprobs=tuple(logprob for output in outputs for logprob in output.logprobs),
         raw_logprobs=tuple(logprob for output in outputs for logprob in output.raw_logprobs),
         top_logprobs=tuple(top for output in outputs for top in output.top_logprobs),
+        prompt_logprobs=next((output.prompt_logprobs for output in outputs if output.prompt_logprobs), ()),
     )
 
 
@@ -174,9 +262,9 @@ class Batch:
     """One engine step as the scheduler decided it: flat tokens, no padding.
 
     `offsets` [B+1] cut the flat lists into sequences; `lengths` [B] are cached tokens after the step; `tables`
-    [B] are each sequence's pages in order; `sampled` [B] says whether the sequence's last token is drawn from.
-    `histories` [B] are all known tokens of the sequences whose draw is penalised for them, else empty. `expanded` [B]
-    marks the sequences that MLA attends in its expanded form.
+    [B] are each sequence's pages in order. `expanded` [B] marks the sequences that MLA attends in its expanded form.
+    `sampled_rows` are the flat rows whose logits the `draws` refer to. First of all the pages `copies` (from, to) are
+    copied, in every layer.
     """
 
     request_ids: tuple[str, ...]
@@ -185,11 +273,10 @@ class Batch:
     offsets: tuple[int, ...]
     lengths: tuple[int, ...]
     tables: tuple[tuple[int, ...], ...]
-    sampled: tuple[bool, ...]
-    params: tuple[SamplingParams, ...]
-    num_generated: tuple[int, ...]
-    histories: tuple[tuple[int, ...], ...]
     expanded: tuple[bool, ...]
+    sampled_rows: tuple[int, ...]
+    draws: tuple[Drawing, ...]
+    copies: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

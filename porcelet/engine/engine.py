@@ -44,8 +44,8 @@ class Engine:
             torch.set_num_threads(config.threads)
         self.model = model
         self.runner = Runner(model, config.num_pages)  # first: it refuses a cache that cannot be had
-        self.scheduler = Scheduler(model.config, config, token_bytes)
-        self.sampler = Sampler(seed)
+        self.scheduler = Scheduler(model.config, config, token_bytes, seed)
+        self.sampler = Sampler()
         self._aborted: list[Output] = []
         self._ids = itertools.count()
 
@@ -84,7 +84,7 @@ class Engine:
         batch = self.scheduler.schedule()
         if batch is None:
             return aborted
-        return aborted + self.scheduler.commit(self.sampler.draw(self.runner.run(batch), batch))
+        return aborted + self.scheduler.commit(self.sampler.draw(self.runner.run(batch), batch.draws))
 
     def stream(self, prompt: Sequence[int], params: SamplingParams) -> Iterator[Output]:
         """Run one prompt and yield its outputs; closing the iterator ends the request.

@@ -26,11 +26,10 @@ class Runner:
 
     @torch.inference_mode()
     def run(self, batch: Batch) -> Tensor:
-        """Logits [number of sampled sequences, V] after each sampled sequence's last token."""
+        """Logits [number of sampled rows, V]."""
         view = self._view(batch)
         hidden = self.model(torch.tensor(batch.tokens), torch.tensor(batch.positions), view)
-        last = [end - 1 for end, sampled in zip(batch.offsets[1:], batch.sampled, strict=True) if sampled]
-        return self.model.logits(hidden[torch.tensor(last, dtype=torch.int64)])
+        return self.model.logits(hidden[torch.tensor(batch.sampled_rows, dtype=torch.int64)])
 
     def _view(self, batch: Batch) -> PagedView:
         width = max(map(len, batch.tables))

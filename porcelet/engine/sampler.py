@@ -7,7 +7,6 @@ request repeats whatever runs beside it.
 from __future__ import annotations
 
 import hashlib
-import random
 import struct
 from collections.abc import Sequence
 
@@ -15,46 +14,35 @@ import torch
 from torch import Tensor
 
 from porcelet.kernels.sample import penalize, sample
-from porcelet.types import Batch, Draw, SamplingParams
+from porcelet.types import Draw, Drawing, SamplingParams
 
 Top = tuple[tuple[int, float], ...]
 
 
 class Sampler:
-    """Draws one token for each sampled sequence of a batch. Requests without a seed draw from `seed`'s stream."""
-
-    def __init__(self, seed: int | None = None) -> None:
-        self._random = random.Random(seed)
+    """Draws one token for each drawing of a batch."""
 
     @torch.inference_mode()
-    def draw(self, logits: Tensor, batch: Batch) -> list[Draw]:
-        """One draw for each row of `logits` [number of sampled sequences, V]."""
-        rows = [i for i, sampled in enumerate(batch.sampled) if sampled]
-        if not rows:
+    def draw(self, logits: Tensor, draws: Sequence[Drawing]) -> list[Draw]:
+        """One draw for each of `draws`, whose rows are those of `logits` [rows, V]."""
+        if not draws:
             return []
-        logits = logits.float()
-        params = [batch.params[i] for i in rows]
-        answers = [(batch.histories[i], batch.num_generated[i]) for i in rows]
+        logits = logits[torch.tensor([drawing.row for drawing in draws])].float()
+        params = [drawing.params for drawing in draws]
+        answers = [(drawing.history, drawing.index) for drawing in draws]
         tokens, logprobs = sample(
             _penalized(_biased(logits, params), params, answers),
             _column(logits, [p.temperature for p in params]),
             torch.tensor([p.top_k for p in params], device=logits.device),
             _column(logits, [p.top_p for p in params]),
             _column(logits, [p.min_p for p in params]),
-            torch.tensor(
-                [self._uniform(batch.params[i].seed, batch.num_generated[i]) for i in rows],
-                dtype=torch.float64,
-                device=logits.device,
-            ),
+            torch.tensor([uniform(d.seed, d.index) for d in draws], dtype=torch.float64, device=logits.device),
         )
         reported = _reported(logits, tokens, params)
         return [
             Draw(token, logprob, *reported.get(row, ()))
             for row, (token, logprob) in enumerate(zip(tokens.tolist(), logprobs.tolist(), strict=True))
         ]
-
-    def _uniform(self, seed: int | None, index: int) -> float:
-        return self._random.random() if seed is None else uniform(seed, index)
 
 
 def uniform(seed: int, index: int) -> float:

@@ -12,6 +12,7 @@ Left out so far: priorities, shared prefixes, fairness across tenants.
 from __future__ import annotations
 
 import math
+import random
 from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as ReadOnly
@@ -21,7 +22,7 @@ from porcelet.config import PAGE_SIZE, EngineConfig, ModelConfig
 from porcelet.engine.cache import PagePool
 from porcelet.engine.stop import StopMatcher, Verdict
 from porcelet.errors import InputError
-from porcelet.types import Batch, Draw, Output, Request
+from porcelet.types import Batch, Draw, Drawing, Output, Request
 
 
 @dataclass(eq=False)
@@ -34,6 +35,7 @@ class Sequence:
 
     request: Request
     tokens: list[int]
+    seed: int
     matcher: StopMatcher | None = None
     num_computed: int = 0
     expanded_until: int = 0
@@ -48,12 +50,18 @@ class Sequence:
 class Scheduler:
     """Two queues and a page pool. `schedule` → a `Batch` → the model → `commit` → `Output`s.
 
-    `token_bytes` gives the text of a token, for requests with stop strings; without it they are refused.
+    `token_bytes` gives the text of a token, for requests with stop strings; without it they are refused. Requests
+    without a seed get one from `seed`'s stream.
     """
 
     def __init__(
-        self, model: ModelConfig, config: EngineConfig, token_bytes: Callable[[int], bytes] | None = None
+        self,
+        model: ModelConfig,
+        config: EngineConfig,
+        token_bytes: Callable[[int], bytes] | None = None,
+        seed: int | None = None,
     ) -> None:
+        self._random = random.Random(seed)
         self.config = config
         self.token_bytes = token_bytes
         self.eos = frozenset(model.eos_token_ids)
@@ -84,7 +92,8 @@ class Scheduler:
             )
         if any(s.request.id == request.id for s in (*self.waiting, *self.running)):
             raise InputError(f"request id {request.id!r} is already in flight")
-        self.waiting.append(Sequence(request, list(request.prompt), self._matcher(request)))
+        seed = self._random.getrandbits(63) if request.params.seed is None else request.params.seed
+        self.waiting.append(Sequence(request, list(request.prompt), seed, self._matcher(request)))
 
     def abort(self, request_id: str) -> Output | None:
         """Drop a request; its last output, or None if it is not in flight."""
@@ -230,11 +239,15 @@ def _not_finite(sequence: Sequence) -> str:
 
 def _batch(scheduled: list[tuple[Sequence, int]]) -> Batch:
     offsets, tokens, positions = [0], list[int](), list[int]()
+    sampled_rows, draws = list[int](), list[Drawing]()
     for sequence, count in scheduled:
         start = sequence.num_computed
         tokens += sequence.tokens[start : start + count]
         positions += range(start, start + count)
         offsets.append(len(tokens))
+        if start + count == len(sequence.tokens):
+            draws.append(_drawing(sequence, len(sampled_rows)))
+            sampled_rows.append(len(tokens) - 1)
     return Batch(
         request_ids=tuple(s.request.id for s, _ in scheduled),
         tokens=tuple(tokens),
@@ -242,9 +255,13 @@ def _batch(scheduled: list[tuple[Sequence, int]]) -> Batch:
         offsets=tuple(offsets),
         lengths=tuple(s.num_computed + count for s, count in scheduled),
         tables=tuple(tuple(s.pages) for s, _ in scheduled),
-        sampled=tuple(s.num_computed + count == len(s.tokens) for s, count in scheduled),
-        params=tuple(s.request.params for s, _ in scheduled),
-        num_generated=tuple(s.num_generated for s, _ in scheduled),
-        histories=tuple(tuple(s.tokens) if s.request.params.penalizes else () for s, _ in scheduled),
         expanded=tuple(s.num_computed < s.expanded_until for s, _ in scheduled),
+        sampled_rows=tuple(sampled_rows),
+        draws=tuple(draws),
     )
+
+
+def _drawing(sequence: Sequence, row: int) -> Drawing:
+    params = sequence.request.params
+    history = tuple(sequence.tokens) if params.penalizes else ()
+    return Drawing(row, params, sequence.seed, sequence.num_generated, history)

@@ -24,7 +24,7 @@ from porcelet.engine.sampler import Sampler
 from porcelet.errors import EngineError, InputError
 from porcelet.models.attention import PackedView
 from porcelet.models.transformer import Transformer, build, initialize
-from porcelet.types import Batch, Draw, Request, SamplingParams
+from porcelet.types import Draw, Drawing, Request, SamplingParams
 from tests.models.variants import LLAMA
 
 VOCABULARY = 60
@@ -36,22 +36,12 @@ def model() -> Transformer:
     return initialize(build(LLAMA), seed=5).eval()
 
 
-def batch_of(params: list[SamplingParams]) -> Batch:
-    """A batch in which every sequence has drawn ANSWER after PROMPT and is to draw its next token."""
-    count = len(params)
-    return Batch(
-        request_ids=tuple(map(str, range(count))),
-        tokens=(0,) * count,
-        positions=(0,) * count,
-        offsets=tuple(range(count + 1)),
-        lengths=(1,) * count,
-        tables=((0,),) * count,
-        sampled=(True,) * count,
-        params=tuple(params),
-        num_generated=(len(ANSWER),) * count,
-        histories=tuple(PROMPT + ANSWER if p.penalizes else () for p in params),
-        expanded=(False,) * count,
-    )
+def drawings(params: list[SamplingParams]) -> list[Drawing]:
+    """A row each; every sequence has drawn ANSWER after PROMPT and is to draw its next token."""
+    return [
+        Drawing(row, own, own.seed or 0, len(ANSWER), PROMPT + ANSWER if own.penalizes else ())
+        for row, own in enumerate(params)
+    ]
 
 
 def reference(logits: Tensor, params: SamplingParams) -> Tensor:
@@ -111,7 +101,7 @@ def test_distribution_is_transformers(values: dict[str, Any]) -> None:
     expected = reference(logits, params)
     count = 4000
     seeded = [dataclasses.replace(params, seed=seed) for seed in range(count)]
-    draws = Sampler().draw(logits.expand(count, -1), batch_of(seeded))
+    draws = Sampler().draw(logits.expand(count, -1), drawings(seeded))
     logprobs = {draw.token: draw.logprob for draw in draws}
     assert all(abs(logprob - expected[token]) < 1e-5 for token, logprob in logprobs.items())
     assert set((expected > -6).nonzero()[:, 0].tolist()) <= set(logprobs)  # 10 draws are expected of each
@@ -124,9 +114,9 @@ def test_a_row_does_not_depend_on_its_neighbours() -> None:
     logits = torch.randn(len(PARAMS) * 3, VOCABULARY, generator=torch.manual_seed(2))
     params = [SamplingParams(**values, seed=seed) for seed, values in enumerate(PARAMS * 2)]
     params += [SamplingParams(**values | {"temperature": 0.0}, logprobs=3) for values in PARAMS]
-    crowd = Sampler().draw(logits, batch_of(params))
+    crowd = Sampler().draw(logits, drawings(params))
     for row, own in enumerate(params):
-        (alone,) = Sampler().draw(logits[row : row + 1], batch_of([own]))
+        (alone,) = Sampler().draw(logits[row : row + 1], drawings([own]))
         assert (alone.token, alone.top) == (crowd[row].token, crowd[row].top)
         assert alone.logprob == pytest.approx(crowd[row].logprob, abs=1e-6)
 
@@ -137,7 +127,7 @@ def test_raw_logprobs_are_the_models_own() -> None:
     before = logits.clone()
     shaped = SamplingParams(temperature=0.5, top_k=3, repetition_penalty=2.0, logit_bias=((1, 9.0),), logprobs=4)
     params = [shaped, SamplingParams(temperature=0, logprobs=0), SamplingParams(), SamplingParams(logprobs=20)]
-    draws = Sampler(seed=0).draw(logits, batch_of(params))
+    draws = Sampler().draw(logits, drawings(params))
     expected = logits.log_softmax(-1)
     for row, (draw, count) in enumerate(zip(draws, (4, 0, 0, 20), strict=True)):
         best, ids = expected[row].topk(count)
@@ -173,7 +163,7 @@ def test_logits_that_are_not_finite_never_give_a_token(poison: float, values: di
     logits = torch.randn(3, VOCABULARY, generator=torch.manual_seed(4))
     logits[1, slice(None) if poison == float("-inf") else 50] = poison
     params = SamplingParams(**values, seed=0)
-    draws: list[Draw] = Sampler().draw(logits, batch_of([params] * 3))
+    draws: list[Draw] = Sampler().draw(logits, drawings([params] * 3))
     finite = [torch.tensor(draw.logprob).isfinite().item() for draw in draws]
     assert finite == [True, False, True]
 

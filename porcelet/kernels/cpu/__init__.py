@@ -150,9 +150,7 @@ def embedding_float(target: Target, tokens: Int[Tensor, "T"], weight: TableWeigh
 
 
 @take_rows.instruction(when=_is_float, available=available)
-def take_rows_float(
-    target: Target, x: Float[Tensor, "T D"], rows: Int[Tensor, "taken"]
-) -> Float[Tensor, "taken D"]:
+def take_rows_float(target: Target, x: Float[Tensor, "T D"], rows: Int[Tensor, "taken"]) -> Float[Tensor, "taken D"]:
     target.program.narrow()
     return _take(target, x, rows)
 
@@ -197,9 +195,7 @@ def rope_float(
 
 
 @native(silu_mul, "cpu_float", _is_float, pointwise=True)
-def silu_mul_float(
-    target: Target, gate: Float[Tensor, "T F"], up: Float[Tensor, "T F"]
-) -> Float[Tensor, "T F"]:
+def silu_mul_float(target: Target, gate: Float[Tensor, "T F"], up: Float[Tensor, "T F"]) -> Float[Tensor, "T F"]:
     """One pass, with an exponential good to 1e-7."""
     assert up.dtype == torch.float32 and gate.shape == up.shape
     out = target.empty(*gate.shape)
@@ -327,7 +323,12 @@ def _num_heads(x: Tensor) -> int:
 def _cache(cache: Tensor) -> tuple[int, bool, int, int, int]:
     """Address, whether in half precision, values from page to page, from slot to slot and from head to head."""
     assert cache.dtype in (torch.float32, torch.float16)
-    return cache.data_ptr(), cache.dtype == torch.float16, *cache.stride()[:2], cache.stride(2) if cache.dim() > 2 else 0
+    return (
+        cache.data_ptr(),
+        cache.dtype == torch.float16,
+        *cache.stride()[:2],
+        cache.stride(2) if cache.dim() > 2 else 0,
+    )
 
 
 def _indices(x: Tensor) -> int:

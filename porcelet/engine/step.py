@@ -89,8 +89,8 @@ class RecordedStep:
         count, taken = len(batch.tokens), len(batch.sampled_rows)
         assert count <= self.capacity and taken <= self.capacity, (count, taken)
         # A wrong index would be read by the native code as it is.
-        assert 0 <= min(batch.tokens) and max(batch.tokens) < self.vocab_size
-        assert 0 <= min(batch.positions) and max(batch.positions) < self.max_length
+        assert min(batch.tokens) >= 0 and max(batch.tokens) < self.vocab_size
+        assert min(batch.positions) >= 0 and max(batch.positions) < self.max_length
         assert all(0 <= row < count for row in batch.sampled_rows)
         self._inputs.fill(batch)
         self.program.run(count, taken, torch.get_num_threads())

@@ -115,7 +115,9 @@ class Tape:
 class _Guard(TorchDispatchMode):
     """Refuses every torch operation but views."""
 
-    allows = False
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.allows = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if not (self.allows or func.is_view):

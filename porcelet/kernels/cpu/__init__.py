@@ -249,9 +249,46 @@ def attention_native(
     lengths: Int[Tensor, "B"],
     tables: Int[Tensor, "B max_pages"],
     scale: float,
-    most: int = 1 << 62,
 ) -> Float[Tensor, "T H Vd"]:
-    """Pages are read in place, every new token by itself. Sequences with more than `most` new tokens are left out."""
+    """Pages are read in place, every new token by itself."""
+    return _attend(target, q, k_cache, v_cache, offsets, lengths, tables, scale, 1 << 62)
+
+
+@attention_paged.body("cpu_paged", when=_is_float, available=available)
+def attention_float(
+    q: Float[Tensor, "T H Hd"],
+    k_cache: Float[Tensor, "P page K Hd"],
+    v_cache: Float[Tensor, "P page K Vd"],
+    offsets: Int[Tensor, "B1"],
+    lengths: Int[Tensor, "B"],
+    tables: Int[Tensor, "B max_pages"],
+    scale: float,
+) -> Float[Tensor, "T H Vd"]:
+    """Decoding and verification of drafts as in a recorded step, to the bit; prompts by torch's SDPA."""
+    if not len(q):
+        return q.new_zeros(0, q.shape[1], v_cache.shape[3])
+    target = AtOnce()
+    out = _attend(target, q.contiguous(), k_cache, v_cache, offsets, lengths, tables, scale, MOST_NEW)
+    target.program.run(len(q), 0, torch.get_num_threads())
+    for row in (offsets.diff() > MOST_NEW).nonzero()[:, 0].tolist():
+        first, end = offsets[row : row + 2].tolist()
+        k, v = (cache_read(cache, tables[row], int(lengths[row])).to(q.dtype) for cache in (k_cache, v_cache))
+        out[first:end] = attention_suffix(q[first:end], k, v, scale)
+    return out
+
+
+def _attend(
+    target: Target,
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    offsets: Tensor,
+    lengths: Tensor,
+    tables: Tensor,
+    scale: float,
+    most: int,
+) -> Tensor:
+    """Attention of all sequences with at most `most` new tokens; the rows of the others are left as they are."""
     (T, H, k_width), (_, page_size, K, v_width) = q.shape, v_cache.shape
     assert q.is_contiguous() and tables.is_contiguous() and k_cache.stride(3) == v_cache.stride(3) == 1
     assert k_width == k_cache.shape[3] and H % K == 0 and k_cache.dtype == v_cache.dtype
@@ -270,31 +307,6 @@ def attention_native(
         most,
         scale,
     )
-    return out
-
-
-@attention_paged.body("cpu_paged", when=_is_float, available=available)
-def attention_float(
-    q: Float[Tensor, "T H Hd"],
-    k_cache: Float[Tensor, "P page K Hd"],
-    v_cache: Float[Tensor, "P page K Vd"],
-    offsets: Int[Tensor, "B1"],
-    lengths: Int[Tensor, "B"],
-    tables: Int[Tensor, "B max_pages"],
-    scale: float,
-) -> Float[Tensor, "T H Vd"]:
-    """Decoding and verification of drafts as in a recorded step, to the bit; prompts by torch's SDPA."""
-    if not len(q):
-        return q.new_zeros(0, q.shape[1], v_cache.shape[3])
-    target = AtOnce()
-    past = offsets, lengths, tables
-    out = attention_native(target, q.contiguous(), k_cache, v_cache, *past, scale, MOST_NEW)
-    target.program.run(len(q), 0, torch.get_num_threads())
-    counts = offsets.diff()
-    for row in (counts > MOST_NEW).nonzero()[:, 0].tolist():
-        first, end = offsets[row : row + 2].tolist()
-        k, v = (cache_read(cache, tables[row], int(lengths[row])).to(q.dtype) for cache in (k_cache, v_cache))
-        out[first:end] = attention_suffix(q[first:end], k, v, scale)
     return out
 
 

@@ -233,7 +233,7 @@ def cache_write_cpu(
 ) -> None:
     """One copy a token, into the whole of a slot or, where `cache` is a slice, into a part of it."""
     assert values.dtype == torch.float32 and cache.shape[2:] == values.shape[1:] and len(slots) == len(values)
-    assert cache.stride(0) == cache.shape[1] * cache.stride(1)
+    assert cache.dim() == 4 and cache.stride(0) == cache.shape[1] * cache.stride(1)
     slot, rows = cache[0, 0].flatten(), target.dense(values).flatten(1)
     assert slot.data_ptr() == cache.data_ptr() and rows.data_ptr() == values.data_ptr(), "heads must lie together"
     target.program.cache_write(_cache(cache), _rows(rows), _indices(slots), rows.shape[1])
@@ -335,12 +335,8 @@ def _num_heads(x: Tensor) -> int:
 def _cache(cache: Tensor) -> tuple[int, bool, int, int, int]:
     """Address, whether in half precision, values from page to page, from slot to slot and from head to head."""
     assert cache.dtype in (torch.float32, torch.float16)
-    return (
-        cache.data_ptr(),
-        cache.dtype == torch.float16,
-        *cache.stride()[:2],
-        cache.stride(2) if cache.dim() > 2 else 0,
-    )
+    page, slot, head = cache.stride()[:3]
+    return cache.data_ptr(), cache.dtype == torch.float16, page, slot, head
 
 
 def _indices(x: Tensor) -> int:

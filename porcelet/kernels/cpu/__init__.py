@@ -15,6 +15,7 @@ from torch import Tensor
 
 from porcelet.kernels import Key
 from porcelet.kernels.attention import attention_paged, cache_write
+from porcelet.kernels.experts import ExpertWeight, experts, route, route_softmax
 from porcelet.kernels.linear import GROUP, Int8Weight, Weight, linear
 from porcelet.kernels.pointwise import rms_norm, rope, silu_mul
 
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
 _BUILT = importlib.util.find_spec("porcelet.kernels.cpu._native") is not None
 if _BUILT:
     from porcelet.kernels.cpu import _native
+
+
+# More tokens go to torch's GEMM, which packs its operands: that pays from about here.
+LARGEST_BATCH = 64
 
 
 def available() -> bool:
@@ -62,6 +67,119 @@ def linear_int8(x: Float[Tensor, "T D"], weight: Weight) -> Float[Tensor, "T N"]
     out = torch.empty(T, N)
     _native.linear_int8(x.data_ptr(), weight.packed.data_ptr(), out.data_ptr(), T, K, N, torch.get_num_threads())
     return out
+
+
+def _has_float_weight(key: Key) -> bool:
+    return key.format in ("Tensor", "Parameter") and _is_float(key)
+
+
+def _rows_are_float(weight: Tensor) -> bool:
+    return weight.dtype == torch.float32 and weight.is_cpu and weight.stride(-1) == 1
+
+
+@linear.body("cpu_float", when=_has_float_weight, available=available)
+def linear_float(x: Float[Tensor, "T D"], weight: Weight) -> Float[Tensor, "T N"]:
+    """x · weightᵀ from the parameter as it lies, up to 64 tokens, each with the same bits in every batch and on any
+    number of threads. More tokens, and weights whose rows do not lie in one piece, go to torch."""
+    assert isinstance(weight, Tensor)
+    T, K = x.shape
+    if T > LARGEST_BATCH or not _rows_are_float(weight):
+        return linear.reference(x, weight)
+    N = len(weight)
+    assert weight.shape == (N, K), (x.shape, weight.shape)
+    x = _with_rows(x)
+    out = torch.empty(T, N)
+    sizes = (T, K, N, x.stride(0), weight.stride(0), N)
+    _native.linear_float(x.data_ptr(), weight.data_ptr(), 0, out.data_ptr(), sizes, torch.get_num_threads())
+    return out
+
+
+def heads_linear(
+    x: Float[Tensor, "T heads inputs"], weight: Float[Tensor, "heads rows columns"], *, mixed: bool, out: Tensor
+) -> None:
+    """One matrix a head, as absorbed MLA needs them: W_UV, "thc,hvc->thv"; if `mixed` W_UK, "thn,hnc->thc".
+
+    All three may be slices whose last dimension lies in one piece. A token has the same bits in every batch.
+    """
+    T, heads, num_inputs = x.shape
+    num_outputs = weight.shape[2 if mixed else 1]
+    assert weight.shape == ((heads, num_inputs, num_outputs) if mixed else (heads, num_outputs, num_inputs))
+    assert out.shape == (T, heads, num_outputs), (out.shape, x.shape, weight.shape)
+    for tensor in (x, weight, out):
+        assert tensor.dtype == torch.float32 and tensor.is_cpu and tensor.stride(2) == 1
+    strides = (x.stride(0), x.stride(1), weight.stride(0), weight.stride(1), out.stride(0), out.stride(1))
+    sizes, addresses = (T, heads, num_inputs, num_outputs), (x.data_ptr(), weight.data_ptr(), out.data_ptr())
+    _native.heads_linear(*addresses, sizes, strides, mixed, torch.get_num_threads())
+
+
+@experts.body("cpu_float", when=_has_float_weight, available=available)
+def experts_float(
+    x: Float[Tensor, "T D"],
+    gate_up: ExpertWeight,
+    down: ExpertWeight,
+    indices: Int[Tensor, "T A"],
+    weights: Float[Tensor, "T A"],
+) -> Float[Tensor, "T D"]:
+    """All experts of up to 64 tokens in one parallel region. A token's experts are summed in ascending order: so it
+    has the same bits in every batch."""
+    assert isinstance(gate_up, Tensor) and isinstance(down, Tensor)
+    if len(x) > LARGEST_BATCH or not (_are_contiguous(gate_up, down) and weights.dtype == torch.float32):
+        return experts.reference(x, gate_up, down, indices, weights)
+    T, D = x.shape
+    E, _, F = down.shape
+    A = indices.shape[1]
+    assert gate_up.shape == (E, 2 * F, D) and down.shape == (E, D, F) and weights.shape == indices.shape == (T, A)
+    assert indices.dtype == torch.int64 and all(0 <= expert < E for expert in indices.flatten().tolist())
+    x, indices, weights = _with_rows(x), indices.contiguous(), weights.contiguous()
+    out = torch.empty(T, D)
+    addresses = (x.data_ptr(), gate_up.data_ptr(), down.data_ptr(), indices.data_ptr(), weights.data_ptr())
+    _native.experts_float(*addresses, out.data_ptr(), (T, D, F, E, A, x.stride(0)), torch.get_num_threads())
+    return out
+
+
+@route.body("cpu_float", when=_is_float, available=available)
+def route_float(
+    logits: Float[Tensor, "T E"],
+    bias: Float[Tensor, "E"],
+    num_groups: int,
+    topk_group: int,
+    top_k: int,
+    normalize: bool,
+    scale: float,
+) -> tuple[Int[Tensor, "T A"], Float[Tensor, "T A"]]:
+    """One pass a token. Of equal scores the lower index is taken, where torch leaves it open."""
+    assert bias.dtype == torch.float32 and bias.is_contiguous() and bias.shape == logits.shape[1:]
+    return _route(logits, bias.data_ptr(), num_groups, topk_group, top_k, normalize, scale)
+
+
+@route_softmax.body("cpu_float", when=_is_float, available=available)
+def route_softmax_float(
+    logits: Float[Tensor, "T E"], num_groups: int, topk_group: int, top_k: int, scale: float
+) -> tuple[Int[Tensor, "T A"], Float[Tensor, "T A"]]:
+    """As `route_float`."""
+    return _route(logits, 0, num_groups, topk_group, top_k, False, scale)
+
+
+def _route(
+    logits: Tensor, bias: int, num_groups: int, topk_group: int, top_k: int, normalize: bool, scale: float
+) -> tuple[Tensor, Tensor]:
+    T, E = logits.shape
+    assert 0 < top_k <= E and 0 < topk_group <= num_groups and E % num_groups == 0
+    assert num_groups == 1 or not bias or 2 * num_groups <= E  # V3's groups are scored by their two best
+    logits = logits.contiguous()
+    indices, weights = torch.empty(T, top_k, dtype=torch.int64), torch.empty(T, top_k)
+    addresses, sizes = (logits.data_ptr(), bias, indices.data_ptr(), weights.data_ptr()), (T, E, num_groups, topk_group)
+    _native.route(*addresses, (*sizes, top_k), normalize, scale, torch.get_num_threads())
+    return indices, weights
+
+
+def _with_rows(x: Tensor) -> Tensor:
+    """x itself if each of its rows lies in one piece, else a copy."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _are_contiguous(*weights: Tensor) -> bool:
+    return all(_rows_are_float(weight) and weight.is_contiguous() for weight in weights)
 
 
 @rms_norm.body("cpu_float", when=_is_float, available=available)

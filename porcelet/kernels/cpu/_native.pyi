@@ -34,3 +34,38 @@ def attention_decode(
     threads: int,
     /,
 ) -> None: ...
+def linear_float(
+    x: int, weight: int, bias: int, out: int, sizes: tuple[int, int, int, int, int, int], threads: int, /
+) -> None: ...
+def heads_linear(
+    x: int,
+    weight: int,
+    out: int,
+    sizes: tuple[int, int, int, int],
+    strides: tuple[int, int, int, int, int, int],
+    mixed: bool,
+    threads: int,
+    /,
+) -> None: ...
+def experts_float(
+    x: int,
+    gate_up: int,
+    down: int,
+    indices: int,
+    weights: int,
+    out: int,
+    sizes: tuple[int, int, int, int, int, int],
+    threads: int,
+    /,
+) -> None: ...
+def route(
+    logits: int,
+    bias: int,
+    indices: int,
+    weights: int,
+    sizes: tuple[int, int, int, int, int],
+    normalize: bool,
+    scale: float,
+    threads: int,
+    /,
+) -> None: ...

@@ -13,6 +13,8 @@
 namespace nb = nanobind;
 using namespace porcelet;
 
+void bind_float(nb::module_& m);  // module_float.cpp
+
 namespace {
 
 void call_linear_int8(uintptr_t x, uintptr_t packed, uintptr_t out, size_t T, size_t K, size_t N, int threads) {
@@ -77,4 +79,5 @@ NB_MODULE(_native, m) {
     m.def("silu_mul", call_silu_mul);
     m.def("cache_write", call_cache_write);
     m.def("attention_decode", call_attention_decode);
+    bind_float(m);
 }

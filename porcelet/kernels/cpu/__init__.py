@@ -20,7 +20,17 @@ from torch import Tensor
 
 from porcelet.kernels import Key, Op
 from porcelet.kernels.attention import attention_paged, attention_suffix, cache_read, cache_write
-from porcelet.kernels.linear import GROUP, Int8Weight, TableWeight, Weight, embedding, linear, take_rows
+from porcelet.kernels.experts import ExpertWeight, experts, route, route_softmax
+from porcelet.kernels.linear import (
+    GROUP,
+    Int8Weight,
+    TableWeight,
+    Weight,
+    embedding,
+    heads_linear,
+    linear,
+    take_rows,
+)
 from porcelet.kernels.pointwise import add, concat, rms_norm, rope, rotary_angles, silu_mul
 from porcelet.kernels.record import Tape
 
@@ -35,7 +45,8 @@ if _BUILT:
 P = ParamSpec("P")
 R = TypeVar("R")
 
-WORTH_THREADS = 1 << 15  # values below which entering a parallel region costs more than a pointwise op
+WORTH_THREADS = 1 << 15  # values or products below which entering a parallel region costs more than it saves
+LARGEST_BATCH = 64  # more tokens go to torch's GEMM, which packs its operands: that pays from about here
 MOST_NEW = 8  # new tokens a sequence up to which attention token by token beats torch's, which suits prompts
 
 
@@ -78,24 +89,35 @@ class AtOnce:
 Target = Tape | AtOnce  # where an instruction goes
 
 
+def at_once(
+    function: Callable[Concatenate[Target, P], R], rows: int, work: int, *args: P.args, **kwargs: P.kwargs
+) -> R:
+    """Append to a program of its own and run it, on one thread where the work, in values or products, is little."""
+    target = AtOnce()
+    out = function(target, *args, **kwargs)
+    target.program.run(rows, 0, torch.get_num_threads() if work >= WORTH_THREADS else 1)
+    return out
+
+
 def native(
-    an_op: Op[P, R], name: str, when: Callable[[Key], bool], *, tokens: int = 0, pointwise: bool = False
+    an_op: Op[P, R],
+    name: str,
+    when: Callable[[Key], bool],
+    *,
+    tokens: int = 0,
+    work: Callable[[Tensor], int] = Tensor.numel,
 ) -> Callable[[Callable[Concatenate[Target, P], R]], Callable[P, R]]:
     """Register a function as the op's instruction, and run at once as its body.
 
-    Argument number `tokens` has as many rows as there are tokens. A pointwise op's work is the size of its first.
+    Argument number `tokens` has as many rows as there are tokens; `work` tells from it how much there is to do.
     """
 
     def register(function: Callable[Concatenate[Target, P], R]) -> Callable[P, R]:
         @wraps(function)
         def body(*args: P.args, **kwargs: P.kwargs) -> R:
-            target = AtOnce()
-            out = function(target, *args, **kwargs)
-            first, rows = args[0], args[tokens]
-            assert isinstance(first, Tensor) and isinstance(rows, Tensor)
-            alone = pointwise and first.numel() < WORTH_THREADS
-            target.program.run(len(rows), 0, 1 if alone else torch.get_num_threads())
-            return out
+            rows = args[tokens]
+            assert isinstance(rows, Tensor)
+            return at_once(function, len(rows), work(rows), *args, **kwargs)
 
         an_op.instruction(when=when, available=available)(function)
         an_op.body(name, when=when, available=available)(body)
@@ -116,7 +138,15 @@ def _is_int8(key: Key) -> bool:
     return _on_cpu(key) and key.format == "Int8Weight"
 
 
-@native(linear, "cpu_int8", lambda key: _is_int8(key) and _is_float(key))
+def _is_plain(key: Key) -> bool:
+    return _on_cpu(key) and key.format in ("Tensor", "Parameter")
+
+
+def _is_float_twice(key: Key) -> bool:
+    return _is_plain(key) and _is_float(key)
+
+
+@native(linear, "cpu_int8", lambda key: _is_int8(key) and _is_float(key), work=lambda x: WORTH_THREADS)
 def linear_int8(target: Target, x: Float[Tensor, "T D"], weight: Weight) -> Float[Tensor, "T N"]:
     """x · weightᵀ with x quantised to 16 bits a token and group of 32: within 1e-4 of the reference's largest value.
 
@@ -134,6 +164,140 @@ def linear_int8(target: Target, x: Float[Tensor, "T D"], weight: Weight) -> Floa
     return out
 
 
+def _linear_float(target: Target, x: Tensor, weight: Weight) -> Tensor:
+    assert isinstance(weight, Tensor) and weight.dtype == torch.float32 and weight.is_cpu and weight.stride(-1) == 1
+    (T, K), N = x.shape, len(weight)
+    assert weight.shape == (N, K), (x.shape, weight.shape)
+    out = target.empty(T, N)
+    target.program.linear_float(_rows(target.dense(x)), _rows(weight), out.data_ptr(), K, N)
+    return out
+
+
+linear.instruction(when=_is_float_twice, available=available)(_linear_float)
+
+
+@linear.body("cpu_float", when=_is_float_twice, available=available)
+def linear_float(x: Float[Tensor, "T D"], weight: Weight) -> Float[Tensor, "T N"]:
+    """x · weightᵀ from the parameter as it lies, up to 64 tokens, each with the same bits in every batch and on any
+    number of threads. More tokens, and weights whose rows do not lie in one piece, go to torch."""
+    assert isinstance(weight, Tensor)
+    if len(x) > LARGEST_BATCH or weight.stride(-1) != 1:
+        return linear.reference(x, weight)
+    return at_once(_linear_float, len(x), x.numel() * len(weight), x, weight)
+
+
+def _heads_linear(target: Target, x: Tensor, weight: Tensor) -> Tensor:
+    """`weight` may be a slice of kv_b_proj, or that transposed."""
+    T, heads, num_inputs = x.shape
+    num_outputs = weight.shape[1]
+    assert weight.shape == (heads, num_outputs, num_inputs) and weight.dtype == torch.float32, (x.shape, weight.shape)
+    mixed = weight.stride(2) != 1
+    stored = weight.transpose(1, 2) if mixed else weight
+    assert stored.stride(2) == 1 and weight.is_cpu
+    out = target.empty(T, heads, num_outputs)
+    sizes = heads, num_inputs, num_outputs
+    target.program.heads_linear(_heads(target.dense(x)), _heads(stored), out.data_ptr(), *sizes, mixed)
+    return out
+
+
+heads_linear.instruction(when=_is_float, available=available)(_heads_linear)
+
+
+@heads_linear.body("cpu_float", when=_is_float, available=available)
+def heads_linear_float(x: Float[Tensor, "T H I"], weight: Float[Tensor, "H O I"]) -> Float[Tensor, "T H O"]:
+    """One matrix a head from where it lies; up to 64 tokens, each with the same bits in every batch."""
+    if len(x) > LARGEST_BATCH or 1 not in weight.stride()[1:]:
+        return heads_linear.reference(x, weight)
+    return at_once(_heads_linear, len(x), x.numel() * weight.shape[1], x, weight)
+
+
+def _experts(
+    target: Target, x: Tensor, gate_up: ExpertWeight, down: ExpertWeight, indices: Tensor, weights: Tensor
+) -> Tensor:
+    assert isinstance(gate_up, Tensor) and isinstance(down, Tensor)
+    (T, D), (E, _, F), A = x.shape, down.shape, indices.shape[1]
+    assert gate_up.shape == (E, 2 * F, D) and down.shape == (E, D, F) and weights.shape == indices.shape == (T, A)
+    for tensor in (gate_up, down, weights):
+        assert tensor.is_contiguous() and tensor.dtype == torch.float32
+    out, hidden = target.empty(T, D), target.empty(T * A, F)
+    starts, order = target.empty(E + 1, dtype=torch.int64), target.empty(T * A, dtype=torch.int64)
+    target.program.experts_float(
+        _rows(target.dense(x)),
+        (gate_up.data_ptr(), down.data_ptr()),
+        (_indices(indices), weights.data_ptr()),
+        (starts.data_ptr(), order.data_ptr(), hidden.data_ptr()),
+        out.data_ptr(),
+        (D, F, E, A),
+    )
+    return out
+
+
+experts.instruction(when=_is_float_twice, available=available)(_experts)
+
+
+@experts.body("cpu_float", when=_is_float_twice, available=available)
+def experts_float(
+    x: Float[Tensor, "T D"],
+    gate_up: ExpertWeight,
+    down: ExpertWeight,
+    indices: Int[Tensor, "T A"],
+    weights: Float[Tensor, "T A"],
+) -> Float[Tensor, "T D"]:
+    """All experts of up to 64 tokens in one parallel region. A token's experts are summed in ascending order: so it
+    has the same bits in every batch."""
+    assert isinstance(gate_up, Tensor) and isinstance(down, Tensor)
+    if len(x) > LARGEST_BATCH or not (gate_up.is_contiguous() and down.is_contiguous()):
+        return experts.reference(x, gate_up, down, indices, weights)
+    assert all(0 <= expert < len(down) for expert in indices.flatten().tolist())
+    work = indices.numel() * down[0].numel() * 3
+    return at_once(_experts, len(x), work, x, gate_up, down, indices.contiguous(), weights.contiguous())
+
+
+@native(route, "cpu_float", _is_float, work=lambda logits: 16 * logits.numel())
+def route_float(
+    target: Target,
+    logits: Float[Tensor, "T E"],
+    bias: Float[Tensor, "E"],
+    num_groups: int,
+    topk_group: int,
+    top_k: int,
+    normalize: bool,
+    scale: float,
+) -> tuple[Int[Tensor, "T A"], Float[Tensor, "T A"]]:
+    """One pass a token. Of equal scores the lower index is taken, where torch leaves it open."""
+    assert bias.dtype == torch.float32 and bias.is_contiguous() and bias.shape == logits.shape[1:]
+    return _route(target, logits, bias.data_ptr(), num_groups, topk_group, top_k, normalize, scale)
+
+
+@native(route_softmax, "cpu_float", _is_float, work=lambda logits: 16 * logits.numel())
+def route_softmax_float(
+    target: Target, logits: Float[Tensor, "T E"], num_groups: int, topk_group: int, top_k: int, scale: float
+) -> tuple[Int[Tensor, "T A"], Float[Tensor, "T A"]]:
+    """As `route_float`."""
+    return _route(target, logits, 0, num_groups, topk_group, top_k, False, scale)
+
+
+def _route(
+    target: Target,
+    logits: Tensor,
+    bias: int,
+    num_groups: int,
+    topk_group: int,
+    top_k: int,
+    normalize: bool,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    T, E = logits.shape
+    assert 0 < top_k <= E and 0 < topk_group <= num_groups and E % num_groups == 0
+    assert num_groups == 1 or not bias or 2 * num_groups <= E  # V3's groups are scored by their two best
+    assert logits.is_contiguous()
+    indices, weights = target.empty(T, top_k, dtype=torch.int64), target.empty(T, top_k)
+    addresses = indices.data_ptr(), weights.data_ptr(), target.empty(T, 2 * E + num_groups).data_ptr()
+    sizes = E, num_groups, topk_group, top_k
+    target.program.route(logits.data_ptr(), bias, *addresses, sizes, normalize, scale)
+    return indices, weights
+
+
 @native(embedding, "cpu_int8", _is_int8)
 def embedding_int8(target: Target, tokens: Int[Tensor, "T"], weight: TableWeight) -> Float[Tensor, "T D"]:
     """Rows of a packed table, to the bits of the definition."""
@@ -143,7 +307,7 @@ def embedding_int8(target: Target, tokens: Int[Tensor, "T"], weight: TableWeight
     return out
 
 
-@embedding.instruction(when=lambda key: _on_cpu(key) and key.format in ("Tensor", "Parameter"), available=available)
+@embedding.instruction(when=_is_plain, available=available)
 def embedding_float(target: Target, tokens: Int[Tensor, "T"], weight: TableWeight) -> Float[Tensor, "T D"]:
     assert isinstance(weight, Tensor)
     return _take(target, weight, tokens)
@@ -165,7 +329,7 @@ def rotary_angles_table(
     return _take(tape, tape.keep(cos), positions), _take(tape, tape.keep(sin), positions)
 
 
-@native(rms_norm, "cpu_float", _is_float, pointwise=True)
+@native(rms_norm, "cpu_float", _is_float)
 def rms_norm_float(
     target: Target, x: Float[Tensor, "*rows W"], weight: Float[Tensor, "W"], eps: float
 ) -> Float[Tensor, "*rows W"]:
@@ -177,7 +341,7 @@ def rms_norm_float(
     return out
 
 
-@native(rope, "cpu_float", _is_float, pointwise=True)
+@native(rope, "cpu_float", _is_float)
 def rope_float(
     target: Target,
     x: Float[Tensor, "T heads R"],
@@ -194,7 +358,7 @@ def rope_float(
     return out
 
 
-@native(silu_mul, "cpu_float", _is_float, pointwise=True)
+@native(silu_mul, "cpu_float", _is_float)
 def silu_mul_float(target: Target, gate: Float[Tensor, "T F"], up: Float[Tensor, "T F"]) -> Float[Tensor, "T F"]:
     """One pass, with an exponential good to 1e-7."""
     assert up.dtype == torch.float32 and gate.shape == up.shape
@@ -267,9 +431,8 @@ def attention_float(
     """Decoding and verification of drafts as in a recorded step, to the bit; prompts by torch's SDPA."""
     if not len(q):
         return q.new_zeros(0, q.shape[1], v_cache.shape[3])
-    target = AtOnce()
-    out = _attend(target, q.contiguous(), k_cache, v_cache, offsets, lengths, tables, scale, MOST_NEW)
-    target.program.run(len(q), 0, torch.get_num_threads())
+    past = k_cache, v_cache, offsets, lengths, tables
+    out = at_once(_attend, len(q), WORTH_THREADS, q.contiguous(), *past, scale, MOST_NEW)
     for row in (offsets.diff() > MOST_NEW).nonzero()[:, 0].tolist():
         first, end = offsets[row : row + 2].tolist()
         k, v = (cache_read(cache, tables[row], int(lengths[row])).to(q.dtype) for cache in (k_cache, v_cache))

@@ -24,6 +24,32 @@ class Program:
     def take_rows(self, table: Rows, index: int, out: int, width: int, /) -> None: ...
     def take_int8_rows(self, packed: int, index: int, out: int, K: int, /) -> None: ...
     def cache_write(self, cache: Cache, values: Rows, slots: int, width: int, /) -> None: ...
+    def linear_float(self, x: Rows, weight: Rows, out: int, K: int, N: int, /) -> None: ...
+    def heads_linear(
+        self, x: Heads, weight: Heads, out: int, heads: int, inputs: int, outputs: int, mixed: bool, /
+    ) -> None: ...
+    def experts_float(
+        self,
+        x: Rows,
+        stacks: tuple[int, int],
+        chosen: tuple[int, int],
+        scratch: tuple[int, int, int],
+        out: int,
+        sizes: tuple[int, int, int, int],
+        /,
+    ) -> None: ...
+    def route(
+        self,
+        logits: int,
+        bias: int,
+        indices: int,
+        weights: int,
+        scratch: int,
+        sizes: tuple[int, int, int, int],
+        normalize: bool,
+        scale: float,
+        /,
+    ) -> None: ...
     def attention(
         self,
         q: int,

@@ -7,9 +7,13 @@
 #include <stdexcept>
 
 #include "attention.h"
+#include "experts.h"
+#include "heads.h"
 #include "isa.h"
 #include "linear.h"
+#include "linear_float.h"
 #include "pointwise.h"
+#include "route.h"
 #include "rows.h"
 #include "step.h"
 
@@ -87,6 +91,38 @@ AttentionArgs attention_args(uintptr_t q, Cache k, Cache v, std::tuple<uintptr_t
             scale};
 }
 
+LinearFloatArgs linear_float_args(Rows x, Rows weight, uintptr_t out, size_t K, size_t N) {
+    const auto [x_first, x_stride] = x;
+    const auto [weight_first, weight_stride] = weight;
+    return {select_isa(), {at<float>(x_first), x_stride}, {at<float>(weight_first), weight_stride}, nullptr, at<float>(out), N, K, N};
+}
+
+HeadsArgs heads_linear_args(Heads x, Heads weight, uintptr_t out, size_t heads, size_t inputs, size_t outputs, bool mixed) {
+    const auto [x_first, x_stride, x_head] = x;
+    const auto [weight_first, weight_head, weight_row] = weight;
+    return {select_isa(), at<float>(x_first), x_stride, x_head, {at<float>(weight_first), weight_row}, weight_head, at<float>(out),
+            heads * outputs, outputs, heads, inputs, outputs, mixed};
+}
+
+ExpertsArgs experts_float_args(Rows x, std::tuple<uintptr_t, uintptr_t> stacks, std::tuple<uintptr_t, uintptr_t> chosen,
+                               std::tuple<uintptr_t, uintptr_t, uintptr_t> scratch, uintptr_t out,
+                               std::tuple<size_t, size_t, size_t, size_t> sizes) {
+    const auto [first, stride] = x;
+    const auto [gate_up, down] = stacks;
+    const auto [indices, weights] = chosen;
+    const auto [starts, order, hidden] = scratch;
+    const auto [D, F, E, A] = sizes;
+    return {select_isa(), {at<float>(first), stride}, at<float>(gate_up), at<float>(down), at<int64_t>(indices), at<float>(weights),
+            at<float>(out), D, D, F, E, A, at<size_t>(starts), at<size_t>(order), at<float>(hidden)};
+}
+
+RouteArgs route_args(uintptr_t logits, uintptr_t bias, uintptr_t indices, uintptr_t weights, uintptr_t scratch,
+                     std::tuple<size_t, size_t, size_t, size_t> sizes, bool normalize, float scale) {
+    const auto [E, groups, kept_groups, A] = sizes;
+    return {at<float>(logits), at<float>(bias), E, groups, kept_groups, A, normalize, scale, at<int64_t>(indices), at<float>(weights),
+            at<float>(scratch)};
+}
+
 // The method that appends a driver's call, its arguments made from Python's.
 template <class Args, class... P>
 auto appends(void (*driver)(const Args&, size_t, const Team&), Args (*make)(P...)) {
@@ -121,5 +157,9 @@ NB_MODULE(_native, m) {
         .def("take_rows", appends(take_rows, take_rows_args))
         .def("take_int8_rows", appends(take_int8_rows, take_int8_rows_args))
         .def("cache_write", appends(cache_write, cache_write_args))
+        .def("linear_float", appends(linear_float, linear_float_args))
+        .def("heads_linear", appends(heads_linear, heads_linear_args))
+        .def("experts_float", appends(experts_float, experts_float_args))
+        .def("route", appends(route, route_args))
         .def("attention", appends(attention, attention_args));
 }

@@ -120,6 +120,17 @@ class _Guard(TorchDispatchMode):
         self.allows = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if not (self.allows or func.is_view):
+        out = func(*args, **(kwargs or {})) if self.allows or func.is_view else None
+        if not (self.allows or _shares(out, args[0] if args else None)):
             raise NotRecordable(f"{func} touches data outside of an op")
-        return func(*args, **(kwargs or {}))
+        return out
+
+
+def _shares(views: Any, x: Any) -> bool:
+    """Whether all of `views` lie in the memory of `x`: a reshape or a cast may have had to copy."""
+    outputs = views if isinstance(views, (list, tuple)) else [views]
+    return isinstance(x, Tensor) and all(isinstance(o, Tensor) and _memory(o) == _memory(x) for o in outputs)
+
+
+def _memory(x: Tensor) -> int:
+    return x.untyped_storage().data_ptr()

@@ -3,7 +3,14 @@
 from porcelet.config.gguf import read_gguf
 from porcelet.config.hf import read_file, read_hf, write_hf
 from porcelet.config.model import ARCHITECTURES, ModelConfig, RopeScaling
-from porcelet.config.settings import PAGE_SIZE, EngineConfig, TrainConfig, override, parse_settings
+from porcelet.config.settings import (
+    PAGE_SIZE,
+    EngineConfig,
+    TrainConfig,
+    override,
+    parse_memory,
+    parse_settings,
+)
 
 __all__ = [
     "ARCHITECTURES",
@@ -13,6 +20,7 @@ __all__ = [
     "RopeScaling",
     "TrainConfig",
     "override",
+    "parse_memory",
     "parse_settings",
     "read_file",
     "read_gguf",

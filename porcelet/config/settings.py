@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -19,27 +20,61 @@ class EngineConfig:
     """What the engine may use.
 
     `weights` "auto" is fp8 for an FP8 checkpoint, int8 for a quantised GGUF file where the native body exists, else
-    float32; "float32", "int8" and "fp8" insist. `cache_tokens` is the size of the paged cache; `max_batch_tokens` the
-    token budget of a step.
+    float32; "float32", "int8" and "fp8" insist. `cache_memory` is the size of the paged cache: bytes ("2GB", "512MiB")
+    or a fraction ("0.5") of the memory that is available once the model is loaded; where it is empty, `cache_tokens`
+    says how many tokens fit. `cache_dtype` is float32 or float16, half as large. `prefix_cache` on finds what earlier
+    requests computed. `max_batch_tokens` is the token budget of a step, `max_sequences` the most that run at once.
+
+    `speculation` guesses tokens ahead: by the model's own MTP layer, or by looking the last tokens up in the text so
+    far; "auto" takes the first of them that the model has, and guesses while that pays; "mtp" and "lookup" insist.
     """
 
     weights: str = "auto"
     cache_tokens: int = 16384
+    cache_memory: str = ""
+    cache_dtype: str = "float32"
+    prefix_cache: str = "on"
+    speculation: str = "auto"
     max_batch_tokens: int = 512
     max_sequences: int = 64
     threads: int = 0  # 0: as torch decides
 
     def __post_init__(self) -> None:
-        if self.weights not in ("auto", "float32", "int8", "fp8"):
-            raise InputError(f"weights is {self.weights!r}; it must be auto, float32, int8 or fp8")
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise InputError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}")
+        if self.cache_memory:
+            parse_memory(self.cache_memory)
         if self.cache_tokens < PAGE_SIZE:
             raise InputError(f"cache_tokens is {self.cache_tokens}; a page holds {PAGE_SIZE}")
         if self.max_batch_tokens < 1 or self.max_sequences < 1 or self.threads < 0:
             raise InputError("max_batch_tokens and max_sequences must be at least 1, threads 0 or more")
 
-    @property
-    def num_pages(self) -> int:
-        return self.cache_tokens // PAGE_SIZE
+
+_CHOICES = {
+    "weights": ("auto", "float32", "int8", "fp8"),
+    "cache_dtype": ("float32", "float16"),
+    "prefix_cache": ("on", "off"),
+    "speculation": ("auto", "off", "lookup", "mtp"),
+}
+_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def parse_memory(text: str) -> float:
+    """Bytes of "2GB", "512 MiB" or "1e9"; a fraction in (0, 1] as it stands.
+
+    Raises:
+        InputError: it is neither.
+    """
+    match = re.fullmatch(r"\s*([0-9.]+(?:e[0-9]+)?)\s*([KMGT]?i?B?)\s*", text, re.IGNORECASE)
+    unit = match[2].upper() if match else ""
+    try:
+        amount = float(match[1]) * _UNITS[unit] if match else 0.0
+    except (ValueError, KeyError):
+        amount = 0.0
+    if not 0 < amount < math.inf or (unit and amount <= 1):
+        raise InputError(f"cache_memory is {text!r}; give bytes such as 2GB, or a fraction such as 0.5")
+    return amount
 
 
 Config = TypeVar("Config", EngineConfig, "TrainConfig")

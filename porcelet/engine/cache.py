@@ -1,41 +1,172 @@
-"""Which cache pages are free. Pure bookkeeping: the tensors belong to the runner.
+"""Which cache pages are free, whose they are, and what they hold. Pure bookkeeping: the tensors belong to the runner.
 
-A page holds PAGE_SIZE tokens of one sequence, in every layer. Shared prefixes and reference counts are left out so far.
+A page holds PAGE_SIZE tokens of a sequence, in every layer. A page that is full carries the hash of its tokens and of
+all before them, so that a later sequence that begins with the same tokens finds it. Pages are counted by their owners;
+a page without any is free, and stays findable until it is taken for something else: the least recently used page
+first, of one sequence its tail before its beginning, and pages that nobody could find before all others.
+
+The hash chain is keyed by a secret of the process, and begins with what must not be mixed: tenant, adapter, version of
+the weights. So no tenant can find another's pages, nor learn by timing what another has asked.
 """
 
 from __future__ import annotations
 
-from collections import deque
+import hashlib
+import os
+from array import array
+from collections import OrderedDict
+from collections.abc import Sequence
 
-from porcelet.config import PAGE_SIZE
+from porcelet.config import PAGE_SIZE, EngineConfig, ModelConfig, parse_memory
+from porcelet.errors import CapacityError
+
+HASH_BYTES = 16
+VALUE_BYTES = {"float32": 4, "float16": 2}
+
+
+def count_pages(config: EngineConfig, model: ModelConfig, num_layers: int) -> int:
+    """How many pages the memory given for the cache holds; `num_layers` of the model keep values there.
+
+    Raises:
+        CapacityError: more than the machine has, or less than one page.
+    """
+    layer_values = model.cache_values_per_token() // model.num_hidden_layers
+    page_bytes = PAGE_SIZE * num_layers * layer_values * VALUE_BYTES[config.cache_dtype]
+    num_pages = config.cache_tokens // PAGE_SIZE
+    if config.cache_memory:
+        amount = parse_memory(config.cache_memory)
+        num_pages = int(amount * (available_memory() if amount <= 1 else 1) // page_bytes)
+    if num_pages < 1:
+        raise CapacityError(f"cache_memory {config.cache_memory} is less than one page of {page_bytes} bytes; raise it")
+    if num_pages * page_bytes > total_memory():  # taken as pages fill, it would fail late, by a kill
+        raise CapacityError(
+            f"the cache would take {num_pages * page_bytes / 1e9:.1f} GB, this machine has {total_memory() / 1e9:.1f} "
+            "GB; lower cache_tokens or cache_memory"
+        )
+    return num_pages
+
+
+def total_memory() -> int:
+    """The machine's memory in bytes."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def available_memory() -> int:
+    """What of it can be had without swapping, in bytes; all of it where the system does not tell."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except FileNotFoundError:
+        return total_memory()
+
+
+class PageHasher:
+    """The hash chain of pages, keyed by a secret that dies with the process."""
+
+    def __init__(self) -> None:
+        self._key = os.urandom(32)
+
+    def root(self, *context: str) -> bytes:
+        """What a chain begins with: pages of different contexts never meet."""
+        return self._hash(b"".join(len(text).to_bytes(8, "little") + text.encode() for text in context))
+
+    def extend(self, chain: list[bytes], root: bytes, tokens: Sequence[int], num_tokens: int) -> None:
+        """Grow `chain`, one hash a page, to all full pages of the first `num_tokens` of `tokens`."""
+        for page in range(len(chain), num_tokens // PAGE_SIZE):
+            parent = chain[-1] if chain else root
+            chain.append(self._hash(parent + array("q", tokens[page * PAGE_SIZE : (page + 1) * PAGE_SIZE]).tobytes()))
+
+    def _hash(self, content: bytes) -> bytes:
+        return hashlib.blake2b(content, key=self._key, digest_size=HASH_BYTES).digest()
 
 
 class PagePool:
-    """Hands out page numbers 0..num_pages-1 and takes them back."""
+    """Hands out page numbers 0..num_pages-1, counts their owners, and takes them back."""
 
     def __init__(self, num_pages: int) -> None:
         self.num_pages = num_pages
-        self._free = deque(range(num_pages))
+        self._owners = [0] * num_pages
+        self._free = OrderedDict.fromkeys(range(num_pages))  # the next to be taken first
+        self._page_of: dict[bytes, int] = {}
+        self._hash_of: dict[int, bytes] = {}
+        self.num_cached = 0  # free pages that a hash still finds
 
     @property
     def num_free(self) -> int:
+        """Pages without an owner, findable ones included."""
         return len(self._free)
 
-    def extend(self, pages: list[int], num_tokens: int) -> bool:
-        """Grow a sequence's page list to hold `num_tokens`; False, and nothing changed, if too few are free."""
-        needed = -(-num_tokens // PAGE_SIZE) - len(pages)
-        if needed > len(self._free):
+    def extend(self, pages: list[int], num_tokens: int, spare: int = 0) -> bool:
+        """Grow a sequence's page list to hold `num_tokens`; False, and nothing changed, if too few are free to leave
+        `spare` over."""
+        needed = max(-(-num_tokens // PAGE_SIZE) - len(pages), 0)
+        if needed + spare > len(self._free):
             return False
-        pages.extend(self._free.popleft() for _ in range(needed))
+        pages.extend(self._take() for _ in range(needed))
         return True
 
+    def find(self, chain: Sequence[bytes]) -> list[int]:
+        """The pages of the longest beginning of `chain` that is here."""
+        pages = []
+        for page_hash in chain:
+            page = self._page_of.get(page_hash)
+            if page is None:
+                break
+            pages.append(page)
+        return pages
+
+    def share(self, pages: Sequence[int]) -> None:
+        """One more owner for each of `pages`, free or not."""
+        for page in pages:
+            self._owners[page] += 1
+            if self._owners[page] == 1:
+                del self._free[page]
+                self.num_cached -= 1  # what is shared and has no owner was found by its hash
+
+    def is_shared(self, page: int) -> bool:
+        return self._owners[page] > 1
+
+    def copy_on_write(self, pages: list[int], index: int) -> tuple[int, int]:
+        """Replace a shared page of a sequence by a free one; (from, to) is what has to be copied."""
+        source, pages[index] = pages[index], self._take()
+        self._owners[source] -= 1
+        return source, pages[index]
+
+    def register(self, page: int, page_hash: bytes) -> None:
+        """Make a full page findable. Of two pages with the same content the first stays."""
+        if page_hash not in self._page_of and page not in self._hash_of:
+            self._page_of[page_hash] = page
+            self._hash_of[page] = page_hash
+
     def release(self, pages: list[int]) -> None:
-        """Take a sequence's pages back and empty its list."""
-        self._free.extend(pages)
+        """Give a sequence's pages back and empty its list."""
+        for page in reversed(pages):  # a beginning serves more sequences than a tail, so the tail goes first
+            self._owners[page] -= 1
+            if not self._owners[page]:
+                self._free[page] = None
+                if page in self._hash_of:
+                    self.num_cached += 1
+                else:
+                    self._free.move_to_end(page, last=False)
         pages.clear()
 
-    def check_idle(self) -> None:
-        """When no sequence is left, every page is free exactly once."""
-        assert sorted(self._free) == list(range(self.num_pages)), (
-            f"{len(self._free)} of {self.num_pages} pages are free"
-        )
+    def check(self, tables: Sequence[Sequence[int]]) -> None:
+        """Asserts that the owners of all pages are exactly the sequences of `tables`, and that the rest is free."""
+        owners = [0] * self.num_pages
+        for table in tables:
+            for page in table:
+                owners[page] += 1
+        assert owners == self._owners, "pages are counted wrongly"
+        assert sorted(self._free) == [page for page, count in enumerate(owners) if not count], "pages are lost"
+        assert {page: page_hash for page_hash, page in self._page_of.items()} == self._hash_of, "hashes are lost"
+        assert self.num_cached == sum(not owners[page] for page in self._hash_of), "cached pages are counted wrongly"
+
+    def _take(self) -> int:
+        page, _ = self._free.popitem(last=False)
+        assert not self._owners[page]
+        self._owners[page] = 1
+        page_hash = self._hash_of.pop(page, None)
+        if page_hash is not None:
+            del self._page_of[page_hash]
+            self.num_cached -= 1
+        return page

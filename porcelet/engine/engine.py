@@ -8,28 +8,38 @@ from __future__ import annotations
 
 import functools
 import itertools
+import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 
 from porcelet.config import EngineConfig
+from porcelet.engine.cache import count_pages
 from porcelet.engine.codec import open_tokenizer
+from porcelet.engine.grammar import GrammarCompiler, Matcher
 from porcelet.engine.runner import Runner
 from porcelet.engine.sampler import Sampler
 from porcelet.engine.scheduler import Scheduler
+from porcelet.engine.speculative import choose_drafter
 from porcelet.errors import EngineError, InputError
 from porcelet.models.transformer import Transformer
-from porcelet.types import Output, Progress, Request, SamplingParams, join_outputs
+from porcelet.types import Constraint, Output, Progress, Request, SamplingParams, join_outputs
 from porcelet.weights.load import load, no_progress
+
+CACHE_DTYPES = {"float32": torch.float32, "float16": torch.float16}
+MAX_FAILURES = 3
+log = logging.getLogger(__name__)
 
 
 class Engine:
     """Continuous batching over a paged cache.
 
     The model's parameters are used as they are at each step: a trainer that changes them between calls needs to copy
-    nothing, but must not change them while requests are in flight. `token_bytes` says what a token adds to the text;
-    requests with stop strings need it.
+    nothing, but must not change them while requests are in flight, and says so by `weights_changed`. `token_bytes`
+    says what a token adds to the text, which requests with stop strings need, `compile_constraint` serves constrained
+    ones.
     """
 
     def __init__(
@@ -39,14 +49,20 @@ class Engine:
         *,
         seed: int | None = None,
         token_bytes: Callable[[int], bytes] | None = None,
+        compile_constraint: Callable[[Constraint], Matcher] | None = None,
     ) -> None:
         if config.threads:
             torch.set_num_threads(config.threads)
         self.model = model
-        self.runner = Runner(model, config.num_pages)  # first: it refuses a cache that cannot be had
-        self.scheduler = Scheduler(model.config, config, token_bytes, seed)
+        num_layers = model.config.num_hidden_layers
+        if choose_drafter(config.speculation, model.config) == "mtp":
+            num_layers += 1
+        num_pages = count_pages(config, model.config, num_layers)
+        self.runner = Runner(model, num_pages, num_layers, cache_dtype=CACHE_DTYPES[config.cache_dtype])
+        self.scheduler = Scheduler(model.config, config, num_pages, token_bytes, compile_constraint, seed)
         self.sampler = Sampler()
-        self._aborted: list[Output] = []
+        self._ended: list[Output] = []
+        self._num_failures = 0
         self._ids = itertools.count()
 
     @classmethod
@@ -56,11 +72,19 @@ class Engine:
         Raises:
             ModelError: the files are missing, damaged or not supported.
         """
-        return cls(load(path, config.weights, progress), config, token_bytes=_token_bytes(path))
+        model = load(path, config.weights, progress)
+        tokenizer = functools.cache(lambda: open_tokenizer(path))  # most engines never need it
+        grammars = functools.cache(lambda: GrammarCompiler(tokenizer(), model.config.eos_token_ids))
+        return cls(
+            model,
+            config,
+            token_bytes=lambda token: tokenizer().token_bytes(token),
+            compile_constraint=lambda constraint: grammars().compile(constraint),
+        )
 
     @property
     def has_work(self) -> bool:
-        return bool(self.scheduler.running or self.scheduler.waiting or self._aborted)
+        return bool(self.scheduler.running or self.scheduler.waiting or self._ended)
 
     def submit(self, request: Request) -> None:
         """Queue a request.
@@ -74,17 +98,66 @@ class Engine:
     def abort(self, request_id: str) -> None:
         """Stop a request; the next step reports it as finished by "abort". Unknown ids (already finished) are
         ignored."""
-        output = self.scheduler.abort(request_id)
-        if output:
-            self._aborted.append(output)
+        self._ended += self.scheduler.abort(request_id)
 
     def step(self) -> list[Output]:
-        """Compute one batch; what each request gained. A request that fails ends alone, by "error"."""
-        aborted, self._aborted = self._aborted, []
+        """Compute one batch; what each request gained.
+
+        A request whose logits are not finite ends alone, by "error". If the computation itself fails, the requests
+        that took part end so, and the others go on.
+
+        Raises:
+            EngineError: several steps in a row have failed, so it is not the requests' fault.
+        """
+        ended, self._ended = self._ended, []
         batch = self.scheduler.schedule()
         if batch is None:
-            return aborted
-        return aborted + self.scheduler.commit(self.sampler.draw(self.runner.run(batch), batch.draws))
+            self.check_idle()
+            return ended
+        start = time.perf_counter()
+        try:
+            draws = self.sampler.draw(self.runner.run(batch), batch.draws)
+        except Exception as problem:  # whatever it was, it is told to everybody who took part
+            return ended + self._fail(problem)
+        self._num_failures = 0
+        if len(batch.draws) == len(batch.tokens):  # nothing but decoding: what the price of a guess is measured by
+            self.scheduler.pace.record(len(batch.tokens), time.perf_counter() - start)
+        outputs = self.scheduler.commit(draws)
+        self._draft()
+        return ended + outputs
+
+    def weights_changed(self) -> None:
+        """The model's parameters are others now: nothing that was computed with the old ones is found again.
+
+        Raises:
+            InputError: requests are in flight.
+        """
+        self._require_idle()
+        self.scheduler.weights_version += 1
+
+    def check_idle(self) -> None:
+        """Asserts that an engine without work holds nothing: free and cached pages are all there are."""
+        if not self.has_work:
+            self.scheduler.check()
+
+    def _draft(self) -> None:
+        """Let the MTP layer guess, where the model has one."""
+        drafts = self.scheduler.draft_batch()
+        if drafts is None:
+            return
+        start = time.perf_counter()
+        logits = self.runner.draft(drafts.batch, drafts.hidden_rows)
+        self.scheduler.take_drafts(self.sampler.draw(logits, drafts.batch.draws))
+        if len(drafts.batch.draws) == len(drafts.batch.tokens):
+            self.scheduler.pace.record_drafting(time.perf_counter() - start)
+
+    def _fail(self, problem: Exception) -> list[Output]:
+        self._num_failures += 1
+        reason = f"the step failed: {type(problem).__name__}: {str(problem).strip().partition(chr(10))[0]}"
+        if self._num_failures == MAX_FAILURES:
+            raise EngineError(f"{MAX_FAILURES} steps in a row have failed; the last: {reason}") from problem
+        log.error(reason, exc_info=problem)
+        return self.scheduler.fail(reason)
 
     def stream(self, prompt: Sequence[int], params: SamplingParams) -> Iterator[Output]:
         """Run one prompt and yield its outputs; closing the iterator ends the request.
@@ -102,12 +175,13 @@ class Engine:
                     _raise_error(output)
                     yield output
         finally:
-            self.scheduler.remove(request_id)
+            self.scheduler.abort(request_id)
 
     def generate(
         self, prompts: Sequence[Sequence[int]], params: SamplingParams | Sequence[SamplingParams]
     ) -> list[Output]:
-        """Run all prompts to their ends; one whole output each, in order. `params` is one for all or one a prompt.
+        """Run all prompts to their ends; the whole output of each of their samples, in order. `params` is one for all
+        or one a prompt.
 
         Raises:
             InputError: a prompt can never be served; then none was run.
@@ -122,24 +196,30 @@ class Engine:
         try:
             for request in requests:
                 self.submit(request)
-            pieces: dict[str, list[Output]] = {request.id: [] for request in requests}
+            pieces = {(request.id, i): list[Output]() for request in requests for i in range(request.params.n)}
             while self.has_work:
                 for output in self.step():
                     _raise_error(output)
-                    pieces[output.request_id].append(output)
+                    pieces[output.request_id, output.index].append(output)
         finally:
             for request in requests:
-                self.scheduler.remove(request.id)
-        return [join_outputs(pieces[request.id]) for request in requests]
+                self.scheduler.abort(request.id)
+        return [join_outputs(outputs) for outputs in pieces.values()]
 
     def stats(self) -> dict[str, int]:
-        """Gauges of this moment."""
+        """Gauges of this moment, and counters since the start."""
+        scheduler = self.scheduler
         return {
-            "num_running": len(self.scheduler.running),
-            "num_waiting": len(self.scheduler.waiting),
-            "num_pages": self.scheduler.pool.num_pages,
-            "num_free_pages": self.scheduler.pool.num_free,
-            "num_preempted": self.scheduler.num_preempted,
+            "num_running": len(scheduler.running),
+            "num_waiting": len(scheduler.waiting),
+            "num_pages": scheduler.pool.num_pages,
+            "num_free_pages": scheduler.pool.num_free,
+            "num_cached_pages": scheduler.pool.num_cached,
+            "num_preempted": scheduler.num_preempted,
+            "num_prompt_tokens": scheduler.num_prompt_tokens,
+            "num_hit_tokens": scheduler.num_hit_tokens,
+            "num_drafted": scheduler.num_drafted,
+            "num_accepted": scheduler.num_accepted,
         }
 
     def _require_idle(self) -> None:
@@ -150,9 +230,3 @@ class Engine:
 def _raise_error(output: Output) -> None:
     if output.finish_reason == "error":
         raise EngineError(output.error)
-
-
-def _token_bytes(path: Path) -> Callable[[int], bytes]:
-    """The model's own, its tokenizer opened at the first call: most engines never need it."""
-    opened = functools.cache(lambda: open_tokenizer(path))
-    return lambda token: opened().token_bytes(token)

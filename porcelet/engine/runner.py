@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,7 +9,6 @@ from torch import Tensor
 
 from porcelet.config import PAGE_SIZE, ModelConfig
 from porcelet.engine.step import Inputs, RecordedStep
-from porcelet.errors import CapacityError
 from porcelet.kernels.linear import take_rows
 from porcelet.kernels.record import NotRecordable
 from porcelet.models.transformer import Transformer
@@ -34,17 +32,15 @@ class Runner:
         self,
         model: Transformer,
         num_pages: int,
+        num_layers: int,
         *,
         cache_dtype: torch.dtype = torch.float32,
         capacity: int = CAPACITY,
     ) -> None:
         self.model, self.capacity = model, capacity
-        self.hidden: Tensor | None = None
+        self.hidden = torch.empty(0)
         self.why_not = "no batch was small enough yet"
-        values = num_pages * PAGE_SIZE * model.config.cache_values_per_token()
-        _require_memory(values * cache_dtype.itemsize)
-        layers = range(model.config.num_hidden_layers)
-        self.cache = [_layer_cache(model.config, num_pages, cache_dtype) for _ in layers]
+        self.cache = [_layer_cache(model.config, num_pages, cache_dtype) for _ in range(num_layers)]
         self._max_length = min(model.config.max_position_embeddings, num_pages * PAGE_SIZE)
         self._step: RecordedStep | None = None
         self._recordable = True
@@ -62,6 +58,15 @@ class Runner:
         self.hidden, logits = step.run(batch) if step else self._run_eagerly(batch)
         return logits
 
+    @torch.inference_mode()
+    def draft(self, batch: Batch, hidden_rows: list[int]) -> Float[Tensor, "sampled V"]:
+        """The MTP layer over tokens that follow those of the last step's `hidden_rows`; logits of the sampled rows."""
+        inputs = _inputs(batch)
+        hidden = self.hidden[torch.tensor(hidden_rows)]
+        view = inputs.view(self.cache, batch.expanded)
+        further = self.model.predict_further(hidden, inputs.tokens, inputs.positions, view)
+        return self._logits(further, batch, inputs)
+
     def _recording(self) -> RecordedStep | None:
         if self._recordable and not (self._step and self._step.is_valid):
             try:
@@ -72,10 +77,12 @@ class Runner:
         return self._step
 
     def _run_eagerly(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        inputs = Inputs(len(batch.tokens), len(batch.lengths), max(map(len, batch.tables)))
-        inputs.fill(batch)
+        inputs = _inputs(batch)
         hidden = self.model(inputs.tokens, inputs.positions, inputs.view(self.cache, batch.expanded))
-        return hidden, self.model.logits(take_rows(hidden, inputs.sampled[: len(batch.sampled_rows)]))
+        return hidden, self._logits(hidden, batch, inputs)
+
+    def _logits(self, hidden: Tensor, batch: Batch, inputs: Inputs) -> Tensor:
+        return self.model.logits(take_rows(hidden, inputs.sampled[: len(batch.sampled_rows)]))
 
     def _copy_pages(self, copies: tuple[tuple[int, int], ...]) -> None:
         if not copies:
@@ -86,13 +93,11 @@ class Runner:
                 pages[targets] = pages[sources]
 
 
-def _require_memory(num_bytes: int) -> None:
-    """Memory is taken as pages fill, so a cache beyond the machine's would fail late, by a kill."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if num_bytes > memory:
-        raise CapacityError(
-            f"the cache would take {num_bytes / 1e9:.1f} GB, this machine has {memory / 1e9:.1f} GB; lower cache_tokens"
-        )
+def _inputs(batch: Batch) -> Inputs:
+    """A batch's own tensors, exactly as large as it is."""
+    inputs = Inputs(len(batch.tokens), len(batch.lengths), max(map(len, batch.tables)))
+    inputs.fill(batch)
+    return inputs
 
 
 def _layer_cache(config: ModelConfig, num_pages: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:

@@ -1,267 +1,461 @@
 """Who computes what in the next step. Pure Python, no tensors.
 
 One idea: a step has a budget of tokens, and every sequence wants its computed tokens to catch up with its known
-ones. Decoding is wanting one token, a prompt is wanting many, a chunk is getting fewer than wanted, and a preempted
-sequence simply starts to want again. Running sequences go first, those that decode before those in their prompt;
-then waiting ones are admitted while the budget lasts and all their known tokens find pages. When pages run out, the
-youngest running sequence gives its own back and waits.
-
-Left out so far: priorities, shared prefixes, fairness across tenants.
+ones. Decoding is wanting one token, a prompt is wanting many, a chunk is getting fewer than wanted, a prefix hit is
+having some already, guesses are wanting a few more, and a preempted sequence simply starts to want again. Running
+sequences go first, those that decode before those in their prompt; then waiting ones are admitted while the budget
+lasts and all their known tokens find pages. When pages run out, the running sequence of least priority that came last
+gives its own back and waits; what it had computed stays findable until the pages are taken.
 """
 
 from __future__ import annotations
 
-import math
+import itertools
 import random
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as ReadOnly
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 from porcelet.config import PAGE_SIZE, EngineConfig, ModelConfig
-from porcelet.engine.cache import PagePool
-from porcelet.engine.stop import StopMatcher, Verdict
+from porcelet.engine.cache import PageHasher, PagePool
+from porcelet.engine.grammar import Matcher
+from porcelet.engine.sequence import Ending, Rules, Sequence, sample_seed
+from porcelet.engine.speculative import MAX_DRAFTS, Acceptance, Pace, choose_drafter
+from porcelet.engine.stop import StopMatcher
+from porcelet.engine.thinking import Thinking
+from porcelet.engine.waiting import WaitingQueue
 from porcelet.errors import InputError
-from porcelet.types import Batch, Draw, Drawing, Output, Request
+from porcelet.types import Batch, Constraint, Draw, Drawing, Output, Request, SamplingParams
+
+Computed = tuple[Sequence, int, int]  # what a step computed: whose, its first row, its first position
+MAX_SCORED = 64  # prompt tokens scored a step, for each of which a row of the vocabulary is computed
 
 
-@dataclass(eq=False)
-class Sequence:
-    """A request on its way: its prompt and what has been drawn, how much of that is in the cache, and where.
+class DraftBatch(NamedTuple):
+    """A batch for the MTP layer: `hidden_rows` are its tokens' rows in the step before."""
 
-    `held` are the draws that no output has told of yet; more than the last one only while a stop string may be among
-    them. Up to `expanded_until` tokens MLA attends in its expanded form: a long prompt, in whatever chunks it comes.
-    """
-
-    request: Request
-    tokens: list[int]
-    seed: int
-    matcher: StopMatcher | None = None
-    num_computed: int = 0
-    expanded_until: int = 0
-    pages: list[int] = field(default_factory=list)
-    held: list[Draw] = field(default_factory=list)
-
-    @property
-    def num_generated(self) -> int:
-        return len(self.tokens) - len(self.request.prompt)
+    batch: Batch
+    hidden_rows: list[int]
 
 
 class Scheduler:
-    """Two queues and a page pool. `schedule` → a `Batch` → the model → `commit` → `Output`s.
+    """A queue, the running sequences and a page pool. `schedule` → a `Batch` → the model → `commit` → `Output`s.
 
-    `token_bytes` gives the text of a token, for requests with stop strings; without it they are refused. Requests
-    without a seed get one from `seed`'s stream.
+    `token_bytes` gives the text of a token, for requests with stop strings, `compile_constraint` makes the matchers of
+    constrained ones; without them they are refused. Requests without a seed get one from `seed`'s stream.
+    `weights_version` keeps cached pages of different weights apart.
     """
 
     def __init__(
         self,
         model: ModelConfig,
         config: EngineConfig,
+        num_pages: int,
         token_bytes: Callable[[int], bytes] | None = None,
+        compile_constraint: Callable[[Constraint], Matcher] | None = None,
         seed: int | None = None,
     ) -> None:
-        self._random = random.Random(seed)
         self.config = config
-        self.token_bytes = token_bytes
-        self.eos = frozenset(model.eos_token_ids)
+        self.drafter = choose_drafter(config.speculation, model)
+        self.compile_constraint = compile_constraint
         self.vocab_size = model.vocab_size
         self.absorbed_below = model.absorbed_below()
-        self.max_length = min(model.max_position_embeddings, config.num_pages * PAGE_SIZE)
-        self.pool = PagePool(config.num_pages)
-        self.waiting: deque[Sequence] = deque()
-        self.running: list[Sequence] = []
-        self.num_preempted = 0
+        max_length = min(model.max_position_embeddings, num_pages * PAGE_SIZE)
+        self.rules = Rules(frozenset(model.eos_token_ids), max_length, token_bytes)
+        self.pool = PagePool(num_pages)
+        self.waiting = WaitingQueue()
+        self.running: dict[Sequence, None] = {}
+        self.weights_version = 0
+        self.pace = Pace()
+        self.acceptance = Acceptance()
+        self.num_preempted = self.num_hit_tokens = self.num_prompt_tokens = self.num_drafted = self.num_accepted = 0
+        self._hasher = PageHasher()
+        self._random = random.Random(seed)
+        self._arrivals = itertools.count()
         self._scheduled: list[tuple[Sequence, int]] = []
+        self._copies: list[tuple[int, int]] = []
+        self._computed: list[Computed] = []
+        self._drafting: list[Sequence] = []
+
+    @property
+    def max_length(self) -> int:
+        """The most tokens that a prompt and its answer may have together."""
+        return self.rules.max_length
 
     def add(self, request: Request) -> None:
         """Queue a request, or refuse one that could never be served.
 
         Raises:
-            InputError: empty prompt, token out of the vocabulary, no room left for a single new token, or stop
-                strings for an engine without a tokenizer.
+            InputError: empty prompt, token out of the vocabulary, no room left for a single new token, more samples
+                than may run at once, an unknown adapter, a constraint that cannot be kept, or stop strings or a
+                constraint for an engine without a tokenizer.
         """
+        self._check(request)
+        params = request.params
+        sequence = Sequence(
+            request=request,
+            rules=self.rules,
+            tokens=list(request.prompt),
+            seed=self._random.getrandbits(63) if params.seed is None else params.seed,
+            arrival=next(self._arrivals),
+            root=self._hasher.root(request.tenant, request.adapter, str(self.weights_version)),
+            acceptance=Acceptance(self.acceptance.rate),
+            num_unborn=params.n - 1,
+            matcher=StopMatcher(params.stop) if params.stop else None,
+            thinking=Thinking(params.reasoning) if params.reasoning else None,
+            grammar=self._grammar(params.constraint) if params.constraint else None,
+        )
+        self.waiting.enter(sequence)
+        self.waiting.push(sequence)
+
+    def abort(self, request_id: str) -> list[Output]:
+        """Drop a request; the last output of each of its samples, none if it is not in flight."""
+        return [output for s in self._find(request_id) for output in self._end(s, Ending("abort"))]
+
+    def schedule(self) -> Batch | None:
+        """Choose the step's tokens; None when there is nothing to do."""
+        self._scheduled, self._copies = [], []
+        budget = self.config.max_batch_tokens
+        self._make_room()
+        self._guess()
+        for sequence in sorted(self.running, key=lambda s: (s.num_uncomputed > 1, s.request.priority)):
+            if budget and sequence in self.running:  # it may have been preempted meanwhile
+                budget -= self._take(sequence, budget)
+        while budget and (first := self.waiting.first()) and self._admit(first):
+            budget -= self._take(first, budget)
+        if not self._scheduled:
+            assert not self.running and not self.waiting, "sequences are here, and none could be scheduled"
+            return None
+        return _batch(self._scheduled, self._copies)
+
+    def commit(self, draws: ReadOnly[Draw]) -> list[Output]:
+        """Enter the draws of the batch, in its order."""
+        outputs, drawn, row = list[Output](), iter(draws), 0
+        self._computed = []
+        for sequence, count in self._scheduled:
+            start, num_rows = sequence.num_computed, count + len(sequence.drafts)
+            outputs += self._commit(sequence, count, list(itertools.islice(drawn, _num_draws(sequence, count))))
+            if sequence in self.running:
+                self._computed.append((sequence, row, start))
+            row += num_rows
+        assert next(drawn, None) is None, "more tokens drawn than asked for"
+        self._scheduled = []
+        return outputs
+
+    def draft_batch(self) -> DraftBatch | None:
+        """What the MTP layer reads after a step: for every token computed and kept the one after it. It guesses what
+        follows each text that is being continued."""
+        if self.drafter != "mtp":
+            return None
+        price = self._price(len(self._computed))
+        part = [computed for computed in self._computed if computed[0].acceptance.worth(price, 1)]
+        self._drafting = [s for s, _, _ in part if s.num_uncomputed == 1 and s.max_drafts]
+        return _draft_batch(part, set(self._drafting)) if part else None
+
+    def take_drafts(self, draws: ReadOnly[Draw]) -> None:
+        """The MTP layer's guesses, in the order of the draft batch's draws."""
+        for sequence, draw in zip(self._drafting, draws, strict=True):
+            sequence.drafts = [draw.token]
+
+    def fail(self, reason: str) -> list[Output]:
+        """The step went wrong: end every sequence that took part."""
+        taking_part, self._scheduled = [sequence for sequence, _ in self._scheduled], []
+        return [output for s in taking_part for output in self._end(s, Ending("error", error=reason))]
+
+    def check(self) -> None:
+        """Asserts that every page belongs to who says so, and that the others are free."""
+        self.pool.check([sequence.pages for sequence in (*self.running, *self.waiting)])
+
+    # What a request may be
+
+    def _check(self, request: Request) -> None:
         if not request.prompt:
             raise InputError("the prompt is empty; send at least one token")
         self._check_tokens(request.prompt, "the prompt")
         self._check_tokens([token for token, _ in request.params.logit_bias], "logit_bias")
+        if reasoning := request.params.reasoning:
+            self._check_tokens(reasoning.end + reasoning.closing, "the reasoning's end or closing")
         if len(request.prompt) >= self.max_length:
             raise InputError(
                 f"the prompt has {len(request.prompt)} tokens; with room for an answer at most {self.max_length - 1} "
-                "fit (the smaller of the model's context and cache_tokens)"
+                "fit (the smaller of the model's context and the cache)"
             )
-        if any(s.request.id == request.id for s in (*self.waiting, *self.running)):
+        if request.params.n > self.config.max_sequences:
+            raise InputError(
+                f"n is {request.params.n}; at most {self.config.max_sequences} (max_sequences) run at once"
+            )
+        if request.adapter:
+            raise InputError(f"adapter {request.adapter!r} is not loaded; this engine has the model's own weights only")
+        if self._find(request.id):
             raise InputError(f"request id {request.id!r} is already in flight")
-        seed = self._random.getrandbits(63) if request.params.seed is None else request.params.seed
-        self.waiting.append(Sequence(request, list(request.prompt), seed, self._matcher(request)))
+        if request.params.stop:
+            if self.rules.token_bytes is None:
+                raise InputError("this engine has no tokenizer to find stop strings with; use stop_token_ids")
+            self.rules.token_bytes(0)  # opens a tokenizer that is opened at its first use: if that fails, it fails here
 
-    def abort(self, request_id: str) -> Output | None:
-        """Drop a request; its last output, or None if it is not in flight."""
-        sequence = self._find(request_id)
-        return self._end(sequence, "abort") if sequence else None
-
-    def remove(self, request_id: str) -> bool:
-        """Drop a request and free its pages; False if it is not in flight."""
-        sequence = self._find(request_id)
-        if sequence:
-            self._drop(sequence)
-        return sequence is not None
-
-    def schedule(self) -> Batch | None:
-        """Choose the step's tokens; None when there is nothing to do."""
-        self._scheduled = []
-        budget = self.config.max_batch_tokens
-        for sequence in sorted(self.running, key=lambda s: len(s.tokens) - s.num_computed > 1):
-            if budget and sequence in self.running:  # it may have been preempted meanwhile
-                budget -= self._take(sequence, budget)
-        while self.waiting and budget and len(self.running) < self.config.max_sequences:
-            sequence = self.waiting[0]
-            if not self.pool.extend(sequence.pages, len(sequence.tokens)):
-                break
-            self.running.append(self.waiting.popleft())
-            num_new = len(sequence.tokens) - sequence.num_computed
-            sequence.expanded_until = len(sequence.tokens) if num_new >= self.absorbed_below else 0
-            budget -= self._take(sequence, budget)
-        if not self._scheduled:
-            self.check_idle()
-            return None
-        return _batch(self._scheduled)
-
-    def commit(self, draws: ReadOnly[Draw]) -> list[Output]:
-        """Enter one draw for each sampled sequence of the batch, in its order."""
-        outputs = []
-        drawn = iter(draws)
-        for sequence, count in self._scheduled:
-            sequence.num_computed += count
-            if sequence.num_computed == len(sequence.tokens):
-                outputs.append(self._append(sequence, next(drawn)))
-        assert next(drawn, None) is None, "more tokens drawn than sequences sampled"
-        self._scheduled = []
-        return outputs
-
-    def check_idle(self) -> None:
-        """Asserts that an idle engine holds no pages."""
-        if not self.running and not self.waiting:
-            self.pool.check_idle()
-
-    def _take(self, sequence: Sequence, budget: int) -> int:
-        """Schedule a running sequence, taking pages from the youngest others if it must; the number of tokens it
-        got."""
-        count = min(len(sequence.tokens) - sequence.num_computed, budget)
-        while not self.pool.extend(sequence.pages, sequence.num_computed + count):
-            scheduled = {id(other) for other, _ in self._scheduled}
-            victim = next(other for other in reversed(self.running) if id(other) not in scheduled)
-            self._preempt(victim)
-            if victim is sequence:
-                return 0
-        self._scheduled.append((sequence, count))
-        return count
-
-    def _preempt(self, sequence: Sequence) -> None:
-        self.running.remove(sequence)
-        self.pool.release(sequence.pages)
-        sequence.num_computed = 0
-        self.waiting.appendleft(sequence)
-        self.num_preempted += 1
-
-    def _append(self, sequence: Sequence, draw: Draw) -> Output:
-        params = sequence.request.params
-        if not math.isfinite(draw.logprob):
-            return replace(self._end(sequence, "error"), error=_not_finite(sequence))
-        sequence.tokens.append(draw.token)
-        sequence.held.append(draw)
-        if draw.token in params.stop_token_ids or (draw.token in self.eos and not params.ignore_eos):
-            return self._end(sequence, "stop", stop_token=draw.token)
-        verdict = self._read(sequence, draw.token)
-        if verdict.stop is not None:
-            del sequence.held[verdict.num_certain :]
-            return replace(self._end(sequence, "stop"), stop=verdict.stop, tail=verdict.tail)
-        if sequence.num_generated >= params.max_tokens or len(sequence.tokens) >= self.max_length:
-            return self._end(sequence, "length")
-        output = _output(sequence, sequence.held[: verdict.num_certain])
-        del sequence.held[: verdict.num_certain]
-        return output
-
-    def _read(self, sequence: Sequence, token: int) -> Verdict:
-        if sequence.matcher is None:
-            return Verdict(num_certain=1)
-        assert self.token_bytes
-        return sequence.matcher.push(self.token_bytes(token))
-
-    def _end(self, sequence: Sequence, finish_reason: str, stop_token: int | None = None) -> Output:
-        """Whatever was held back is text now."""
-        self._drop(sequence)
-        return replace(_output(sequence, sequence.held, stop_token), finish_reason=finish_reason)
-
-    def _drop(self, sequence: Sequence) -> None:
-        (self.running if sequence in self.running else self.waiting).remove(sequence)
-        self.pool.release(sequence.pages)
-
-    def _find(self, request_id: str) -> Sequence | None:
-        return next((s for s in (*self.running, *self.waiting) if s.request.id == request_id), None)
-
-    def _check_tokens(self, tokens: ReadOnly[int], place: str) -> None:
+    def _check_tokens(self, tokens: Iterable[int], place: str) -> None:
         strange = next((t for t in tokens if not 0 <= t < self.vocab_size), None)
         if strange is not None:
             raise InputError(f"token {strange} of {place} lies outside the vocabulary of {self.vocab_size}")
 
-    def _matcher(self, request: Request) -> StopMatcher | None:
-        if not request.params.stop:
-            return None
-        if self.token_bytes is None:
-            raise InputError("this engine has no tokenizer to find stop strings with; use stop_token_ids")
-        self.token_bytes(0)  # opens a tokenizer that is opened at its first use: if that fails, it fails here
-        return StopMatcher(request.params.stop)
+    def _grammar(self, constraint: Constraint) -> Matcher:
+        if self.compile_constraint is None:
+            raise InputError(f"this engine has no tokenizer to keep a {constraint.kind} constraint with")
+        return self.compile_constraint(constraint)
+
+    # Who takes part
+
+    def _make_room(self) -> None:
+        """Let a waiting sequence take the place of running ones of lesser priority."""
+        first = self.waiting.first()
+        if first is None:
+            return
+        lesser = sorted((s for s in self.running if s.request.priority > first.request.priority), key=_importance)
+        num_pages = -(-len(first.tokens) // PAGE_SIZE)
+        if num_pages > self.pool.num_free + sum(len(other.pages) for other in lesser):
+            return
+        while lesser and not (self._has_slots(first) and num_pages <= self.pool.num_free):
+            self._preempt(lesser.pop())
+
+    def _has_slots(self, sequence: Sequence) -> bool:
+        num_running = len(self.running) + sum(other.num_unborn for other in self.running)
+        return num_running + 1 + sequence.num_unborn <= self.config.max_sequences
+
+    def _admit(self, sequence: Sequence) -> bool:
+        """Let a waiting sequence run if it finds a slot and pages, those among them that hold its beginning."""
+        if not self._has_slots(sequence):
+            return False
+        found = self._found(sequence)
+        self.pool.share(found)
+        sequence.pages += found
+        if not self.pool.extend(sequence.pages, len(sequence.tokens)):
+            self.pool.release(sequence.pages)
+            return False
+        self.waiting.remove(sequence)
+        self.running[sequence] = None
+        sequence.num_registered = len(found)
+        sequence.num_computed = len(found) * PAGE_SIZE
+        sequence.expanded_until = len(sequence.tokens) if sequence.num_uncomputed >= self.absorbed_below else 0
+        if sequence.num_cached is None:  # not again after a preemption
+            sequence.num_cached = sequence.num_computed
+            self.num_hit_tokens += sequence.num_computed
+            self.num_prompt_tokens += len(sequence.tokens)
+        return True
+
+    def _found(self, sequence: Sequence) -> list[int]:
+        """The cached pages that hold its beginning; never all, since the last token has to be computed."""
+        if self.config.prefix_cache == "off" or sequence.scores_prompt:
+            return []
+        self._hasher.extend(sequence.chain, sequence.root, sequence.tokens, len(sequence.tokens) - 1)
+        return self.pool.find(sequence.chain)
+
+    def _take(self, sequence: Sequence, budget: int) -> int:
+        """Schedule a running sequence, taking pages from others if it must; the number of tokens it got."""
+        count = min(sequence.num_uncomputed, budget, MAX_SCORED if sequence.scores_prompt else budget)
+        del sequence.drafts[budget - count :]
+        if sequence.drafts and not self._own(sequence, count + len(sequence.drafts)):
+            sequence.drafts = []  # a guess is worth nobody's pages
+        while not self._own(sequence, count):
+            scheduled = {other for other, _ in self._scheduled}
+            victim = max((other for other in self.running if other not in scheduled), key=_importance)
+            self._preempt(victim)
+            if victim is sequence:
+                return 0
+        self._scheduled.append((sequence, count))
+        self.waiting.charge(sequence.request.tenant, count)
+        return count + len(sequence.drafts)
+
+    def _own(self, sequence: Sequence, count: int) -> bool:
+        """Get pages of its own for the next `count` tokens; False, and nothing changed, if too few are free."""
+        index, offset = divmod(sequence.num_computed, PAGE_SIZE)
+        shared = offset > 0 and self.pool.is_shared(sequence.pages[index])  # with samples that forked from the same
+        if not self.pool.extend(sequence.pages, sequence.num_computed + count, spare=int(shared)):
+            return False
+        if shared:
+            self._copies.append(self.pool.copy_on_write(sequence.pages, index))
+        return True
+
+    def _preempt(self, sequence: Sequence) -> None:
+        del self.running[sequence]
+        self.pool.release(sequence.pages)
+        sequence.num_computed = 0
+        sequence.drafts = []
+        self.waiting.push(sequence)
+        self.num_preempted += 1
+
+    def _guess(self) -> None:
+        """Look every decoding sequence's last tokens up in its text, or drop the MTP layer's guess where that pays."""
+        if self.drafter == "off":
+            return
+        decoding = [s for s in self.running if s.num_uncomputed == 1]
+        price = self._price(len(decoding))
+        for sequence in decoding:
+            most = sequence.acceptance.worth(price, min(sequence.max_drafts, MAX_DRAFTS[self.drafter]))
+            if self.drafter == "lookup":
+                sequence.drafts = sequence.lookup.propose(sequence.tokens, most) if most else []
+            del sequence.drafts[most:]
+            if not most:
+                sequence.acceptance.rest()
+                self.acceptance.rest()
+
+    def _price(self, num_sequences: int) -> float:
+        return self.pace.price(num_sequences) if self.config.speculation == "auto" else 0.0
+
+    # What came of it
+
+    def _commit(self, sequence: Sequence, count: int, draws: list[Draw]) -> list[Output]:
+        num_scores = _num_scores(sequence, count)
+        sequence.prompt_logprobs += [(draw.raw_logprob, draw.top) for draw in draws[:num_scores]]
+        sequence.num_computed += count
+        self._register(sequence)
+        if sequence.num_uncomputed:
+            return []
+        family = [sequence, *self._fork(sequence)]
+        drawn = draws[num_scores:]
+        if len(family) > 1:
+            return [output for s, draw in zip(family, drawn, strict=True) for output in self._append(s, [draw])]
+        return self._append(sequence, drawn)
+
+    def _append(self, sequence: Sequence, draws: list[Draw]) -> list[Output]:
+        """Enter the draws of the last known token and of its guesses, up to the first guess that was wrong."""
+        guesses, sequence.drafts = sequence.drafts, []
+        ending, num_right = sequence.append(draws[0]), 0
+        for guess, earlier, draw in zip(guesses, draws, draws[1:], strict=False):
+            if ending or guess != earlier.token:
+                break
+            num_right += 1
+            ending = sequence.append(draw)
+        if guesses:
+            sequence.num_drafted += len(guesses)
+            sequence.num_accepted += num_right
+            self.num_drafted += len(guesses)
+            self.num_accepted += num_right
+            for acceptance in (sequence.acceptance, self.acceptance):
+                acceptance.record(num_right, int(num_right < len(guesses) and not ending))
+            sequence.num_computed += num_right
+            self._register(sequence)
+        return self._end(sequence, ending) if ending else [sequence.output()]
+
+    def _fork(self, sequence: Sequence) -> list[Sequence]:
+        """The other samples of a prompt that is computed, running beside it on the same pages."""
+        born = [sequence.fork(i, sample_seed(sequence.seed, i)) for i in range(1, 1 + sequence.num_unborn)]
+        sequence.num_unborn = 0
+        for other in born:
+            other.pages += sequence.pages[: -(-sequence.num_computed // PAGE_SIZE)]
+            self.pool.share(other.pages)
+            self.running[other] = None
+            self.waiting.enter(other)
+        return born
+
+    def _register(self, sequence: Sequence) -> None:
+        """Let others find the pages that are full now."""
+        if self.config.prefix_cache == "off":
+            return
+        self._hasher.extend(sequence.chain, sequence.root, sequence.tokens, sequence.num_computed)
+        for index in range(sequence.num_registered, sequence.num_computed // PAGE_SIZE):
+            self.pool.register(sequence.pages[index], sequence.chain[index])
+            sequence.num_registered = index + 1
+
+    def _end(self, sequence: Sequence, ending: Ending) -> list[Output]:
+        """The last output of a sequence, and of the samples that would have forked from it."""
+        if sequence in self.running:
+            del self.running[sequence]
+        else:
+            self.waiting.remove(sequence)
+        self.pool.release(sequence.pages)
+        self.waiting.leave(sequence)
+        last = sequence.output(ending)
+        return [last, *(replace(last, index=index) for index in range(1, 1 + sequence.num_unborn))]
+
+    def _find(self, request_id: str) -> list[Sequence]:
+        return [s for s in (*self.running, *self.waiting) if s.request.id == request_id]
 
 
-def _output(sequence: Sequence, draws: ReadOnly[Draw], stop_token: int | None = None) -> Output:
-    """`draws` told of; the stop token, if there is one, is the last of them."""
-    request, num_stops = sequence.request, stop_token is not None
-    asked = draws if request.params.logprobs is not None else ()
-    return Output(
-        request_id=request.id,
-        tokens=tuple(draw.token for draw in draws[: len(draws) - num_stops]),
-        logprobs=tuple(draw.logprob for draw in draws),
-        raw_logprobs=tuple(draw.raw_logprob for draw in asked),
-        top_logprobs=tuple(draw.top for draw in asked),
-        stop_token=stop_token,
-        num_prompt_tokens=len(request.prompt),
-        num_generated=sequence.num_generated,
-    )
+def _importance(sequence: Sequence) -> tuple[int, int, int]:
+    """The largest gives way first."""
+    return sequence.request.priority, sequence.arrival, sequence.index
 
 
-def _not_finite(sequence: Sequence) -> str:
-    return (
-        f"request {sequence.request.id!r}: the logits for token {sequence.num_generated + 1} of the answer are not "
-        "finite; the model's weights are damaged, or a value overflowed on the way"
-    )
+def _num_scores(sequence: Sequence, count: int) -> int:
+    """How many of the step's tokens score the prompt token after them."""
+    if not sequence.scores_prompt:
+        return 0
+    end = min(sequence.num_computed + count, len(sequence.request.prompt) - 1)
+    return max(end - max(sequence.num_computed, len(sequence.prompt_logprobs)), 0)
 
 
-def _batch(scheduled: list[tuple[Sequence, int]]) -> Batch:
-    offsets, tokens, positions = [0], list[int](), list[int]()
+def _num_draws(sequence: Sequence, count: int) -> int:
+    last = sequence.num_uncomputed == count
+    return _num_scores(sequence, count) + (1 + sequence.num_unborn + len(sequence.drafts) if last else 0)
+
+
+def _batch(scheduled: list[tuple[Sequence, int]], copies: list[tuple[int, int]]) -> Batch:
+    offsets, lengths = [0], list[int]()
+    tokens, positions = list[int](), list[int]()
     sampled_rows, draws = list[int](), list[Drawing]()
     for sequence, count in scheduled:
-        start = sequence.num_computed
+        start, total = sequence.num_computed, count + len(sequence.drafts)
+        first_row = len(tokens)
         tokens += sequence.tokens[start : start + count]
-        positions += range(start, start + count)
+        tokens += sequence.drafts
+        positions += range(start, start + total)
         offsets.append(len(tokens))
-        if start + count == len(sequence.tokens):
-            draws.append(_drawing(sequence, len(sampled_rows)))
-            sampled_rows.append(len(tokens) - 1)
+        lengths.append(start + total)
+        for ahead in range(num_scores := _num_scores(sequence, count)):
+            position = max(start, len(sequence.prompt_logprobs)) + ahead
+            draws.append(_scoring(sequence, position, len(sampled_rows)))
+            sampled_rows.append(first_row + position - start)
+        if count == sequence.num_uncomputed:
+            draws += sequence.drawings(len(sampled_rows))
+            sampled_rows += range(len(tokens) - 1 - len(sequence.drafts), len(tokens))
+        assert num_scores == 0 or not sequence.drafts
     return Batch(
         request_ids=tuple(s.request.id for s, _ in scheduled),
         tokens=tuple(tokens),
         positions=tuple(positions),
         offsets=tuple(offsets),
-        lengths=tuple(s.num_computed + count for s, count in scheduled),
+        lengths=tuple(lengths),
         tables=tuple(tuple(s.pages) for s, _ in scheduled),
         expanded=tuple(s.num_computed < s.expanded_until for s, _ in scheduled),
         sampled_rows=tuple(sampled_rows),
         draws=tuple(draws),
+        copies=tuple(copies),
     )
 
 
-def _drawing(sequence: Sequence, row: int) -> Drawing:
-    params = sequence.request.params
-    history = tuple(sequence.tokens) if params.penalizes else ()
-    return Drawing(row, params, sequence.seed, sequence.num_generated, history)
+def _scoring(sequence: Sequence, position: int, row: int) -> Drawing:
+    """The prompt token after `position`, given."""
+    params = replace(sequence.request.params, logprobs=sequence.request.params.prompt_logprobs)
+    return Drawing(row, params, 0, 0, token=sequence.request.prompt[position + 1])
+
+
+def _draft_batch(part: list[Computed], drafting: set[Sequence]) -> DraftBatch:
+    offsets, rows, positions, tokens = [0], list[int](), list[int](), list[int]()
+    sampled_rows, draws = list[int](), list[Drawing]()
+    for sequence, first_row, start in part:
+        count = sequence.num_computed - start
+        rows += range(first_row, first_row + count)
+        positions += range(start, start + count)
+        tokens += sequence.tokens[start + 1 : start + count + 1]
+        offsets.append(len(tokens))
+        if sequence in drafting:
+            draws += (replace(drawing, params=_unreported(drawing)) for drawing in sequence.drawings(len(sampled_rows)))
+            sampled_rows.append(len(tokens) - 1)
+    batch = Batch(
+        request_ids=tuple(s.request.id for s, _, _ in part),
+        tokens=tuple(tokens),
+        positions=tuple(positions),
+        offsets=tuple(offsets),
+        lengths=tuple(s.num_computed for s, _, _ in part),
+        tables=tuple(tuple(s.pages) for s, _, _ in part),
+        expanded=tuple(start < s.expanded_until for s, _, start in part),
+        sampled_rows=tuple(sampled_rows),
+        draws=tuple(draws),
+    )
+    return DraftBatch(batch, rows)
+
+
+def _unreported(drawing: Drawing) -> SamplingParams:
+    params = drawing.params
+    return params if params.logprobs is None else replace(params, logprobs=None)

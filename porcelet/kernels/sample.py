@@ -1,7 +1,8 @@
 """Drawing tokens from logits, all requests of a step in one call.
 
-The order of ARCHITECTURE's sampler: (bias) → `penalize` → `sample`: temperature → min-p → top-k → top-p → draw. Rows do
-not see each other, so a row's result does not depend on what shares the batch; what no row asks for costs nothing.
+The order of ARCHITECTURE's sampler: `allow` → (bias) → `penalize` → `sample`: temperature → min-p → top-k → top-p →
+draw. Draws do not see each other, so their results do not depend on what shares the batch; what no draw asks for costs
+nothing.
 """
 
 from __future__ import annotations
@@ -14,25 +15,28 @@ from torch import Tensor
 from porcelet.kernels import op
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Int
+    from jaxtyping import Float, Int, UInt8
 
 
 @op
 def sample(
-    logits: Float[Tensor, "B V"],
+    logits: Float[Tensor, "rows V"],
+    rows: Int[Tensor, "B"],
     temperature: Float[Tensor, "B"],
     top_k: Int[Tensor, "B"],
     top_p: Float[Tensor, "B"],
     min_p: Float[Tensor, "B"],
     uniform: Float[Tensor, "B"],
 ) -> tuple[Int[Tensor, "B"], Float[Tensor, "B"]]:
-    """Draw one token a row; returns tokens and their log-probability under the distribution they were drawn from.
+    """Draw B tokens, each from one of `rows`; returns them and their log-probability under the distribution they were
+    drawn from. Draws may share a row.
 
     Temperature, then min-p, top-k and top-p (0, 0 and 1: off), then the draw by inverse cumulative probability at
-    `uniform` in [0, 1), in float64 so that the sum over a large vocabulary stays exact enough. Rows of temperature 0
+    `uniform` in [0, 1), in float64 so that the sum over a large vocabulary stays exact enough. Draws at temperature 0
     take the largest logit (the first of equals) and report its log-probability at temperature 1. A row with a NaN or
     an infinite best logit gives some token whose log-probability is not finite.
     """
+    logits = logits[rows]
     drawn = temperature.nonzero()[:, 0]
     if len(drawn) == len(temperature):
         return _draw(logits, temperature, top_k, top_p, min_p, uniform)
@@ -42,6 +46,14 @@ def sample(
         columns = (column[drawn] for column in (logits, temperature, top_k, top_p, min_p, uniform))
         tokens[drawn], logprobs[drawn] = _draw(*columns)
     return tokens, logprobs
+
+
+@op
+def allow(logits: Float[Tensor, "B V"], masks: UInt8[Tensor, "B bytes"]) -> Float[Tensor, "B V"]:
+    """Logits with -inf where a token is not allowed: bit t % 8, from the low end, of byte t // 8 is its token's."""
+    bits = masks[:, :, None] >> torch.arange(8, dtype=torch.uint8, device=masks.device) & 1  # [B, bytes, 8]
+    allowed = bits.flatten(1)[:, : logits.shape[1]].bool()
+    return logits.masked_fill(~allowed, -torch.inf)
 
 
 @op

@@ -4,7 +4,8 @@
 
 The engine holds the trainer's own parameters, so nothing is copied, and the log-probabilities it drew with serve as
 p_old without a second forward pass. Advantages are (r - mean) / std over the group (DeepSeekMath, section 4.1.2); a
-group whose rewards are all equal teaches nothing and is skipped. Left out so far: the KL term, sharing a prompt.
+group whose rewards are all equal teaches nothing and is skipped. The engine computes each prompt once for its G
+answers. Left out so far: the KL term, sharing the prompt in the update.
 """
 
 from __future__ import annotations
@@ -63,11 +64,12 @@ class Rollout:
                 max_tokens=self.config.max_new_tokens,
                 temperature=self.config.temperature,
                 seed=hashed(self.config.seed, "rollout", step, i),
+                n=self.config.group_size,
             )
-            for i in range(self.config.samples_per_step)
+            for i in range(len(problems))
         ]
-        prompts = [self.renderer.prompt(problem.question) for problem in problems]
-        return self.engine.generate(_repeat(prompts, self.config.group_size), params)
+        self.engine.weights_changed()
+        return self.engine.generate([self.renderer.prompt(problem.question) for problem in problems], params)
 
     def _episode(self, problem: Problem, output: Output) -> tuple[Episode, bool]:
         """What was drawn, the stop token included, and what it earned; cut answers are scored as they stand."""

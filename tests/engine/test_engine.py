@@ -6,17 +6,14 @@ import random
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from porcelet.config import PAGE_SIZE, EngineConfig
 from porcelet.engine.engine import Engine
 from porcelet.engine.sampler import uniform
-from porcelet.engine.scheduler import Scheduler
 from porcelet.errors import CapacityError, InputError
 from porcelet.models.attention import PackedView
 from porcelet.models.transformer import Transformer, build, initialize
-from porcelet.types import Draw, Output, Request, SamplingParams
+from porcelet.types import Request, SamplingParams
 from tests.models.variants import LLAMA, V3
 
 GREEDY = SamplingParams(max_tokens=24, temperature=0)
@@ -156,79 +153,8 @@ def test_generation_ends_at_the_context(model: Transformer) -> None:
     assert output.finish_reason == "length" and output.num_generated == 8
 
 
-events = st.lists(
-    st.one_of(
-        st.tuples(st.just("submit"), st.integers(1, 300), st.integers(1, 60)),
-        st.tuples(st.just("abort"), st.integers(0, 20), st.just(0)),
-        st.tuples(st.just("step"), st.integers(1, 30), st.just(0)),
-    ),
-    max_size=30,
-)
-
-
-@given(events, st.integers(5, 9), st.integers(1, 200), st.integers(1, 5))
-@settings(max_examples=200, deadline=None)
-def test_scheduler_loses_no_page_and_no_request(
-    happenings: list[tuple[str, int, int]], num_pages: int, budget: int, max_sequences: int
-) -> None:
-    """After any events every page is free or owned once, no slot is written twice in a step, and all requests end."""
-    config = EngineConfig(cache_tokens=num_pages * PAGE_SIZE, max_batch_tokens=budget, max_sequences=max_sequences)
-    scheduler = Scheduler(LLAMA, config)
-    alive: set[str] = set()
-
-    def step() -> None:
-        batch = scheduler.schedule()
-        owned = [page for s in (*scheduler.running, *scheduler.waiting) for page in s.pages]
-        assert len(owned) == len(set(owned)) and len(owned) + scheduler.pool.num_free == num_pages
-        if batch is None:
-            assert not alive
-            return
-        assert len(batch.tokens) <= budget and len(set(batch.request_ids)) == len(batch.request_ids) <= max_sequences
-        for table, length in zip(batch.tables, batch.lengths, strict=True):
-            assert len(table) * PAGE_SIZE >= length
-        outputs: list[Output] = scheduler.commit([Draw(1, 0.0)] * sum(batch.sampled))
-        alive.difference_update(o.request_id for o in outputs if o.finish_reason)
-
-    for number, (kind, size, most) in enumerate(happenings):
-        if kind == "submit":
-            request = Request(id=str(number), prompt=(1,) * size, params=SamplingParams(max_tokens=most))
-            if size < scheduler.max_length:
-                scheduler.add(request)
-                alive.add(request.id)
-        elif kind == "abort":
-            if scheduler.remove(str(size)):
-                alive.discard(str(size))
-        else:
-            for _ in range(size):
-                step()
-    for _ in range(10000):
-        if not alive:
-            break
-        step()
-    assert not alive
-    assert scheduler.schedule() is None  # checks that all pages are free
-
-
 def test_uniform_is_uniform() -> None:
     """The hashed numbers lie in [0, 1), differ by seed and index, and have the right mean."""
     numbers = [uniform(seed, index) for seed in range(40) for index in range(50)]
     assert len(set(numbers)) == 2000 and min(numbers) >= 0 and max(numbers) < 1
     assert abs(sum(numbers) / 2000 - 0.5) < 0.03
-
-
-def test_mla_expands_long_prompts_and_absorbs_the_rest() -> None:
-    """The form follows from the request: a long prompt is expanded in all its chunks, short ones and answers are not,
-    whatever shares the batch; recomputed after preemption, a long text is expanded again."""
-    long, short = V3.absorbed_below(), V3.absorbed_below() - 1
-    scheduler = Scheduler(V3, EngineConfig(cache_tokens=PAGE_SIZE * 8, max_batch_tokens=64))
-    for name, count in (("long", long), ("short", short)):
-        scheduler.add(Request(id=name, prompt=(1,) * count, params=SamplingParams(max_tokens=4)))
-    seen: list[tuple[str, int, bool]] = []
-    while batch := scheduler.schedule():
-        counts = [end - start for start, end in zip(batch.offsets, batch.offsets[1:], strict=False)]
-        seen += zip(batch.request_ids, counts, batch.expanded, strict=True)
-        scheduler.commit([Draw(2, 0.0)] * sum(batch.sampled))
-    expanded = [(name, count) for name, count, form in seen if form]
-    assert sum(count for name, count in expanded) == long and {name for name, _ in expanded} == {"long"}
-    assert [count for name, count, form in seen if name == "long" and not form] == [1, 1, 1]
-    assert Scheduler(LLAMA, EngineConfig()).absorbed_below > LLAMA.max_position_embeddings

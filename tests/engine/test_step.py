@@ -59,6 +59,11 @@ def threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def start(model: Transformer, *, capacity: int = CAPACITY, cache_dtype: torch.dtype = torch.float32) -> Runner:
+    layers = model.config.num_hidden_layers
+    return Runner(model, NUM_PAGES, layers, capacity=capacity, cache_dtype=cache_dtype)
+
+
 class Sequences:
     """Made-up sequences, each with its own tokens and pages, that grow step by step."""
 
@@ -114,7 +119,7 @@ KINDS = [(name, weights) for name in VARIANTS for weights in ("float32", "int8")
 def test_recorded_equals_eager(name: str, weights: str) -> None:
     """Every architecture, over chunks, decoding and drafts: the same logits, and one recording for all row counts."""
     model = make(VARIANTS[name], weights)
-    recorded, eager = Runner(model, NUM_PAGES, capacity=CAPACITY), Runner(model, NUM_PAGES, capacity=0)
+    recorded, eager = start(model), start(model, capacity=0)
     for actual, expected in zip(run_steps(recorded, steps()), run_steps(eager, steps()), strict=True):
         assert difference(actual, expected) < TOLERANCE[weights]
     assert recorded.recorded and not recorded.why_not and not eager.recorded
@@ -126,7 +131,7 @@ def test_decoding_is_bitwise_the_same_recorded_and_eager(config: ModelConfig, we
     """A few new tokens a sequence: both ways run the same native bodies, so every bit agrees."""
     model = make(config, weights)
     plan = [{0: 1, 1: 1, 2: 1}] * 3 + [{2: 8}] * 16 + [{2: 1, 1: 5}] * 2 + [{2: 1}] * 2
-    recorded, eager = Runner(model, NUM_PAGES, capacity=CAPACITY), Runner(model, NUM_PAGES, capacity=0)
+    recorded, eager = start(model), start(model, capacity=0)
     for actual, expected in zip(run_steps(recorded, plan), run_steps(eager, plan), strict=True):
         assert torch.equal(actual, expected)
 
@@ -137,7 +142,7 @@ def test_decoding_is_bitwise_the_same_recorded_and_eager(config: ModelConfig, we
 def test_company_and_threads_change_no_bit(config: ModelConfig, weights: str, dtype: torch.dtype) -> None:
     """A sequence's logits are the same alone on one thread, and among others, their prompts and drafts, on two."""
     model = make(config, weights)
-    alone, shared = (Runner(model, NUM_PAGES, cache_dtype=dtype, capacity=CAPACITY) for _ in range(2))
+    alone, shared = (start(model, cache_dtype=dtype) for _ in range(2))
     first, second = Sequences(3), Sequences(3)
     counts = [8] * 16 + [1] * 8  # past a part of the attention
     lone = [alone.run(first.batch({0: count})).clone() for count in counts]
@@ -152,7 +157,7 @@ def test_company_and_threads_change_no_bit(config: ModelConfig, weights: str, dt
 
 def test_one_recording_serves_all_batch_sizes() -> None:
     """Within the capacity nothing is recorded again; a longer batch runs eagerly beside the recording."""
-    runner, sequences = Runner(make(LLAMA), NUM_PAGES, capacity=CAPACITY), Sequences(3)
+    runner, sequences = start(make(LLAMA)), Sequences(3)
     assert not runner.recorded and runner.why_not
     runner.run(sequences.batch({0: 1}))
     first = runner._step
@@ -164,7 +169,7 @@ def test_one_recording_serves_all_batch_sizes() -> None:
 def test_rows_are_sampled_as_asked() -> None:
     """Any rows in any order, or none, recorded as eagerly."""
     model = make(LLAMA)
-    runners = [Runner(model, NUM_PAGES, capacity=capacity) for capacity in (CAPACITY, 0)]
+    runners = [start(model, capacity=capacity) for capacity in (CAPACITY, 0)]
     for sampled in ((4, 0, 2), (), (3,)):
         both = [runner.run(Sequences(3).batch({0: 5}, sampled)).clone() for runner in runners]
         assert both[0].shape == (len(sampled), 97)
@@ -175,9 +180,9 @@ def test_hidden_states_belong_to_the_logits() -> None:
     """`hidden` holds every token's state, from which the head makes the logits."""
     model = make(LLAMA)
     for capacity in (CAPACITY, 0):
-        runner = Runner(model, NUM_PAGES, capacity=capacity)
+        runner = start(model, capacity=capacity)
         logits = runner.run(Sequences(3).batch({0: 5, 1: 2}))
-        assert runner.hidden is not None and runner.hidden.shape == (7, 64)
+        assert runner.hidden.shape == (7, 64)
         with torch.inference_mode():
             assert torch.equal(model.logits(runner.hidden[[4, 6]]), logits)
 
@@ -186,9 +191,9 @@ def test_half_precision_cache_is_near() -> None:
     """A float16 cache holds half the bytes and moves the logits by its rounding only, recorded or eager."""
     for config in (LLAMA, V3):
         model = make(config)
-        exact = run_steps(Runner(model, NUM_PAGES, capacity=CAPACITY), steps())
+        exact = run_steps(start(model), steps())
         for capacity in (CAPACITY, 0):
-            runner = Runner(model, NUM_PAGES, cache_dtype=torch.float16, capacity=capacity)
+            runner = start(model, cache_dtype=torch.float16, capacity=capacity)
             assert all(pages.dtype == torch.float16 for layer in runner.cache for pages in layer)
             for actual, expected in zip(run_steps(runner, steps()), exact, strict=True):
                 assert 0 < difference(actual, expected) < 1e-2
@@ -197,7 +202,7 @@ def test_half_precision_cache_is_near() -> None:
 @pytest.mark.parametrize("config", [LLAMA, V3], ids=["llama", "v3"])
 def test_copied_pages_continue_their_sequence(config: ModelConfig) -> None:
     """A fork that reads its copy of a page gives the logits of the original."""
-    runner, sequences = Runner(make(config), NUM_PAGES, capacity=CAPACITY), Sequences(3)
+    runner, sequences = start(make(config)), Sequences(3)
     runner.run(sequences.batch({0: 10}))
     source, target = sequences.pages[0][0], sequences.pages[1][0]
     original = sequences.batch({0: 1})
@@ -209,7 +214,7 @@ def test_copied_pages_continue_their_sequence(config: ModelConfig) -> None:
 def test_parameters_are_used_as_they_are() -> None:
     """Values changed in place count in the next step, and so do parameters that were moved."""
     model, moved = make(LLAMA), make(LLAMA)
-    runner = Runner(model, NUM_PAGES, capacity=CAPACITY)
+    runner = start(model)
     for change in (
         lambda p: p.data.mul_(0.5),
         lambda p: setattr(p, "data", p.data * 1.5),
@@ -219,7 +224,7 @@ def test_parameters_are_used_as_they_are() -> None:
             change(parameter)
         moved.load_state_dict(model.state_dict())
         actual = runner.run(Sequences(3).batch({0: 5}))
-        assert torch.equal(actual, Runner(moved, NUM_PAGES, capacity=CAPACITY).run(Sequences(3).batch({0: 5})))
+        assert torch.equal(actual, start(moved).run(Sequences(3).batch({0: 5})))
 
 
 def test_a_model_that_cannot_be_recorded_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,18 +234,18 @@ def test_a_model_that_cannot_be_recorded_says_why(monkeypatch: pytest.MonkeyPatc
     shape = projection.weight.shape
     del projection.weight
     projection.weight = FP8Weight(torch.randn(shape).to(torch.float8_e4m3fn), torch.full((1, 1), 0.1))
-    runner = Runner(model, NUM_PAGES)
+    runner = start(model)
     assert runner.run(Sequences(3).batch({0: 5})).shape == (1, 97)
     assert not runner.recorded and "FP8Weight" in runner.why_not
     monkeypatch.setenv("PORCELET_KERNELS", "reference")
-    runner = Runner(make(LLAMA), NUM_PAGES)
+    runner = start(make(LLAMA))
     assert runner.run(Sequences(3).batch({0: 5})).shape == (1, 97)
     assert not runner.recorded and "no instruction" in runner.why_not
 
 
 def test_indices_outside_the_tables_assert() -> None:
     """A token or position that is not there never reaches the native code."""
-    runner, batch = Runner(make(LLAMA), NUM_PAGES), Sequences(3).batch({0: 2})
+    runner, batch = start(make(LLAMA)), Sequences(3).batch({0: 2})
     runner.run(batch)
     for wrong in ({"tokens": (97, 0)}, {"tokens": (-1, 0)}, {"positions": (0, 10**6)}, {"sampled_rows": (2,)}):
         with pytest.raises(AssertionError):

@@ -34,7 +34,7 @@ def until_stop(text: bytes, stops: list[str]) -> tuple[bytes, str | None]:
 
 def run(vocabulary: list[bytes], drawn: list[int], params: SamplingParams) -> list[Output]:
     """What the scheduler tells when a model draws these tokens; each draw's log-probability is its number."""
-    scheduler = Scheduler(LLAMA, EngineConfig(), vocabulary.__getitem__)
+    scheduler = Scheduler(LLAMA, EngineConfig(speculation="off"), 8, vocabulary.__getitem__)
     scheduler.add(Request(id="a", prompt=(1,), params=params))
     outputs: list[Output] = []
     for number, token in enumerate(drawn):
@@ -104,12 +104,12 @@ def test_other_ends_release_what_is_held() -> None:
         num_generated=3,
     )
     assert [(o.tokens, o.finish_reason) for o in run(vocabulary, [0, 0, 0], params)][-1] == ((0, 0, 0), "length")
-    scheduler = Scheduler(LLAMA, EngineConfig(), vocabulary.__getitem__)
+    scheduler = Scheduler(LLAMA, EngineConfig(speculation="off"), 8, vocabulary.__getitem__)
     scheduler.add(Request(id="a", prompt=(1,), params=params))
     scheduler.schedule()
     assert scheduler.commit([Draw(0, -1.0)])[0].tokens == ()
-    aborted = scheduler.abort("a")
-    assert aborted and (aborted.tokens, aborted.logprobs, aborted.finish_reason) == ((0,), (-1.0,), "abort")
+    (aborted,) = scheduler.abort("a")
+    assert (aborted.tokens, aborted.logprobs, aborted.finish_reason) == ((0,), (-1.0,), "abort")
     assert scheduler.schedule() is None  # checks that all pages are free
 
 

@@ -164,11 +164,20 @@ def experts() -> Iterator[Case]:
 
 
 def sample() -> Iterator[Case]:
+    """Draws that share rows, in any order; greedy ones among the others; cuts of every kind, alone and together."""
     off = torch.zeros(3, dtype=torch.int64), torch.ones(3), torch.zeros(3)
-    yield torch.randn(3, 50), torch.zeros(3), *off, torch.rand(3)
-    yield torch.randn(3, 50), torch.ones(3), *off, torch.rand(3)
-    temperature, top_p = torch.tensor([0.0, 0.7, 1.0, 2.0]), torch.tensor([1.0, 0.5, 0.9, 1.0])
-    yield torch.randn(4, 50), temperature, torch.tensor([0, 0, 5, 1]), top_p, torch.rand(4) * 0.2, torch.rand(4)
+    for temperature in (torch.zeros(3), torch.ones(3)):
+        yield torch.randn(3, 50), torch.arange(3), temperature, *off, torch.rand(3)
+    for vocabulary in (1, 64, 65, 1000, 20_001):
+        temperature, top_p = torch.tensor([0.0, 0.7, 1.0, 2.0, 1e-30, 1.5]), torch.tensor([1, 0.5, 0.9, 1, 0.9, 0.999])
+        rows, top_k = torch.tensor([1, 0, 2, 2, 1, 0]), torch.tensor([0, 0, 500, 1, 0, 10**6])
+        min_p, uniform = torch.tensor([0, 0.01, 0, 0, 0, 1e-3]), torch.rand(6, dtype=torch.float64)
+        yield torch.randn(3, vocabulary) * 3, rows, temperature, top_k, top_p, min_p, uniform
+
+
+def allow() -> Iterator[Case]:
+    for rows, vocabulary in [(0, 9), (1, 8), (3, 61)]:
+        yield torch.randn(rows, vocabulary), torch.randint(0, 256, (rows, -(-vocabulary // 8)), dtype=torch.uint8)
 
 
 def penalize() -> Iterator[Case]:
@@ -205,6 +214,7 @@ CASES = {
         route_softmax,
         experts,
         sample,
+        allow,
         penalize,
         token_logprobs,
     )

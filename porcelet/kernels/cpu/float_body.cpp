@@ -11,27 +11,11 @@
 #include <immintrin.h>
 #endif
 
+#include "exponential.h"
 #include "half.h"
 
 namespace porcelet {
 namespace {
-
-// exp(x) for x within +-87, to about 1e-7: 2^n times a polynomial of the remainder (Cephes' expf).
-inline float exponential(float x) {
-    constexpr float log2_e = 1.44269504f, ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
-    constexpr float shift = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
-    x = std::min(std::max(x, -87.0f), 87.0f);
-    const float n = (x * log2_e + shift) - shift;
-    const float r = x - n * ln2_high - n * ln2_low;
-    float p = 1.9875691500e-4f;
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    return p * bits_of<float>((static_cast<int32_t>(n) + 127) << 23);
-}
 
 inline float dot(const float* a, const float* b, size_t count) {
     float sum = 0;

@@ -20,6 +20,8 @@
 namespace nb = nanobind;
 using namespace porcelet;
 
+void bind_sample(nb::module_& m);  // module_sample.cpp
+
 namespace {
 
 template <class T>
@@ -162,4 +164,5 @@ NB_MODULE(_native, m) {
         .def("experts_float", appends(experts_float, experts_float_args))
         .def("route", appends(route, route_args))
         .def("attention", appends(attention, attention_args));
+    bind_sample(m);
 }

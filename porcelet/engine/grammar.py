@@ -1,0 +1,188 @@
+"""Answers that must match a JSON schema, a regular expression, a list of choices or a grammar, through llguidance.
+
+A `GrammarCompiler` belongs to one tokenizer and makes a `Matcher` for each constrained answer. The matcher says which
+tokens may come next and is told which one came. It works on the tokens' bytes, so a character may be cut between
+tokens. Special tokens never match, whatever a grammar names; only the end of the answer does, once it is complete.
+
+A constraint that cannot be kept to the letter is refused: llguidance refuses the JSON-schema keywords it knows and does
+not implement, and here those that it would take for mere annotations are. Names that no version of JSON Schema gives a
+meaning are annotations. Properties come in the schema's order.
+
+Left out: the space that a SentencePiece tokenizer drops at the beginning of a text counts as part of it here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from functools import lru_cache
+from typing import Any
+
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
+
+from porcelet.errors import EngineError, InputError
+from porcelet.tokenizer import Tokenizer
+from porcelet.types import Constraint
+
+MAX_CONSTRAINT_BYTES = 2**16
+MAX_CACHED = 64  # compiled constraints that a compiler keeps
+# Between two parts of a JSON document. llguidance has no bound, and some models never stop indenting.
+WHITESPACE = r"[\x20\x0A\x0D\x09]{1,64}"
+# What llguidance would ignore although older drafts or OpenAPI give it a meaning, and its own way to make it lenient.
+REFUSED_KEYWORDS = ("additionalItems", "disallow", "divisibleBy", "extends", "nullable", "x-guidance")
+LIMITS = LLParserLimits(verbose_errors=False)
+
+
+class Matcher:
+    """One answer's place in its grammar."""
+
+    def __init__(self, parser: LLMatcher, permitted: int, num_bytes: int) -> None:
+        self._parser = parser
+        self._permitted = permitted
+        self._num_bytes = num_bytes
+
+    def mask(self) -> bytes:
+        """The tokens that may come next: bit t % 8, from the low end, of byte t // 8 is token t's.
+
+        Raises:
+            EngineError: the grammar grew past the parser's limits, or permits nothing but special tokens.
+        """
+        bits = int.from_bytes(self._parser.compute_bitmask(), "little") & self._permitted
+        self._require_sound()
+        if not bits:
+            raise EngineError("the constraint lets no token follow but special ones; allow some text instead")
+        return bits.to_bytes(self._num_bytes, "little")
+
+    def push(self, token: int) -> None:
+        """Take the answer's next token, one that `mask` permits.
+
+        Raises:
+            EngineError: the token does not match, or the grammar grew past the parser's limits.
+        """
+        self._parser.consume_token(token)
+        self._require_sound()
+
+    @property
+    def finished(self) -> bool:
+        """Whether the answer is complete and nothing but its end may follow."""
+        return self._parser.is_stopped() and not self._parser.is_error()
+
+    def fork(self) -> Matcher:
+        """A matcher at the same place that goes its own way."""
+        return Matcher(self._parser.deep_copy(), self._permitted, self._num_bytes)
+
+    def _require_sound(self) -> None:
+        if self._parser.is_error():
+            raise EngineError(f"the constraint's parser gave up: {_reason(self._parser.get_error())}")
+
+
+class GrammarCompiler:
+    """Makes matchers for one tokenizer. Takes about a second for 100,000 tokens, so make it once.
+
+    `end_tokens` are the model's end-of-sequence ids, those that end a complete answer.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, end_tokens: Collection[int]) -> None:
+        assert end_tokens and all(0 <= token < tokenizer.vocab_size for token in end_tokens)
+        vocabulary = TokenizerWrapper(_Vocabulary(tokenizer, min(end_tokens)))
+        self._tokenizer = LLTokenizer(vocabulary, eos_token=sorted(end_tokens))
+        self._num_bytes = -(-tokenizer.vocab_size // 8)
+        forbidden = set(tokenizer.special_tokens.values()) - set(end_tokens)
+        self._permitted = (1 << tokenizer.vocab_size) - 1 - sum(1 << token for token in forbidden)
+        self._compiled = lru_cache(MAX_CACHED)(self._build)
+
+    def compile(self, constraint: Constraint) -> Matcher:
+        """A matcher at the beginning of an answer.
+
+        Raises:
+            InputError: the constraint is no schema, regular expression or grammar, is too large, or needs what
+                llguidance does not support.
+        """
+        return self._compiled(constraint).fork()
+
+    def _build(self, constraint: Constraint) -> Matcher:
+        parser = LLMatcher(self._tokenizer, _grammar(constraint), log_level=0, limits=LIMITS)
+        matcher = Matcher(parser, self._permitted, self._num_bytes)
+        if not parser.is_error():
+            parser.compute_bitmask()  # some grammars fail only here
+        if parser.is_error():
+            raise InputError(f"the {_title(constraint)} cannot be used: {_reason(parser.get_error())}")
+        return matcher
+
+
+class _Vocabulary:
+    """The tokenizer as llguidance's wrapper wants it."""
+
+    def __init__(self, tokenizer: Tokenizer, end_token: int) -> None:
+        self.eos_token_id = end_token
+        self.bos_token_id = None
+        self.tokens = [tokenizer.token_bytes(id) for id in range(tokenizer.vocab_size)]
+        self.special_token_ids = list(tokenizer.special_tokens.values())
+        self._encode = tokenizer.encode
+
+    def __call__(self, text: bytes) -> list[int]:
+        return self._encode(text.decode())
+
+
+def _grammar(constraint: Constraint) -> str:
+    """The constraint in llguidance's own notation."""
+    value = constraint.value
+    texts = (value,) if isinstance(value, str) else value
+    _require_size(texts, _title(constraint))
+    if constraint.kind == "json_schema":
+        _require_supported(_parsed(texts[0]))
+        return LLMatcher.grammar_from_json_schema(texts[0], defaults={"whitespace_pattern": WHITESPACE})
+    if constraint.kind == "lark":
+        return LLMatcher.grammar_from_lark(texts[0])
+    # As one regular expression, since llguidance takes at most 2,000 alternatives side by side in a grammar.
+    return LLMatcher.grammar_from_regex(texts[0] if constraint.kind == "regex" else "|".join(map(_literal, texts)))
+
+
+def _title(constraint: Constraint) -> str:
+    return {"json_schema": "JSON schema", "regex": "regular expression", "lark": "Lark grammar"}.get(
+        constraint.kind, constraint.kind
+    )
+
+
+def _require_size(texts: tuple[str, ...], title: str) -> None:
+    try:
+        size = sum(len(text.encode()) for text in texts)
+    except UnicodeEncodeError as problem:
+        raise InputError(f"the {title} holds half of a surrogate pair, which no text contains") from problem
+    if size > MAX_CONSTRAINT_BYTES:
+        raise InputError(f"the {title} has {size:,} bytes; at most {MAX_CONSTRAINT_BYTES:,} are allowed")
+
+
+def _literal(text: str) -> str:
+    return "".join(c if c.isascii() and c.isalnum() else f"\\x{{{ord(c):x}}}" for c in text)
+
+
+def _parsed(schema: str) -> Any:
+    try:
+        return json.loads(schema)
+    except (ValueError, RecursionError) as problem:
+        raise InputError(f"the JSON schema is not JSON: {problem}") from problem
+
+
+_NAMED_SCHEMAS = ("properties", "patternProperties", "$defs", "definitions")
+_SCHEMAS = ("items", "prefixItems", "additionalProperties", "anyOf", "allOf", "oneOf")
+
+
+def _require_supported(schema: Any) -> None:
+    pending = [schema]
+    while pending:
+        part = pending.pop()
+        if isinstance(part, list):
+            pending += part
+        elif isinstance(part, dict):
+            if refused := [keyword for keyword in REFUSED_KEYWORDS if keyword in part]:
+                raise InputError(f"the JSON schema's keyword {refused[0]!r} is not supported; say it in draft 2020-12")
+            pending += [part[name] for name in _SCHEMAS if name in part]
+            named = [part[name] for name in _NAMED_SCHEMAS if isinstance(part.get(name), dict)]
+            pending += [schema for schemas in named for schema in schemas.values()]
+
+
+def _reason(message: str) -> str:
+    """llguidance's message in one line, without the dump of its state."""
+    line = " ".join(message.split("\n<", 1)[0].split())
+    return line if len(line) <= 300 else f"{line[:150]} … {line[-150:]}"

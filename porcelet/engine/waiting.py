@@ -1,0 +1,66 @@
+"""Who is next: the queue of requests that wait to run, or to run again.
+
+Lower priority numbers go first. Among equals it is the turn of the tenant that has had the fewest tokens computed
+(virtual token counter: Sheng et al., OSDI 2024, arXiv 2401.00588), and within a tenant of the request that came first.
+A tenant that was away starts from the least served one that is here: it saved nothing up.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections import Counter
+from collections.abc import Iterator
+
+from porcelet.engine.sequence import Sequence
+
+
+class WaitingQueue:
+    """Sequences by tenant, and what each tenant has had."""
+
+    def __init__(self) -> None:
+        self._queues: dict[str, list[Sequence]] = {}
+        self._present: Counter[str] = Counter()  # sequences of each tenant, waiting and running
+        self._served: dict[str, int] = {}  # tokens computed for each tenant that is present
+
+    def __len__(self) -> int:
+        return sum(map(len, self._queues.values()))
+
+    def __iter__(self) -> Iterator[Sequence]:
+        for queue in self._queues.values():
+            yield from queue
+
+    def enter(self, sequence: Sequence) -> None:
+        """A sequence is new here: it counts as present until `leave`."""
+        tenant = sequence.request.tenant
+        if tenant not in self._present:
+            self._served[tenant] = min(self._served.values(), default=0)
+        self._present[tenant] += 1
+
+    def leave(self, sequence: Sequence) -> None:
+        """A sequence has ended."""
+        tenant = sequence.request.tenant
+        self._present[tenant] -= 1
+        if not self._present[tenant]:
+            del self._present[tenant], self._served[tenant]
+
+    def charge(self, tenant: str, num_tokens: int) -> None:
+        """So many tokens of a tenant's were computed."""
+        self._served[tenant] += num_tokens
+
+    def push(self, sequence: Sequence) -> None:
+        insort(self._queues.setdefault(sequence.request.tenant, []), sequence, key=_order)
+
+    def first(self) -> Sequence | None:
+        """Whose turn it is; it stays in the queue."""
+        heads = (queue[0] for queue in self._queues.values())
+        return min(heads, key=lambda s: (s.request.priority, self._served[s.request.tenant], s.arrival), default=None)
+
+    def remove(self, sequence: Sequence) -> None:
+        tenant = sequence.request.tenant
+        self._queues[tenant].remove(sequence)
+        if not self._queues[tenant]:
+            del self._queues[tenant]
+
+
+def _order(sequence: Sequence) -> tuple[int, int, int]:
+    return sequence.request.priority, sequence.arrival, sequence.index

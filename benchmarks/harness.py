@@ -39,14 +39,18 @@ class Series:
 
 
 def interleave(
-    variants: Mapping[str, Run], rounds: int, max_attempts: int = 4, max_stolen: float = MAX_STOLEN
+    variants: Mapping[str, Run],
+    rounds: int,
+    max_attempts: int = 4,
+    max_stolen: float = MAX_STOLEN,
+    warm_up: bool = True,
 ) -> tuple[dict[str, dict[str, float]], dict[str, Any]]:
-    """Run every variant once a round, after one unmeasured warm-up, in turning order; medians by variant, and what
+    """Run every variant once a round, after one unmeasured `warm_up`, in turning order; medians by variant, and what
     was dropped.
 
     A round in which any run lost more than `max_stolen` is dropped as a whole, so that ratios compare equal conditions.
     """
-    for run in variants.values():
+    for run in variants.values() if warm_up else ():
         run()
     series = {name: Series() for name in variants}
     kept, dropped, stolen = 0, 0, []

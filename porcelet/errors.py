@@ -37,11 +37,16 @@ class ModelError(PorceletError):
 
 
 class CapacityError(PorceletError):
-    """Something that does not fit: memory, cache pages, the queue, a port."""
+    """Something that does not fit: memory, cache pages, the queue, a port. `retry_after` are seconds after which it
+    may, if that is known."""
 
     status = 503
     exit_code = 4
     kind = "capacity_error"
+
+    def __init__(self, message: str, retry_after: int | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class EngineError(PorceletError):

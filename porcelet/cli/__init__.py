@@ -17,9 +17,9 @@ app = typer.Typer(
     help="Your own DeepSeek in one Python package: load, train, adapt and serve reasoning models, offline.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    epilog="Exit codes: 0 done, 1 an error of our own, 2 a flag or value that cannot be used, 3 a model that is "
-    "missing, damaged or not supported, 4 it does not fit (memory, disk, port), 5 the engine died, 6 an optional "
-    "package is missing, 130 interrupted, 141 the reader of the output left.",
+    epilog="Exit codes: 0 done, 1 an error of our own or failed requests of a batch, 2 a flag or value that cannot be "
+    "used, 3 a model that is missing, damaged or not supported, 4 it does not fit (memory, disk, port), 5 the engine "
+    "died, 6 an optional package is missing, 130 interrupted, 141 the reader of the output left.",
     rich_markup_mode=None,  # plain help: importing rich for it takes longer than all the rest
 )
 app.command()(chat.generate)

@@ -1,103 +1,65 @@
-"""`porcelet generate` and `porcelet chat`: one answer, or a conversation in the terminal."""
+"""`porcelet generate` and `porcelet chat`: one answer, a file of them, or a conversation in the terminal."""
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from porcelet.cli.models import DEFAULT
 from porcelet.cli.progress import progress_bar
+from porcelet.cli.sampling import sampling_options
 from porcelet.errors import InputError
+from porcelet.types import SamplingParams
 
 if TYPE_CHECKING:
     from porcelet.engine.text import Message, TextModel
-    from porcelet.types import SamplingParams
 
 Model = Annotated[str, typer.Option("--model", "-m", help="A name in the store, a GGUF file or a model folder.")]
-MaxTokens = Annotated[int, typer.Option(help="Longest answer, in tokens.")]
-Temperature = Annotated[float, typer.Option(help="0 always takes the likeliest token.")]
-TopP = Annotated[float, typer.Option(help="Draw from the likeliest tokens that reach this probability together.")]
-TopK = Annotated[int, typer.Option(help="Draw from this many likeliest tokens; 0 is off.")]
-MinP = Annotated[float, typer.Option(help="Draw from tokens of at least this part of the likeliest one's probability.")]
-RepetitionPenalty = Annotated[
-    float, typer.Option(help="Makes tokens of the prompt and the answer less likely; 1 is off.")
-]
-PresencePenalty = Annotated[float, typer.Option(help="Taken once from the logits of tokens in the answer.")]
-FrequencyPenalty = Annotated[float, typer.Option(help="Taken from the logits of the answer's tokens at each use.")]
-Stop = Annotated[list[str] | None, typer.Option(help="End the answer before this text; may be given several times.")]
-Seed = Annotated[int | None, typer.Option(help="Makes the draw repeatable.")]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="Engine settings, such as weights=float32 or threads=2.")
 ]
 
+EXACT = SamplingParams(max_tokens=256, temperature=0.0)
+LIVELY = SamplingParams(max_tokens=1024, temperature=0.6, top_p=0.95)
 
+
+@sampling_options
 def generate(
-    prompt: Annotated[str, typer.Argument(help="What to ask.")],
+    prompt: Annotated[str | None, typer.Argument(help="What to ask.")] = None,
+    batch: Annotated[Path | None, typer.Option(help="A file with one request a line instead of a prompt.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Where a batch's answers go; else beside it, .out.jsonl.")] = None,
     model: Model = DEFAULT,
-    max_tokens: MaxTokens = 256,
-    temperature: Temperature = 0.0,
-    top_p: TopP = 1.0,
-    top_k: TopK = 0,
-    min_p: MinP = 0.0,
-    repetition_penalty: RepetitionPenalty = 1.0,
-    presence_penalty: PresencePenalty = 0.0,
-    frequency_penalty: FrequencyPenalty = 0.0,
-    stop: Stop = None,
-    seed: Seed = None,
+    params: SamplingParams = EXACT,
     settings: Settings = None,
 ) -> None:
-    """Answer one prompt and print it as it comes; speed goes to standard error."""
-    from porcelet.types import SamplingParams
+    """Answer one prompt and print it as it comes, or all requests of a file.
 
-    params = SamplingParams(
-        max_tokens=max_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        presence_penalty=presence_penalty,
-        frequency_penalty=frequency_penalty,
-        stop=tuple(stop or ()),
-        seed=seed,
-    )
-    text_model = _open(model, settings)
-    _answer(text_model, [{"role": "user", "content": prompt}], params)
+    A line of a batch is {"id", "prompt" or "messages", "max_tokens", "temperature", "n", ...}, or one of OpenAI's
+    batch API; what it leaves out is as the options say. Answers are lines of {"id", "text", "finish_reason", "usage",
+    "error"}, in the order in which they end.
+
+    The same command again, after a kill or a power cut, goes on with the requests that have no answer yet.
+    """
+    if (prompt is None) == (batch is None) or (output and not batch):
+        raise InputError("give either a prompt, or --batch FILE and perhaps --output FILE")
+    load = _loader(model, settings)
+    if batch:
+        from porcelet.cli.batch import run_batch
+
+        run_batch(batch, output or batch.with_suffix(".out.jsonl"), params, load)
+    elif prompt is not None:
+        _answer(load(), [{"role": "user", "content": prompt}], params)
 
 
-def chat(
-    model: Model = DEFAULT,
-    max_tokens: MaxTokens = 1024,
-    temperature: Temperature = 0.6,
-    top_p: TopP = 0.95,
-    top_k: TopK = 0,
-    min_p: MinP = 0.0,
-    repetition_penalty: RepetitionPenalty = 1.0,
-    presence_penalty: PresencePenalty = 0.0,
-    frequency_penalty: FrequencyPenalty = 0.0,
-    stop: Stop = None,
-    seed: Seed = None,
-    settings: Settings = None,
-) -> None:
+@sampling_options
+def chat(model: Model = DEFAULT, params: SamplingParams = LIVELY, settings: Settings = None) -> None:
     """Talk to a model. /new starts over, /exit or Ctrl-D leaves, Ctrl-C stops an answer."""
-    from porcelet.types import SamplingParams
-
-    params = SamplingParams(
-        max_tokens=max_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        presence_penalty=presence_penalty,
-        frequency_penalty=frequency_penalty,
-        stop=tuple(stop or ()),
-        seed=seed,
-    )
-    text_model = _open(model, settings)
+    text_model = _loader(model, settings)()
     print(f"{model}: /new starts over, /exit or Ctrl-D leaves, Ctrl-C stops an answer")
     messages: list[Message] = []
     while True:
@@ -118,17 +80,21 @@ def chat(
                 messages.pop()
 
 
-def _open(model: str, settings: list[str] | None) -> TextModel:
+def _loader(model: str, settings: list[str] | None) -> Callable[[], TextModel]:
+    """What loads the model; mistakes are answered now, before torch is imported, which takes seconds."""
     from porcelet import hub
     from porcelet.config import EngineConfig, override, parse_settings
 
     config = override(EngineConfig(), parse_settings(settings or []), "--set")
-    hub.resolve(model)  # mistakes are answered before torch is imported, which takes seconds
+    hub.resolve(model)
 
-    from porcelet.engine.text import load
+    def load() -> TextModel:
+        from porcelet.engine import text
 
-    with progress_bar(f"loading {model}") as progress:
-        return load(model, config, progress)
+        with progress_bar(f"loading {model}") as progress:
+            return text.load(model, config, progress)
+
+    return load
 
 
 def _answer(model: TextModel, messages: list[Message], params: SamplingParams) -> str:

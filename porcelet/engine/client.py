@@ -1,4 +1,4 @@
-"""The server's end of the engine process (worker.py): start it, submit requests, notice its death. Imports no torch.
+"""The other end of one engine process (worker.py): start it, submit requests, notice its death. Imports no torch.
 
     engine = EngineClient.start(path, config)     # returns at once, the model loads meanwhile
     facts = await engine.ready()
@@ -6,8 +6,11 @@
         async for output in outputs: ...
 
 An iterator that is closed early aborts its request. A reader that is slower than the engine gets larger outputs
-rather than a longer queue, so what waits for one request is bounded by its own max_tokens. When the process dies,
-every request in flight raises, and `failure` says why from then on. Restarting is left to whoever runs the server.
+rather than a longer queue, so what waits for one request is bounded by its own n and max_tokens. When the process
+dies, every request in flight raises, and `failure` says why from then on; supervisor.py starts the next one.
+
+The end of the socket or the process's last words tell of a death, both within moments. There is no heartbeat: a step
+may take minutes (a long prompt, weights that come from a slow disk), so none could tell it from a process that hangs.
 """
 
 from __future__ import annotations
@@ -43,6 +46,7 @@ from porcelet.types import Output, Progress, Request, join_outputs
 
 MAX_IN_FLIGHT = 1024
 EXIT_SECONDS = 2.0
+HUNG_UP_SECONDS = 0.5  # a process closes its socket by ending, and nobody who waits shall wait a second
 
 
 class EngineClient:
@@ -59,14 +63,22 @@ class EngineClient:
 
     @classmethod
     def start(cls, path: Path, config: EngineConfig) -> EngineClient:
-        """Start the process; it loads the model while the caller goes on."""
+        """Start the process; it loads the model while the caller goes on.
+
+        Raises:
+            CapacityError: the machine has no room for another process.
+        """
         ours, theirs = socket.socketpair()
         settings = [f"{key}={value}" for key, value in dataclasses.asdict(config).items()]
         # -P: a folder that happens to be the current one must not provide modules.
         command = [sys.executable, "-P", "-m", "porcelet.engine.worker"]
         command += ["--fd", str(theirs.fileno()), "--model", str(path), *settings]
-        with theirs:
-            return cls(subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL), ours)
+        try:
+            with theirs:
+                return cls(subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL), ours)
+        except OSError as problem:
+            ours.close()
+            raise CapacityError(f"the engine process cannot be started: {problem}; free some memory") from problem
 
     @property
     def alive(self) -> bool:
@@ -82,16 +94,23 @@ class EngineClient:
         try:
             while isinstance(message := await _receive(reader), Loading):
                 progress(message.done, message.total)
-        except EOFError:
-            message = None
-        if not isinstance(message, Ready):
-            self.failure = await self._why_it_ended(message if isinstance(message, Failed) else None)
-            raise self.failure
+            if not isinstance(message, Ready):
+                raise _out_of_turn(message)
+        except (EOFError, PorceletError) as problem:
+            raise await self._end(problem) from None
         self._receiving = asyncio.create_task(self._receive_all(reader))
         return message
 
+    async def ended(self) -> PorceletError:
+        """Wait until the process is gone; why it ended."""
+        assert self._receiving, "ready() comes first"
+        await self._receiving
+        assert self.failure
+        return self.failure
+
     async def submit(self, request: Request) -> AsyncGenerator[Output, None]:
-        """Run a request; the last output carries a finish reason. Close it (`aclosing`) to abort.
+        """Run a request; the last output of each of its n samples carries a finish reason. Close it (`aclosing`) to
+        abort.
 
         Raises:
             InputError: the engine refuses the request.
@@ -101,10 +120,10 @@ class EngineClient:
         inbox = self._open(request)
         try:
             while not inbox.finished:
-                output = await inbox.take()
-                if output.finish_reason == "error":
-                    raise EngineError(output.error or "the engine failed on this request")
-                yield output
+                for output in await inbox.take():
+                    if output.finish_reason == "error":
+                        raise EngineError(output.error or "the engine failed on this request")
+                    yield output
         finally:
             del self._inboxes[request.id]
             if not inbox.finished and self.alive:
@@ -130,7 +149,8 @@ class EngineClient:
         if len(self._inboxes) >= MAX_IN_FLIGHT:
             raise CapacityError(f"{MAX_IN_FLIGHT} requests are in flight already; try again when some have ended")
         self._send(Submit(request))
-        inbox = self._inboxes[request.id] = _Inbox()  # after what can fail; nothing arrives before the next await
+        inbox = _Inbox(request.params.n)
+        self._inboxes[request.id] = inbox  # after what can fail; nothing arrives before the next await
         return inbox
 
     def _send(self, message: Submit | Abort) -> None:
@@ -139,15 +159,10 @@ class EngineClient:
 
     async def _receive_all(self, reader: asyncio.StreamReader) -> None:
         try:
-            while not isinstance(message := await _receive(reader), Failed):
-                self._deliver(message)
-            failure = await self._why_it_ended(message)
-        except EOFError:
-            failure = await self._why_it_ended(None)
-        except EngineError as problem:
-            self.process.kill()
-            failure = problem
-        self._fail(failure)
+            while True:
+                self._deliver(await _receive(reader))
+        except (EOFError, PorceletError) as problem:
+            await self._end(problem)
 
     def _deliver(self, message: FromEngine) -> None:
         match message:
@@ -160,62 +175,68 @@ class EngineClient:
                 if inbox := self._inboxes.get(request_id):
                     inbox.fail(error_of(kind, text))
             case _:
-                raise EngineError(f"the engine said {type(message).__name__} out of turn")
+                raise _out_of_turn(message)
 
-    async def _why_it_ended(self, failed: Failed | None) -> PorceletError:
-        """The process's last words, or what its exit code tells."""
-        code = await asyncio.to_thread(self._exit_code)
-        if failed:
-            return error_of(failed.kind, failed.message)
-        if code < 0:
-            reason = "; often the machine is out of memory" if -code == 9 else ""
-            return EngineError(f"the engine process was killed by signal {-code}{reason}; start the server again")
-        return EngineError(f"the engine process ended with exit code {code}; start the server again")
+    async def _end(self, problem: EOFError | PorceletError) -> PorceletError:
+        """Tell every request why the process ends, and wait until it is gone; one that goes on is killed."""
+        if isinstance(problem, PorceletError):
+            self._fail(problem)
+        code = await asyncio.to_thread(self._exit_code, EXIT_SECONDS if self.failure else HUNG_UP_SECONDS)
+        assert self._writer
+        self._writer.transport.abort()
+        return self._fail(_death(code))
 
-    def _exit_code(self) -> int:
+    def _exit_code(self, seconds: float = EXIT_SECONDS) -> int:
         """Wait for a process that is about to end; one that is stuck is killed."""
         try:
-            return self.process.wait(EXIT_SECONDS)
+            return self.process.wait(seconds)
         except subprocess.TimeoutExpired:
             self.process.kill()
             return self.process.wait()
 
-    def _fail(self, failure: PorceletError) -> None:
-        self.failure = self.failure or failure
-        for inbox in self._inboxes.values():
-            inbox.fail(self.failure)
+    def _fail(self, failure: PorceletError) -> PorceletError:
+        """Only the first reason counts: it is the one that led to the others."""
+        if not self.failure:
+            self.failure = failure
+            for inbox in self._inboxes.values():
+                inbox.fail(failure)
+        return self.failure
 
 
 class _Inbox:
-    """What has arrived for one request and was not taken yet."""
+    """What has arrived for one request and was not taken yet. It is finished when all that its n samples gave is
+    taken."""
 
-    def __init__(self) -> None:
-        self.finished = False
-        self._outputs: list[Output] = []
+    def __init__(self, num_samples: int) -> None:
+        self._num_running = num_samples
+        self._outputs: dict[int, list[Output]] = {}
         self._failure: PorceletError | None = None
         self._arrived = asyncio.Event()
 
+    @property
+    def finished(self) -> bool:
+        return self._num_running == 0 and not self._outputs
+
     def put(self, output: Output) -> None:
-        self._outputs.append(output)
+        self._outputs.setdefault(output.index, []).append(output)
+        self._num_running -= output.finish_reason is not None
         self._arrived.set()
 
     def fail(self, failure: PorceletError) -> None:
         self._failure = failure
         self._arrived.set()
 
-    async def take(self) -> Output:
-        """Everything since the last call, as one output."""
+    async def take(self) -> list[Output]:
+        """Everything since the last call, as one output of each sample; a failure comes after it."""
         await self._arrived.wait()
-        self._arrived.clear()
-        outputs, self._outputs = self._outputs, []
-        if not outputs:
+        if not self._outputs:
             assert self._failure
-            self.finished = True
+            self._num_running = 0
             raise self._failure
-        if self._failure:
-            self._arrived.set()  # the next call raises
-        self.finished = outputs[-1].finish_reason is not None
-        return outputs[0] if len(outputs) == 1 else join_outputs(outputs)
+        samples, self._outputs = self._outputs, {}
+        if not self._failure:
+            self._arrived.clear()
+        return [outputs[0] if len(outputs) == 1 else join_outputs(outputs) for outputs in samples.values()]
 
 
 async def _receive(reader: asyncio.StreamReader) -> FromEngine:
@@ -223,10 +244,25 @@ async def _receive(reader: asyncio.StreamReader) -> FromEngine:
 
     Raises:
         EOFError: the process hung up.
+        PorceletError: its last words.
         EngineError: it broke the protocol.
     """
     try:
         length = body_length(await reader.readexactly(HEADER_BYTES))
-        return unpack(from_engine, await reader.readexactly(length))
+        message = unpack(from_engine, await reader.readexactly(length))
     except ConnectionResetError as problem:
         raise EOFError from problem
+    if isinstance(message, Failed):
+        raise error_of(message.kind, message.message)
+    return message
+
+
+def _out_of_turn(message: FromEngine) -> EngineError:
+    return EngineError(f"the engine said {type(message).__name__} out of turn")
+
+
+def _death(code: int) -> EngineError:
+    if code >= 0:
+        return EngineError(f"the engine process ended with exit code {code}")
+    reason = "; often the machine is out of memory" if -code == 9 else ""
+    return EngineError(f"the engine process was killed by signal {-code}{reason}")

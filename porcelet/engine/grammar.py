@@ -14,6 +14,8 @@ Left out: the space that a SentencePiece tokenizer drops at the beginning of a t
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Collection
 from functools import lru_cache
 from typing import Any
@@ -31,6 +33,15 @@ WHITESPACE = r"[\x20\x0A\x0D\x09]{1,64}"
 # What llguidance would ignore although older drafts or OpenAPI give it a meaning, and its own way to make it lenient.
 REFUSED_KEYWORDS = ("additionalItems", "disallow", "divisibleBy", "extends", "nullable", "x-guidance")
 LIMITS = LLParserLimits(verbose_errors=False)
+# llguidance's limits do not bound how long it compiles: 20 patterns in one allOf, 528 bytes, took 9 s (2026-11-22). So
+# a constraint is tried first in a process that can be stopped.
+MAX_COMPILE_SECONDS = 2  # of a processor's time
+_TRIAL = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_CPU, (int(sys.argv[1]), int(sys.argv[1])))
+from llguidance import LLMatcher
+LLMatcher.validate_grammar(sys.stdin.buffer.read().decode())
+"""
 
 
 class Matcher:
@@ -79,6 +90,8 @@ class Matcher:
 class GrammarCompiler:
     """Makes matchers for one tokenizer. Takes about a second for 100,000 tokens, so make it once.
 
+    A constraint that is new takes some tenths of a second, most of it without the interpreter's lock.
+
     `end_tokens` are the model's end-of-sequence ids, those that end a complete answer.
     """
 
@@ -95,13 +108,15 @@ class GrammarCompiler:
         """A matcher at the beginning of an answer.
 
         Raises:
-            InputError: the constraint is no schema, regular expression or grammar, is too large, or needs what
-                llguidance does not support.
+            InputError: the constraint is no schema, regular expression or grammar, is too large or too complex, or
+                needs what llguidance does not support.
         """
         return self._compiled(constraint).fork()
 
     def _build(self, constraint: Constraint) -> Matcher:
-        parser = LLMatcher(self._tokenizer, _grammar(constraint), log_level=0, limits=LIMITS)
+        grammar = _grammar(constraint)
+        _require_quick(grammar, _title(constraint))
+        parser = LLMatcher(self._tokenizer, grammar, log_level=0, limits=LIMITS)
         matcher = Matcher(parser, self._permitted, self._num_bytes)
         if not parser.is_error():
             parser.compute_bitmask()  # some grammars fail only here
@@ -153,23 +168,35 @@ def _require_size(texts: tuple[str, ...], title: str) -> None:
         raise InputError(f"the {title} has {size:,} bytes; at most {MAX_CONSTRAINT_BYTES:,} are allowed")
 
 
+def _require_quick(grammar: str, title: str) -> None:
+    command = [sys.executable, "-I", "-c", _TRIAL, str(MAX_COMPILE_SECONDS)]
+    trial = subprocess.run(command, input=grammar.encode(), capture_output=True)
+    if trial.returncode < 0:  # a signal: its time is over, or the compiler broke down
+        raise InputError(f"the {title} takes more than {MAX_COMPILE_SECONDS} s to compile; make it simpler")
+    if trial.returncode:
+        raise EngineError(f"the {title} could not be tried: {trial.stderr.decode(errors='replace')[-300:]!r}")
+
+
 def _literal(text: str) -> str:
     return "".join(c if c.isascii() and c.isalnum() else f"\\x{{{ord(c):x}}}" for c in text)
 
 
-def _parsed(schema: str) -> Any:
+def _parsed(schema: str) -> dict[str, Any]:
     try:
-        return json.loads(schema)
+        value = json.loads(schema)
     except (ValueError, RecursionError) as problem:
         raise InputError(f"the JSON schema is not JSON: {problem}") from problem
+    if not isinstance(value, dict):
+        raise InputError(f"the JSON schema is {schema[:80]!r}; it must be an object")
+    return value
 
 
 _NAMED_SCHEMAS = ("properties", "patternProperties", "$defs", "definitions")
 _SCHEMAS = ("items", "prefixItems", "additionalProperties", "anyOf", "allOf", "oneOf")
 
 
-def _require_supported(schema: Any) -> None:
-    pending = [schema]
+def _require_supported(schema: dict[str, Any]) -> None:
+    pending: list[Any] = [schema]
     while pending:
         part = pending.pop()
         if isinstance(part, list):

@@ -1,8 +1,9 @@
 """The engine in a process of its own: `python -m porcelet.engine.worker --fd N --model PATH [key=value ...]`.
 
 The server's process starts it (client.py) and hands it one end of a socket pair. The loop takes all messages that have
-arrived, runs one step, sends one frame; without work it sleeps on the queue. A thread reads the socket, so that the
-parent's end is noticed at once, in the middle of a load too. Ctrl-C is the parent's business.
+arrived, runs one step, sends one frame; without work it asserts that every cache page is back, then sleeps on the
+queue. A thread reads the socket, so that the parent's end is noticed at once, in the middle of a load too. Ctrl-C is
+the parent's business.
 """
 
 from __future__ import annotations
@@ -96,6 +97,8 @@ def _serve(engine: Engine, connection: socket.socket, inbox: Inbox) -> None:
                 _send(connection, refused)
         if engine.has_work:
             _send(connection, Outputs(engine.step(), dict(engine.stats())))
+            if not engine.has_work:
+                engine.check_idle()
 
 
 def _arrived(inbox: Inbox, *, wait: bool) -> Iterator[ToEngine]:
@@ -150,7 +153,8 @@ def _last_words(problem: Exception, model: Path) -> Failed:
         return Failed(problem.kind, str(problem))
     traceback.print_exception(problem)
     first_line = str(problem).strip().partition("\n")[0]
-    return Failed(EngineError.kind, f"the engine of {model} failed: {type(problem).__name__}: {first_line}")
+    ours = "; this is porcelet's mistake: please report the traceback" if isinstance(problem, AssertionError) else ""
+    return Failed(EngineError.kind, f"the engine of {model} failed: {type(problem).__name__}: {first_line}{ours}")
 
 
 if __name__ == "__main__":

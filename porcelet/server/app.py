@@ -17,7 +17,7 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from porcelet.server import openai
-from porcelet.server.errors import error_response, install
+from porcelet.server.errors import error_response, install, problem_response
 from porcelet.server.loopback import is_loopback
 from porcelet.server.service import Service
 
@@ -51,7 +51,7 @@ def create_app(service: Service) -> FastAPI:
     async def health() -> Response:
         failure = service.engine.failure
         if failure:
-            return error_response(503, str(failure), failure.kind)
+            return problem_response(failure, 503)
         return JSONResponse({"status": "ok", "model": service.name, "engine": service.engine.stats})
 
     return app

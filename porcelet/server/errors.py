@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
-from porcelet.errors import InputError, PorceletError
+from porcelet.errors import CapacityError, InputError, PorceletError
 
 INVALID = InputError.kind
 CLIENT_CLOSED_REQUEST = 499  # nobody reads it; nginx's number for a client that hung up
@@ -38,6 +38,15 @@ def error_response(
     return Response(body, status, media_type="application/json")
 
 
+def problem_response(problem: PorceletError, status: int) -> Response:
+    """One of our errors; what passes by itself says when to come back."""
+    param = problem.param if isinstance(problem, FieldError) else None
+    response = error_response(status, str(problem), problem.kind, param)
+    if isinstance(problem, CapacityError) and problem.retry_after is not None:
+        response.headers["Retry-After"] = str(problem.retry_after)
+    return response
+
+
 def install(app: FastAPI) -> None:
     """Give the application its one handler for each family of errors."""
     app.add_exception_handler(PorceletError, _porcelet_error)
@@ -49,8 +58,7 @@ def install(app: FastAPI) -> None:
 
 async def _porcelet_error(request: Request, problem: Exception) -> Response:
     assert isinstance(problem, PorceletError)
-    param = problem.param if isinstance(problem, FieldError) else None
-    return error_response(problem.status, str(problem), problem.kind, param)
+    return problem_response(problem, problem.status)
 
 
 async def _validation_error(request: Request, problem: Exception) -> Response:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from porcelet.config import EngineConfig
-from porcelet.engine.client import EngineClient
+from porcelet.engine.supervisor import Supervisor
 from porcelet.server.loopback import url
 from porcelet.types import Progress
 
@@ -39,7 +39,7 @@ def run(path: Path, name: str, listener: socket.socket, config: EngineConfig, pr
 
 
 async def _serve(path: Path, name: str, listener: socket.socket, config: EngineConfig, progress: Progress) -> None:
-    with closing(EngineClient.start(path, config)) as engine:
+    with closing(Supervisor(path, config)) as engine:
         import uvicorn
 
         from porcelet.engine.codec import open_codec
@@ -65,7 +65,7 @@ async def _serve(path: Path, name: str, listener: socket.socket, config: EngineC
         draining.cancel()
 
 
-async def _drain(server: uvicorn.Server, engine: EngineClient) -> None:
+async def _drain(server: uvicorn.Server, engine: Supervisor) -> None:
     """Once the server is told to stop, end the answers that go on for too long, each with an error."""
     while not server.should_exit:
         await asyncio.sleep(0.1)

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from uuid import uuid4
 
 from porcelet.chat import ChatFormat
-from porcelet.engine.client import EngineClient
 from porcelet.engine.messages import Ready
+from porcelet.engine.supervisor import Supervisor
 from porcelet.tokenizer import StreamDecoder, Tokenizer
 from porcelet.types import Output, Request, SamplingParams
 
@@ -28,13 +28,14 @@ class Service:
 
     name: str
     created: int
-    engine: EngineClient
+    engine: Supervisor
     facts: Ready
     tokenizer: Tokenizer
     format: ChatFormat
 
     async def answer(self, messages: Sequence[Message], params: SamplingParams) -> Pieces:
-        """(text, output) a step; the last output has a finish reason. Close it (`aclosing`) to stop the engine's work.
+        """(text, output) a step and sample; the last output of each of `params.n` samples has a finish reason. Close it
+        (`aclosing`) to stop the engine's work.
 
         Raises:
             PorceletError: the conversation or the request cannot be served, or the engine failed.
@@ -42,8 +43,9 @@ class Service:
         # A long conversation takes a while to tokenize; the other streams go on meanwhile.
         prompt = await asyncio.to_thread(self.format.render, messages, self.tokenizer)
         request = Request(id=uuid4().hex, prompt=tuple(prompt.tokens), params=params)
-        decoder = StreamDecoder(self.tokenizer)
+        decoders = [StreamDecoder(self.tokenizer) for _ in range(params.n)]
         async with aclosing(self.engine.submit(request)) as outputs:
             async for output in outputs:
+                decoder = decoders[output.index]
                 text = decoder.push(output.tokens)
                 yield (text + decoder.flush(output.tail) if output.finish_reason else text), output

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 
 import pytest
 import torch
 
 from porcelet.config import PAGE_SIZE, EngineConfig
+from porcelet.engine.cache import available_memory, count_pages
 from porcelet.engine.engine import Engine
 from porcelet.engine.sampler import uniform
-from porcelet.errors import CapacityError, InputError
+from porcelet.engine.sequence import sample_seed
+from porcelet.errors import CapacityError, EngineError, InputError
 from porcelet.models.attention import PackedView
 from porcelet.models.transformer import Transformer, build, initialize
 from porcelet.types import Request, SamplingParams
@@ -158,3 +161,108 @@ def test_uniform_is_uniform() -> None:
     numbers = [uniform(seed, index) for seed in range(40) for index in range(50)]
     assert len(set(numbers)) == 2000 and min(numbers) >= 0 and max(numbers) < 1
     assert abs(sum(numbers) / 2000 - 0.5) < 0.03
+
+
+def test_samples_are_requests_of_their_own(model: Transformer) -> None:
+    """Three samples of a prompt draw what three requests with their seeds draw, preempted or not."""
+    prompt = prompts(3)[2]
+    params = SamplingParams(max_tokens=30, seed=4)
+    own = [dataclasses.replace(params, seed=sample_seed(4, index)) for index in range(3)]
+    expected = [output.tokens for output in Engine(model).generate([prompt] * 3, own)]
+    for config in (EngineConfig(), EngineConfig(cache_tokens=PAGE_SIZE * 4, max_batch_tokens=40)):
+        outputs = Engine(model, config).generate([prompt], dataclasses.replace(params, n=3))
+        assert [output.tokens for output in outputs] == expected and [o.index for o in outputs] == [0, 1, 2]
+    assert len(set(expected)) == 3
+
+
+def test_a_prefix_hit_changes_no_token(model: Transformer) -> None:
+    """What is found in the cache gives the tokens that computing it gives, and is reported."""
+    shared = prompts(1, 250)[0] * 3
+    asked = [(shared + [token] * 5)[-300:] for token in range(4)]
+    expected = uncached(model, asked, 10)
+    engine = Engine(model)
+    params = SamplingParams(max_tokens=10, temperature=0)
+    outputs = [engine.generate([prompt], params)[0] for prompt in asked]
+    assert [output.tokens for output in outputs] == expected
+    assert [output.num_cached_tokens for output in outputs] == [0, 256, 256, 256]
+    engine.weights_changed()
+    assert engine.generate(asked[:1], params)[0].num_cached_tokens == 0
+
+
+@torch.inference_mode()
+def test_prompt_logprobs_are_a_forward_pass(model: Transformer) -> None:
+    """Log-probabilities and best alternatives of the prompt's tokens, in chunks and beside others, hit or not."""
+    prompt = prompts(1)[0] * 2
+    view = PackedView(torch.tensor([0, len(prompt)]))
+    scores = model.logits(model(torch.tensor(prompt), torch.arange(len(prompt)), view)).log_softmax(-1)
+    expected = scores[:-1].gather(1, torch.tensor(prompt)[1:, None])[:, 0].tolist()
+    engine = Engine(model, EngineConfig(max_batch_tokens=50))
+    for _ in range(2):
+        *_, scored = engine.generate([*prompts(2), prompt], [GREEDY, GREEDY, SamplingParams(prompt_logprobs=2)])
+        assert [logprob for logprob, _ in scored.prompt_logprobs] == pytest.approx(expected, abs=1e-4)
+        assert [top[0][0] for _, top in scored.prompt_logprobs] == scores[:-1].argmax(-1).tolist()
+        assert scored.raw_logprobs == () and {len(top) for _, top in scored.prompt_logprobs} == {2}
+
+
+def test_a_cache_of_half_precision_is_close(model: Transformer) -> None:
+    """float16 in the cache moves log-probabilities by its rounding and halves what a page takes."""
+    params = SamplingParams(max_tokens=20, temperature=0, ignore_eos=True)
+    full, half = (Engine(model, EngineConfig(cache_dtype=dtype)) for dtype in ("float32", "float16"))
+    for ours, theirs in zip(half.generate(prompts(4), params), full.generate(prompts(4), params), strict=True):
+        same = next((i for i in range(20) if ours.tokens[i] != theirs.tokens[i]), 20)
+        assert ours.logprobs[:same] == pytest.approx(theirs.logprobs[:same], abs=2e-2) and same > 5
+    sizes = [sum(part.nbytes for layer in engine.runner.cache for part in layer) for engine in (half, full)]
+    assert sizes[0] * 2 == sizes[1]
+
+
+def test_a_failed_step_ends_who_took_part(model: Transformer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A computation that raises ends its requests with the reason; those that wait are served; three in a row end it
+    all."""
+    engine = Engine(model, EngineConfig(max_sequences=1))
+    for name in ("bad", "good"):
+        engine.submit(Request(id=name, prompt=(1, 2), params=GREEDY))
+    run = engine.runner.run
+    monkeypatch.setattr(engine.runner, "run", lambda batch: torch.empty(-1))
+    (failed,) = engine.step()
+    assert failed.request_id == "bad" and failed.finish_reason == "error" and "RuntimeError" in str(failed.error)
+    monkeypatch.setattr(engine.runner, "run", run)
+    outputs = []
+    while engine.has_work:
+        outputs += engine.step()
+    assert outputs[-1].request_id == "good" and outputs[-1].finish_reason == "length"
+    engine.step()  # checks that nothing is held
+    monkeypatch.setattr(engine.runner, "run", lambda batch: torch.empty(-1))
+    with pytest.raises(EngineError, match="3 steps in a row"):
+        for number in range(3):
+            engine.submit(Request(id=str(number), prompt=(1, 2), params=GREEDY))
+            engine.step()
+
+
+def test_a_leak_is_found_when_idle(model: Transformer) -> None:
+    """An engine without work that still holds a page stops with an assertion."""
+    engine = Engine(model)
+    engine.generate([[1]], GREEDY)
+    engine.step()
+    engine.scheduler.pool.extend([], 1)  # a page that nobody owns
+    with pytest.raises(AssertionError, match="pages"):
+        engine.step()
+
+
+@pytest.mark.parametrize(("memory", "pages"), [("1MB", 61), ("64 KiB", 4), ("1e6", 61)])
+def test_the_cache_is_measured_in_bytes(memory: str, pages: int) -> None:
+    """Bytes become pages by the model's own count: 2 layers of 64 values, 64 tokens, 2 bytes."""
+    config = EngineConfig(cache_memory=memory, cache_dtype="float16", speculation="off")
+    model = initialize(build(LLAMA), seed=5).eval()
+    assert Engine(model, config).stats()["num_pages"] == pages
+
+
+def test_a_cache_is_a_fraction_of_what_is_free() -> None:
+    """A fraction is one of the memory that the machine can give; too little for a page is refused."""
+    page = PAGE_SIZE * 2 * 64 * 4
+    pages = count_pages(EngineConfig(cache_memory="0.25"), LLAMA, 2)
+    assert 0.2 * available_memory() < pages * page < 0.3 * available_memory()
+    with pytest.raises(CapacityError, match="less than one page of 32768 bytes"):
+        count_pages(EngineConfig(cache_memory="1kB"), LLAMA, 2)
+    for strange in ("much", "2 GBit", "-1", "0", "0.5GiB of it"):
+        with pytest.raises(InputError, match="cache_memory is"):
+            EngineConfig(cache_memory=strange)

@@ -139,6 +139,49 @@ def test_raw_logprobs_are_the_models_own() -> None:
     assert torch.equal(logits, before)
 
 
+def test_a_mask_comes_before_everything() -> None:
+    """Only allowed tokens are drawn, whatever bias or penalty; the raw log-probability knows no mask. A mask that
+    ends early forbids the rest, and one that allows nothing shows in the log-probability."""
+    logits = torch.randn(1, VOCABULARY, generator=torch.manual_seed(6)) * 3
+    params = SamplingParams(logit_bias=((5, 100.0), (8, 1.0)), presence_penalty=2.0, logprobs=1)
+    history = PROMPT + ANSWER
+    draws = [Drawing(0, params, seed, len(ANSWER), history, bytes([0b10000010, 0b11])) for seed in range(300)]
+    drawn = Sampler().draw(logits, draws)
+    scores = logits[0, [1, 7, 8, 9]] + torch.tensor([0, -2.0, 1 - 2.0, 0])
+    expected = dict(zip((1, 7, 8, 9), scores.log_softmax(-1).tolist(), strict=True))
+    assert {draw.token for draw in drawn} <= set(expected)
+    raw = logits[0].log_softmax(-1)
+    for draw in drawn:
+        assert draw.logprob == pytest.approx(expected[draw.token], abs=1e-5)
+        assert draw.raw_logprob == pytest.approx(raw[draw.token].item(), abs=1e-5)
+    (nothing,) = Sampler().draw(logits, [Drawing(0, SamplingParams(), 0, 0, (), bytes(8))])
+    assert not torch.tensor(nothing.logprob).isfinite()
+
+
+def test_drawings_share_rows() -> None:
+    """Drawings from one row, plain, shaped and given among each other, are what each is from a row of its own."""
+    logits = torch.randn(2, VOCABULARY, generator=torch.manual_seed(7)) * 2
+    params = [SamplingParams(**values, logprobs=2) for values in PARAMS]
+    draws = [
+        Drawing(i % 2, own, i, len(ANSWER), PROMPT + ANSWER if own.penalizes else (), token=9 if i % 5 == 0 else None)
+        for i, own in enumerate(params * 2)
+    ]
+    alone = [Sampler().draw(logits[d.row : d.row + 1], [dataclasses.replace(d, row=0)])[0] for d in draws]
+    assert Sampler().draw(logits, draws) == alone
+
+
+def test_a_given_token_is_scored_not_drawn() -> None:
+    """It comes back with log-probability 0, and with the model's own if the request asks for it."""
+    logits = torch.randn(1, VOCABULARY, generator=torch.manual_seed(8))
+    raw = logits[0].log_softmax(-1)
+    scored, plain = Sampler().draw(
+        logits, [Drawing(0, SamplingParams(logprobs=1), 0, 0, token=4), Drawing(0, SamplingParams(), 0, 0, token=0)]
+    )
+    assert (scored.token, scored.logprob, plain) == (4, 0.0, Draw(0, 0.0))
+    assert scored.raw_logprob == pytest.approx(raw[4].item(), abs=1e-6)
+    assert scored.top[0] == (int(raw.argmax()), pytest.approx(raw.max().item(), abs=1e-6))
+
+
 @torch.inference_mode()
 def test_greedy_with_penalties_equals_a_lone_loop(model: Transformer) -> None:
     """Greedy takes the best token after the penalties, over prompt and answer, preempted and in chunks, too."""

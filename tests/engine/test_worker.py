@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import io
+import queue
 import re
 import shutil
 import signal
@@ -30,6 +31,7 @@ from porcelet.engine.messages import (
     MAX_FRAME_BYTES,
     Abort,
     Loading,
+    Outputs,
     Submit,
     body_length,
     from_engine,
@@ -38,6 +40,7 @@ from porcelet.engine.messages import (
     to_engine,
     unpack,
 )
+from porcelet.engine.worker import _last_words, _serve
 from porcelet.errors import EngineError, InputError, ModelError
 from porcelet.types import Output, Request, SamplingParams, join_outputs
 from tests.tiny_model import save_tiny_model
@@ -102,6 +105,21 @@ def test_same_tokens_as_in_process(folder: Path) -> None:
             assert (joined.tokens, joined.stop, joined.tail) == (whole.tokens, whole.stop, whole.tail)
             assert joined.raw_logprobs == pytest.approx(whole.raw_logprobs, abs=1e-4)
             assert len(joined.top_logprobs) == len(joined.tokens) == len(joined.logprobs)
+
+    with_client(folder, body)
+
+
+def test_samples_arrive_under_their_index(folder: Path) -> None:
+    """A request with n samples ends when the last of them has, each with the tokens that the library gives here."""
+    params = SamplingParams(max_tokens=30, temperature=1.0, seed=7, n=3)
+    expected = Engine.load(folder, CONFIG).generate([(1, 2, 3)], params)
+
+    async def body(client: EngineClient) -> None:
+        outputs = await collect(client, Request(id="a", prompt=(1, 2, 3), params=params))
+        for index, whole in enumerate(expected):
+            joined = join_outputs([output for output in outputs if output.index == index])
+            assert (joined.tokens, joined.finish_reason) == (whole.tokens, whole.finish_reason)
+        assert len({whole.tokens for whole in expected}) == 3
 
     with_client(folder, body)
 
@@ -234,19 +252,56 @@ def test_bad_fields_and_long_frames_are_errors() -> None:
 
 
 def test_slow_reader_gets_everything_in_larger_outputs() -> None:
-    """Outputs that nobody took yet are joined: nothing is lost, the order stays, the last one's end is kept."""
+    """Outputs that nobody took yet are joined sample by sample: nothing is lost, the order stays, the ends are kept."""
 
     async def main() -> None:
-        inbox = _Inbox()
+        inbox = _Inbox(2)
         for i in range(5):
-            inbox.put(Output(request_id="a", tokens=(i,), logprobs=(-float(i),), num_generated=i + 1))
+            inbox.put(Output(request_id="a", index=i % 2, tokens=(i,), logprobs=(-float(i),), num_generated=i + 1))
         inbox.put(Output(request_id="a", tokens=(), logprobs=(-9.0,), finish_reason="stop", num_generated=6))
-        joined = await inbox.take()
-        assert joined.tokens == (0, 1, 2, 3, 4)
-        assert joined.logprobs == (0.0, -1.0, -2.0, -3.0, -4.0, -9.0)
-        assert (joined.finish_reason, joined.num_generated, inbox.finished) == ("stop", 6, True)
+        even, odd = await inbox.take()
+        assert (even.index, even.tokens, even.logprobs) == (0, (0, 2, 4), (0.0, -2.0, -4.0, -9.0))
+        assert (even.finish_reason, even.num_generated) == ("stop", 6)
+        assert (odd.index, odd.tokens, odd.finish_reason) == (1, (1, 3), None)
+        assert not inbox.finished
+        inbox.put(Output(request_id="a", index=1, tokens=(), logprobs=(), finish_reason="length"))
+        assert not inbox.finished
+        (end,) = await inbox.take()
+        assert end.index == 1 and inbox.finished
 
     asyncio.run(main())
+
+
+def test_a_failure_comes_after_what_arrived() -> None:
+    """What the engine gave before it died is delivered first, then the failure, to whoever asks."""
+
+    async def main() -> None:
+        inbox = _Inbox(1)
+        inbox.put(Output(request_id="a", tokens=(1,), logprobs=(0.0,)))
+        inbox.fail(EngineError("dead"))
+        assert [output.tokens for output in await inbox.take()] == [(1,)]
+        assert not inbox.finished
+        with pytest.raises(EngineError, match="dead"):
+            await inbox.take()
+        assert inbox.finished
+
+    asyncio.run(main())
+
+
+def test_pages_that_are_lost_end_the_engine(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """An idle engine whose pages are not all back dies with a message that owns up, after the answer was given."""
+    engine = Engine.load(folder, CONFIG)
+    engine.submit(Request(id="a", prompt=(1, 2), params=SamplingParams(max_tokens=2, ignore_eos=True)))
+    engine.scheduler.pool.extend([], 1)  # a page that nobody will give back
+    ours, theirs = socket.socketpair()
+    with ours, theirs, ours.makefile("rb") as stream:
+        with pytest.raises(AssertionError) as caught:
+            _serve(engine, theirs, queue.SimpleQueue())
+        outputs = [unpack(from_engine, read_body(stream) or b"") for _ in range(2)]
+    assert isinstance(outputs[-1], Outputs) and outputs[-1].outputs[-1].finish_reason == "length"
+    words = _last_words(caught.value, folder)
+    assert "pages" in words.message and "porcelet's mistake" in words.message and "\n" not in words.message
+    assert "check_idle" in capfd.readouterr().err
 
 
 def test_client_imports_no_torch() -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
+import os
 import re
 import signal
 import socket
@@ -15,12 +15,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from porcelet.config import EngineConfig
-from porcelet.engine.client import EngineClient
-from porcelet.engine.codec import open_codec
-from porcelet.server.app import MAX_BODY_BYTES, create_app
+from porcelet.server.app import MAX_BODY_BYTES
 from porcelet.server.loopback import is_loopback
-from porcelet.server.service import Service
 from tests.server.conftest import Server, start_server
 
 STATIC = Path(__file__).parents[2] / "porcelet/server/static"
@@ -33,29 +29,32 @@ def test_health(server: Server) -> None:
     assert response.json()["model"] == "tiny"
 
 
-def test_dead_engine_is_a_503(model_folder: Path) -> None:
-    """When the engine's process dies, health says so with the reason and requests get an error, not silence."""
-    ask = {"model": "tiny", "messages": [{"role": "user", "content": "x"}]}
-
-    async def main() -> None:
-        engine = EngineClient.start(model_folder, EngineConfig(threads=1))
-        service = Service("tiny", 0, engine, await engine.ready(), *open_codec(model_folder))
-        transport = httpx.ASGITransport(create_app(service))
-        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
-            assert (await client.get("/healthz")).status_code == 200
-            engine.process.kill()
-            while engine.alive:
-                await asyncio.sleep(0.01)
-            health = await client.get("/healthz")
-            answer = await client.post("/v1/chat/completions", json=ask)
-        engine.close()
-        assert health.status_code == 503
-        assert answer.status_code == 500
-        for response in (health, answer):
-            assert response.json()["error"]["type"] == "engine_error"
-            assert "signal 9" in response.json()["error"]["message"]
-
-    asyncio.run(main())
+def test_dead_engine_is_a_503_until_it_serves_again(model_folder: Path, tmp_path: Path) -> None:
+    """When the engine's process dies in the middle of a stream, that ends with an error within a second; health and
+    new requests are told why and when to come back; then the next process serves them."""
+    running = start_server(model_folder, tmp_path / "stderr")
+    (worker,) = running.workers()
+    ask = {"model": "tiny", "messages": [{"role": "user", "content": "x"}], "temperature": 0}
+    url = f"{running.url}/v1/chat/completions"
+    with httpx.stream("POST", url, json=ask | {"stream": True}, timeout=20) as stream:
+        events = (line for line in stream.iter_lines() if line)
+        assert "error" not in next(events)
+        killed = time.monotonic()
+        os.kill(worker, signal.SIGKILL)
+        *_, last = events
+        assert time.monotonic() - killed < 1
+    assert "signal 9" in json.loads(last.removeprefix("data: "))["error"]["message"]
+    for response in (httpx.get(f"{running.url}/healthz"), httpx.post(url, json=ask)):
+        assert response.status_code == 503
+        assert response.json()["error"]["type"] == "capacity_error"
+        assert "signal 9" in response.json()["error"]["message"]
+        assert int(response.headers["Retry-After"]) >= 1
+    while httpx.get(f"{running.url}/healthz").status_code == 503:
+        time.sleep(0.05)
+    assert httpx.post(url, json=ask | {"max_tokens": 3}, timeout=20).status_code == 200
+    assert len(running.workers()) == 1 and running.workers() != [worker]
+    running.process.terminate()
+    assert running.process.wait(20) == 0
 
 
 @pytest.mark.parametrize(

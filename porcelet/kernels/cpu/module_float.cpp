@@ -65,8 +65,8 @@ void call_experts_float(uintptr_t x, uintptr_t gate_up, uintptr_t down, uintptr_
     in_region(experts_float, args, T, T * A * D * F * 3, threads);
 }
 
-void call_route(uintptr_t logits, uintptr_t bias, uintptr_t indices, uintptr_t weights, std::array<size_t, 5> sizes, bool normalize,
-                float scale, int threads) {
+void call_route(uintptr_t logits, uintptr_t bias, uintptr_t indices, uintptr_t weights, std::array<size_t, 5> sizes,
+                bool normalize, float scale, int threads) {
     constexpr size_t score_work = 16;  // what an exponential and its place among the best cost, in multiply-adds
     const auto [T, E, groups, kept_groups, A] = sizes;
     std::vector<float> scratch(T * (2 * E + groups));

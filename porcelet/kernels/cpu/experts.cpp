@@ -1,11 +1,12 @@
-// Assignments (token t, choice a), numbered t * A + a, are sorted by expert. Every thread takes its range of every expert's rows, so
-// the work is even however the tokens are spread, and in the second half one thread has a token's outputs for all experts: it adds
-// them up in ascending order, which the token's own choice fixes.
+// Assignments (token t, choice a), numbered t * A + a, are sorted by expert. Every thread takes its range of every expert's rows:
+// the work is even however the tokens are spread, and in the second half one thread has an output of a token for all its experts.
+// It adds them up in ascending order, which the token's own choice fixes.
 #include "experts.h"
 
 #include <algorithm>
 
 #include "float_body.h"
+#include "matrix.h"
 
 namespace porcelet {
 namespace {
@@ -27,56 +28,67 @@ void sort_by_expert(const ExpertsArgs& args, size_t count) {
 // expert's `height` rows of `width` floats.
 template <class Visit>
 void each_piece(const ExpertsArgs& args, size_t height, size_t width, const Team& team, Visit visit) {
-    const auto [first, last] = team.share((height + TILE_ROWS - 1) / TILE_ROWS);
-    const size_t end = std::min(height, last * TILE_ROWS), piece = std::min(PIECE, piece_rows(width));
+    const auto [begin, end] = share_rows(height, team);
+    const size_t piece = std::min(PIECE, piece_rows(width));
     for (size_t expert = 0; expert < args.E; ++expert) {
         const size_t start = args.starts[expert], count = args.starts[expert + 1] - start;
         if (!count) continue;
-        for (size_t row = first * TILE_ROWS; row < end; row += piece)
+        for (size_t row = begin; row < end; row += piece)
             visit(expert, args.order + start, count, row, std::min(piece, end - row));
     }
 }
 
-}  // namespace
-
-void experts_float(const ExpertsArgs& args, size_t rows, const Team& team) {
-    const MatrixBody& body = matrix_body(args.isa);
+// hidden = silu(gate(x)) * up(x), an assignment a row.
+void activate(const ExpertsArgs& args, const MatrixBody& body, const Team& team) {
+    const size_t D = args.D, F = args.F;
     const auto silu_mul = float_body(args.isa).silu_mul;
-    const auto [D, F] = std::pair(args.D, args.F);
-    if (team.index == 0) sort_by_expert(args, rows * args.A);
-    team.meet();
-
     alignas(64) float gate[MAX_TOKENS][PIECE] = {}, up[MAX_TOKENS][PIECE] = {};
     each_piece(args, F, D, team, [&](size_t expert, const size_t* order, size_t count, size_t row, size_t height) {
         const Matrix weight = {args.gate_up + expert * 2 * F * D, D};
-        each_block(count, body.tokens, [&](size_t first, size_t tokens) {
+        each_block(count, body.tokens, [&](size_t, size_t, size_t first, size_t tokens) {
             const auto x_of = [&](size_t t) { return args.x.from(order[first + t] / args.A).first; };
-            each_token(body, body.dot, weight.from(row), height, D, tokens, x_of, [&](size_t t) { return gate[t]; });
-            each_token(body, body.dot, weight.from(F + row), height, D, tokens, x_of, [&](size_t t) { return up[t]; });
+            dot_tokens(body, weight.from(row), height, D, tokens, x_of, [&](size_t t) { return gate[t]; });
+            dot_tokens(body, weight.from(F + row), height, D, tokens, x_of, [&](size_t t) { return up[t]; });
             for (size_t t = 0; t < tokens; ++t) {
                 silu_mul(gate[t], up[t], gate[t], PIECE);  // whole pieces: a value never meets the loop's scalar end
                 std::copy(gate[t], gate[t] + height, args.hidden + order[first + t] * F + row);
             }
         });
     });
-    team.meet();
+}
 
-    const auto [first, last] = team.share((D + TILE_ROWS - 1) / TILE_ROWS);
-    if (first < last)
-        for (size_t t = 0; t < rows; ++t)
-            std::fill(args.out + t * args.out_stride + first * TILE_ROWS,
-                      args.out + t * args.out_stride + std::min(D, last * TILE_ROWS), 0.0f);
+// out = sum over a token's assignments of weight * down(hidden).
+void combine(const ExpertsArgs& args, const MatrixBody& body, size_t rows, const Team& team) {
+    const size_t D = args.D, F = args.F;
+    const auto [begin, end] = share_rows(D, team);
+    for (size_t t = 0; t < rows; ++t) {
+        float* const out = args.out + t * args.out_stride;
+        std::fill(out + begin, out + end, 0.0f);
+    }
+    float values[MAX_TOKENS][PIECE];
     each_piece(args, D, F, team, [&](size_t expert, const size_t* order, size_t count, size_t row, size_t height) {
         const Matrix weight = {args.down + expert * D * F, F};
-        each_block(count, body.tokens, [&](size_t first, size_t tokens) {
+        each_block(count, body.tokens, [&](size_t, size_t, size_t first, size_t tokens) {
             const auto x_of = [&](size_t t) { return args.hidden + order[first + t] * F; };
-            each_token(body, body.dot, weight.from(row), height, F, tokens, x_of, [&](size_t t) { return gate[t]; });
+            dot_tokens(body, weight.from(row), height, F, tokens, x_of, [&](size_t t) { return values[t]; });
             for (size_t t = 0; t < tokens; ++t) {
                 const size_t assignment = order[first + t];
-                body.add_scaled(args.out + assignment / args.A * args.out_stride + row, args.weights[assignment], gate[t], height);
+                float* const out = args.out + assignment / args.A * args.out_stride + row;
+                body.add_scaled(out, args.weights[assignment], values[t], height);
             }
         });
     });
+}
+
+}  // namespace
+
+void experts_float(const ExpertsArgs& args, size_t rows, const Team& team) {
+    const MatrixBody& body = matrix_body(args.isa);
+    if (team.index == 0) sort_by_expert(args, rows * args.A);
+    team.meet();
+    activate(args, body, team);
+    team.meet();
+    combine(args, body, rows, team);
 }
 
 }  // namespace porcelet

@@ -1,5 +1,7 @@
 #include "heads.h"
 
+#include "matrix.h"
+
 namespace porcelet {
 namespace {
 
@@ -17,9 +19,9 @@ void heads_linear(const HeadsArgs& args, size_t rows, const Team& team) {
         const auto x_of = [&](size_t t) { return args.x + t * args.x_token_stride + head * args.x_head_stride; };
         const auto out_of = [&](size_t t) { return args.out + t * args.out_token_stride + head * args.out_head_stride + first; };
         if (args.mixed)
-            each_token(body, body.mix, {weight.first + first, weight.stride}, args.inputs, count, rows, x_of, out_of);
+            mix_tokens(body, {weight.first + first, weight.stride}, args.inputs, count, rows, x_of, out_of);
         else
-            each_token(body, body.dot, weight.from(first), count, args.inputs, rows, x_of, out_of);
+            dot_tokens(body, weight.from(first), count, args.inputs, rows, x_of, out_of);
     }
 }
 

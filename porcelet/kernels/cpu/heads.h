@@ -1,5 +1,5 @@
-// One matrix a head: what turns queries into the latent space and the attended latents back in the absorbed form of MLA (DeepSeek-V2
-// paper, section 2.1.2). The weights are slices of kv_b_proj, inputs and outputs may be slices of wider rows.
+// One matrix a head: what takes queries into the latent space and attended latents out of it in the absorbed form of MLA
+// (DeepSeek-V2 paper, section 2.1.2). The weights are slices of kv_b_proj, inputs and outputs may be slices of wider rows.
 #pragma once
 
 #include "matrix_body.h"

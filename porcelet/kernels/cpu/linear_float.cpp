@@ -2,7 +2,10 @@
 
 #include <cassert>
 
+#include "matrix.h"
+
 namespace porcelet {
+
 const MatrixBody& matrix_body(Isa isa) {
     assert(supported(isa));
     switch (isa) {
@@ -17,13 +20,13 @@ const MatrixBody& matrix_body(Isa isa) {
 
 void linear_float(const LinearFloatArgs& args, size_t rows, const Team& team) {
     const MatrixBody& body = matrix_body(args.isa);
-    const auto [first, last] = team.share((args.N + TILE_ROWS - 1) / TILE_ROWS);
-    const size_t end = std::min(args.N, last * TILE_ROWS), piece = piece_rows(args.K);
-    for (size_t row = first * TILE_ROWS; row < end; row += piece) {
+    const auto [begin, end] = share_rows(args.N, team);
+    const size_t piece = piece_rows(args.K);
+    for (size_t row = begin; row < end; row += piece) {
         const size_t count = std::min(piece, end - row);
         const auto x_of = [&](size_t t) { return args.x.from(t).first; };
         const auto out_of = [&](size_t t) { return args.out + t * args.out_stride + row; };
-        each_token(body, body.dot, args.weight.from(row), count, args.K, rows, x_of, out_of);
+        dot_tokens(body, args.weight.from(row), count, args.K, rows, x_of, out_of);
         if (!args.bias) continue;
         for (size_t t = 0; t < rows; ++t)
             for (size_t i = 0; i < count; ++i) out_of(t)[i] += args.bias[row + i];

@@ -1,4 +1,4 @@
-// Linear layers on the CPU with float32 weights, read as the parameter lies: nothing is packed, so training and serving share them.
+// Linear layers on the CPU with float32 weights, read as the parameter lies: nothing is packed, training and serving share them.
 #pragma once
 
 #include "matrix_body.h"
@@ -8,10 +8,10 @@ namespace porcelet {
 
 struct LinearFloatArgs {
     Isa isa;
-    Matrix x;       // [T, K]
-    Matrix weight;  // [N, K]
+    Matrix x;           // [T, K]
+    Matrix weight;      // [N, K]
     const float* bias;  // [N] or null
-    float* out;     // [T, N]
+    float* out;         // [T, N]
     size_t out_stride, K, N;
 };
 

@@ -9,6 +9,7 @@
 // code.
 #include "matrix_body.h"
 
+#include <algorithm>
 #include <utility>
 
 #if defined(__AVX512F__) || defined(__AVX2__)
@@ -91,10 +92,11 @@ using Floats = Set::Floats;
 
 // Up to four rows. A missing row is computed as the last one once more, and not stored: the sums of the others stay as they are.
 template <size_t NT, bool TAIL>
-void dot_tile(Matrix weight, size_t rows, size_t K, const float* const* x, float* const* out, size_t first_row) {
+void dot_tile(Matrix weight, size_t rows, size_t K, const float* const* x, float* const* out, Ahead ahead, size_t first_row) {
     const float* w[TILE_ROWS];
     for (size_t r = 0; r < TILE_ROWS; ++r) w[r] = weight.first + (first_row + std::min(r, rows - 1)) * weight.stride;
-    const size_t ahead = TILE_ROWS * weight.stride;
+    const float* const ahead_first = w[0] + ahead.distance + ahead.first * weight.stride;
+    const float* const ahead_end = w[0] + ahead.distance + ahead.last * weight.stride;
     Floats sums[NT][TILE_ROWS] = {};
     const auto step = [&](size_t k, auto load) {
         Floats tokens[NT];
@@ -106,7 +108,7 @@ void dot_tile(Matrix weight, size_t rows, size_t K, const float* const* x, float
     };
     size_t k = 0;
     for (; k + Set::lanes <= K; k += Set::lanes) {
-        for (size_t r = 0; r < TILE_ROWS; ++r) __builtin_prefetch(w[r] + ahead + k, 0, 2);  // into the second level
+        for (const float* p = ahead_first + k; p < ahead_end; p += weight.stride) __builtin_prefetch(p, 0, 2);  // to level two
         step(k, [](const float* p) { return Set::load(p); });
     }
     if constexpr (TAIL) step(k, [=](const float* p) { return Set::load(p, K - k); });
@@ -114,9 +116,9 @@ void dot_tile(Matrix weight, size_t rows, size_t K, const float* const* x, float
 }
 
 template <size_t NT>
-void dot(Matrix weight, size_t rows, size_t K, const float* const* x, float* const* out) {
+void dot(Matrix weight, size_t rows, size_t K, const float* const* x, float* const* out, Ahead ahead) {
     const auto tile = K % Set::lanes ? dot_tile<NT, true> : dot_tile<NT, false>;
-    for (size_t row = 0; row < rows; row += TILE_ROWS) tile(weight, std::min(TILE_ROWS, rows - row), K, x, out, row);
+    for (size_t row = 0; row < rows; row += TILE_ROWS) tile(weight, std::min(TILE_ROWS, rows - row), K, x, out, ahead, row);
 }
 
 // NV vectors of columns; the last holds `count` of them.
@@ -149,7 +151,8 @@ void mix(Matrix weight, size_t rows, size_t columns, const float* const* x, floa
 void add_scaled(float* out, float scale, const float* values, size_t count) {
     const Floats factor = Set::broadcast(scale);
     size_t i = 0;
-    for (; i + Set::lanes <= count; i += Set::lanes) Set::store(out + i, Set::fma(factor, Set::load(values + i), Set::load(out + i)));
+    for (; i + Set::lanes <= count; i += Set::lanes)
+        Set::store(out + i, Set::fma(factor, Set::load(values + i), Set::load(out + i)));
     const size_t rest = count - i;
     if (rest) Set::store(out + i, Set::fma(factor, Set::load(values + i, rest), Set::load(out + i, rest)), rest);
 }

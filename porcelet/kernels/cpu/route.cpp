@@ -20,7 +20,7 @@ void best(const float* values, size_t size, size_t count, int64_t* indices) {
     }
 }
 
-// exp(x - largest) over their sum; NaN or infinity among the logits makes all NaN.
+// exp(x - largest) over their sum; NaN or plus infinity among the logits makes all NaN.
 void softmax(const float* logits, size_t size, float* scores) {
     const float largest = *std::max_element(logits, logits + size);
     float sum = 0;

@@ -95,6 +95,15 @@ class Engine:
         """
         self.scheduler.add(request)
 
+    def prepare(self, request: Request) -> None:
+        """Compile a request's constraint, from any thread: `submit` then finds it done.
+
+        Raises:
+            InputError: the constraint cannot be kept.
+        """
+        if request.params.constraint:
+            self.scheduler.compile(request.params.constraint)
+
     def abort(self, request_id: str) -> None:
         """Stop a request; the next step reports it as finished by "abort". Unknown ids (already finished) are
         ignored."""

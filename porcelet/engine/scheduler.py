@@ -104,10 +104,20 @@ class Scheduler:
             num_unborn=params.n - 1,
             matcher=StopMatcher(params.stop) if params.stop else None,
             thinking=Thinking(params.reasoning) if params.reasoning else None,
-            grammar=self._grammar(params.constraint) if params.constraint else None,
+            grammar=self.compile(params.constraint) if params.constraint else None,
         )
         self.waiting.enter(sequence)
         self.waiting.push(sequence)
+
+    def compile(self, constraint: Constraint) -> Matcher:
+        """The matcher of a constraint; the same one again comes at once.
+
+        Raises:
+            InputError: it cannot be kept.
+        """
+        if self.compile_constraint is None:
+            raise InputError(f"this engine has no tokenizer to keep a {constraint.kind} constraint with")
+        return self.compile_constraint(constraint)
 
     def abort(self, request_id: str) -> list[Output]:
         """Drop a request; the last output of each of its samples, none if it is not in flight."""
@@ -198,11 +208,6 @@ class Scheduler:
         strange = next((t for t in tokens if not 0 <= t < self.vocab_size), None)
         if strange is not None:
             raise InputError(f"token {strange} of {place} lies outside the vocabulary of {self.vocab_size}")
-
-    def _grammar(self, constraint: Constraint) -> Matcher:
-        if self.compile_constraint is None:
-            raise InputError(f"this engine has no tokenizer to keep a {constraint.kind} constraint with")
-        return self.compile_constraint(constraint)
 
     # Who takes part
 

@@ -18,6 +18,8 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 from porcelet.config import EngineConfig, override, parse_settings
@@ -40,10 +42,20 @@ from porcelet.engine.messages import (
 from porcelet.errors import EngineError, PorceletError
 from porcelet.kernels.linear import FP8Weight, Int8Weight
 from porcelet.models.layers import Linear
-from porcelet.types import Progress
+from porcelet.types import Progress, Request
 
 REPORT_SECONDS = 0.1
-Inbox = queue.SimpleQueue[ToEngine | EngineError]
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A request whose constraint has been compiled beside the steps, or why it could not be."""
+
+    request: Request
+    problem: PorceletError | None = None
+
+
+Inbox = queue.SimpleQueue[ToEngine | Compiled | EngineError]
 
 
 def main(arguments: list[str]) -> int:
@@ -90,9 +102,10 @@ def _read(connection: socket.socket, inbox: Inbox) -> None:
 
 
 def _serve(engine: Engine, connection: socket.socket, inbox: Inbox) -> None:
+    desk = _Desk(engine, inbox)
     while True:
         for message in _arrived(inbox, wait=not engine.has_work):
-            refused = _handle(engine, message)
+            refused = desk.handle(message)
             if refused:
                 _send(connection, refused)
         if engine.has_work:
@@ -101,7 +114,7 @@ def _serve(engine: Engine, connection: socket.socket, inbox: Inbox) -> None:
                 engine.check_idle()
 
 
-def _arrived(inbox: Inbox, *, wait: bool) -> Iterator[ToEngine]:
+def _arrived(inbox: Inbox, *, wait: bool) -> Iterator[ToEngine | Compiled]:
     """All messages that are there; at least one if `wait`."""
     while wait or not inbox.empty():
         message = inbox.get()
@@ -111,16 +124,44 @@ def _arrived(inbox: Inbox, *, wait: bool) -> Iterator[ToEngine]:
         wait = False
 
 
-def _handle(engine: Engine, message: ToEngine) -> Refused | None:
-    match message:
-        case Submit(request):
-            try:
-                engine.submit(request)
-            except PorceletError as problem:
-                return Refused(request.id, problem.kind, str(problem))
-        case Abort(request_id):
-            engine.abort(request_id)
-    return None
+class _Desk:
+    """Takes requests in. A new constraint takes tenths of a second to compile: a thread does it while steps go on."""
+
+    def __init__(self, engine: Engine, inbox: Inbox) -> None:
+        self._engine, self._inbox = engine, inbox
+        self._compiling: set[str] = set()
+        self._thread = ThreadPoolExecutor(1)
+
+    def handle(self, message: ToEngine | Compiled) -> Refused | None:
+        match message:
+            case Submit(request) if request.params.constraint:
+                self._compiling.add(request.id)
+                self._thread.submit(self._compile, request)
+            case Submit(request):
+                return self._submit(request)
+            case Compiled(request, problem) if request.id in self._compiling:  # else it was aborted meanwhile
+                self._compiling.remove(request.id)
+                return Refused(request.id, problem.kind, str(problem)) if problem else self._submit(request)
+            case Abort(request_id):
+                self._compiling.discard(request_id)
+                self._engine.abort(request_id)
+        return None
+
+    def _submit(self, request: Request) -> Refused | None:
+        try:
+            self._engine.submit(request)
+        except PorceletError as problem:
+            return Refused(request.id, problem.kind, str(problem))
+        return None
+
+    def _compile(self, request: Request) -> None:
+        try:
+            self._engine.prepare(request)
+            self._inbox.put(Compiled(request))
+        except PorceletError as problem:
+            self._inbox.put(Compiled(request, problem))
+        except Exception as problem:
+            self._inbox.put(Compiled(request, EngineError(f"the constraint could not be compiled: {problem!r}")))
 
 
 def _reporter(connection: socket.socket) -> Progress:

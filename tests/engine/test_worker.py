@@ -42,7 +42,7 @@ from porcelet.engine.messages import (
 )
 from porcelet.engine.worker import _last_words, _serve
 from porcelet.errors import EngineError, InputError, ModelError
-from porcelet.types import Output, Request, SamplingParams, join_outputs
+from porcelet.types import Constraint, Output, Request, SamplingParams, join_outputs
 from tests.tiny_model import save_tiny_model
 
 CONFIG = EngineConfig(threads=1)
@@ -153,6 +153,33 @@ def test_refusal_abort_and_death(folder: Path) -> None:
         assert not client.alive
         with pytest.raises(EngineError, match="killed by signal 9"):
             await collect(client, Request(id="late", prompt=(1,), params=ENDLESS))
+
+    with_client(folder, body)
+
+
+def test_constraints_are_compiled_beside_the_steps(folder: Path) -> None:
+    """A stream goes on while a constraint is compiled; one that cannot be kept is refused, one that nobody waits for
+    any more leaves nothing behind."""
+
+    def constrained(name: str, pattern: str) -> Request:
+        params = SamplingParams(max_tokens=20, constraint=Constraint("regex", pattern))
+        return Request(id=name, prompt=(1,), params=params)
+
+    async def body(client: EngineClient) -> None:
+        tokenizer, _ = open_codec(folder)
+        async with aclosing(client.submit(Request(id="stream", prompt=(1,), params=ENDLESS))) as stream:
+            await anext(stream)
+            async with aclosing(client.submit(constrained("left", "[a-z]{9}x"))) as left:
+                waiting = asyncio.create_task(anext(left))
+                await anext(stream)
+                waiting.cancel()
+                await asyncio.wait([waiting])
+            with pytest.raises(InputError, match="regular expression cannot be used"):
+                await collect(client, constrained("bad", "("))
+            (output,) = [join_outputs(await collect(client, constrained("good", "[0-9]{5}")))]
+            assert re.fullmatch("[0-9]{5}", tokenizer.decode(output.tokens))
+            await anext(stream)
+            assert client.stats["num_running"] == 1 and client.stats["num_waiting"] == 0
 
     with_client(folder, body)
 

@@ -1,0 +1,102 @@
+"""Constraints and thinking budgets through the whole engine, on a model that would answer with noise."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from porcelet.config import PAGE_SIZE, EngineConfig
+from porcelet.engine.codec import open_tokenizer
+from porcelet.engine.engine import Engine
+from porcelet.errors import InputError
+from porcelet.tokenizer import Tokenizer
+from porcelet.types import Constraint, Output, Reasoning, Request, SamplingParams
+from tests.tiny_model import save_tiny_model
+
+SCHEMA = json.dumps(
+    {
+        "type": "object",
+        "properties": {"name": {"enum": ["Ada", "Zoë"]}, "age": {"type": "integer", "minimum": 0, "maximum": 99}},
+        "required": ["name", "age"],
+        "additionalProperties": False,
+    }
+)
+WISHES = [
+    (Constraint("json_schema", SCHEMA), lambda text: {"name", "age"} == set(json.loads(text))),
+    (Constraint("regex", r"[ab]{3}-\d{2}"), lambda text: re.fullmatch(r"[ab]{3}-\d{2}", text)),
+    (Constraint("choice", ("yes", "no", "naïve")), lambda text: text in ("yes", "no", "naïve")),
+    (Constraint("lark", 'start: "x" "y"* "z"'), lambda text: re.fullmatch("xy*z", text)),
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder: Path) -> Tokenizer:
+    return open_tokenizer(folder)
+
+
+def text_of(tokenizer: Tokenizer, output: Output) -> str:
+    return tokenizer.decode(output.tokens)
+
+
+@pytest.mark.parametrize(("constraint", "keeps"), WISHES, ids=lambda wish: getattr(wish, "kind", ""))
+def test_answers_keep_their_constraint(folder: Path, tokenizer: Tokenizer, constraint: Constraint, keeps) -> None:
+    """Every sample that ends by itself keeps it, in company, preempted, with guesses on; and needs no end token."""
+    engine = Engine.load(folder, EngineConfig(cache_tokens=6 * PAGE_SIZE, max_batch_tokens=50, speculation="lookup"))
+    params = SamplingParams(max_tokens=60, seed=3, n=6, constraint=constraint)
+    outputs = engine.generate([[5] * 40, [1, 2]], [params, SamplingParams(max_tokens=150)])[:6]
+    ended = [output for output in outputs if output.finish_reason == "stop"]
+    assert len(ended) >= 3 and all(keeps(text_of(tokenizer, output)) for output in ended)
+    alone = Engine.load(folder).generate([[5] * 40], params)
+    assert [output.tokens for output in alone] == [output.tokens for output in outputs]
+
+
+def test_a_constraint_begins_after_the_reasoning(folder: Path, tokenizer: Tokenizer) -> None:
+    """What is thought is free; once the budget is spent the closing words come, and then the answer in its form."""
+    end, closing = tuple(tokenizer.encode("</t>")), tuple(tokenizer.encode("So.</t>"))
+    params = SamplingParams(
+        max_tokens=60,
+        seed=1,
+        logprobs=0,
+        constraint=Constraint("choice", ("yes", "no")),
+        reasoning=Reasoning(end=end, budget=12, closing=closing),
+    )
+    (output,) = Engine.load(folder).generate([[1, 2, 3]], params)
+    assert output.tokens[12 : 12 + len(closing)] == closing and output.finish_reason == "stop"
+    assert tokenizer.decode(output.tokens[12 + len(closing) :]) in ("yes", "no")
+    forced = output.logprobs[12 : 12 + len(closing)]
+    assert set(forced) == {0.0} and 0.0 not in output.logprobs[:12]  # given, not drawn: the raw ones tell the model's
+    assert all(logprob < 0 for logprob in output.raw_logprobs[12 : 12 + len(closing)])
+
+
+def test_samples_think_and_answer_each_for_itself(folder: Path, tokenizer: Tokenizer) -> None:
+    """Forked samples have budgets and grammars of their own."""
+    end = tuple(tokenizer.encode("."))  # samples meet it at different places, or never
+    reasoning = Reasoning(end=end, budget=30, closing=end)
+    params = SamplingParams(max_tokens=60, seed=2, n=8, constraint=Constraint("regex", "[0-9]{4}"), reasoning=reasoning)
+    outputs = Engine.load(folder).generate([[1, 2, 3]], params)
+    for output in outputs:
+        num_thought = output.tokens.index(end[0]) + 1
+        assert num_thought <= 31 and re.fullmatch("[0-9]{4}", tokenizer.decode(output.tokens[num_thought:]))
+    assert len({output.tokens for output in outputs}) == 8
+
+
+def test_what_cannot_be_kept_is_refused(folder: Path) -> None:
+    """A grammar that is none, an engine without a tokenizer, and ids out of the vocabulary are refused when asked."""
+    engine = Engine.load(folder)
+    for constraint in (Constraint("regex", "("), Constraint("json_schema", '{"type": "thing"}')):
+        with pytest.raises(InputError, match="cannot be used"):
+            engine.submit(Request(id="a", prompt=(1,), params=SamplingParams(constraint=constraint)))
+    with pytest.raises(InputError, match="closing"):
+        engine.submit(Request(id="a", prompt=(1,), params=SamplingParams(reasoning=Reasoning(end=(10**6,)))))
+    bare = Engine(engine.model)
+    with pytest.raises(InputError, match="no tokenizer"):
+        bare.submit(Request(id="a", prompt=(1,), params=SamplingParams(constraint=WISHES[1][0])))
+    assert not engine.has_work and not bare.has_work

@@ -2,63 +2,105 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from porcelet.config import PAGE_SIZE, ModelConfig
-from porcelet.models.attention import PagedView
+from porcelet.engine.step import Inputs, RecordedStep
+from porcelet.kernels.linear import take_rows
+from porcelet.kernels.record import NotRecordable
 from porcelet.models.transformer import Transformer
 from porcelet.types import Batch
 
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+CAPACITY = 64  # tokens up to which a batch is replayed; longer ones hold prompts, for which Python's time is little
+
 
 class Runner:
-    """Owns the cache tensors. They are allocated but not touched, so memory is used as pages are."""
+    """Owns the cache tensors. They are allocated but not touched, so memory is used as pages are.
+
+    Batches of up to `capacity` tokens are replayed from a recording made at the first of them; longer ones, and those
+    with a sequence that MLA attends expanded, run eagerly. A model that cannot be recorded always does: `recorded` is
+    False and `why_not` says why. `hidden` [T, D] are the last step's states after the final norm, until the next step.
+    """
 
     def __init__(
-        self, model: Transformer, num_pages: int, num_layers: int, *, cache_dtype: torch.dtype = torch.float32
+        self,
+        model: Transformer,
+        num_pages: int,
+        num_layers: int,
+        *,
+        cache_dtype: torch.dtype = torch.float32,
+        capacity: int = CAPACITY,
     ) -> None:
-        self.model = model
+        self.model, self.capacity = model, capacity
         self.hidden = torch.empty(0)
+        self.why_not = "no batch was small enough yet"
         self.cache = [_layer_cache(model.config, num_pages, cache_dtype) for _ in range(num_layers)]
+        self._max_length = min(model.config.max_position_embeddings, num_pages * PAGE_SIZE)
+        self._step: RecordedStep | None = None
+        self._recordable = True
+
+    @property
+    def recorded(self) -> bool:
+        """Whether there is a recording."""
+        return self._step is not None
 
     @torch.inference_mode()
-    def run(self, batch: Batch) -> Tensor:
-        """Logits [number of sampled rows, V]."""
-        for layer in self.cache:
-            for part in layer:
-                for source, target in batch.copies:
-                    part[target] = part[source]
-        view = self._view(batch)
-        self.hidden = self.model(torch.tensor(batch.tokens), torch.tensor(batch.positions), view)
-        return self.model.logits(self.hidden[torch.tensor(batch.sampled_rows, dtype=torch.int64)])
+    def run(self, batch: Batch) -> Float[Tensor, "sampled V"]:
+        """Logits of the sampled rows, valid until the next step."""
+        self._copy_pages(batch.copies)
+        step = self._recording() if len(batch.tokens) <= self.capacity and not any(batch.expanded) else None
+        self.hidden, logits = step.run(batch) if step else self._run_eagerly(batch)
+        return logits
 
     @torch.inference_mode()
-    def draft(self, batch: Batch, hidden_rows: list[int]) -> Tensor:
+    def draft(self, batch: Batch, hidden_rows: list[int]) -> Float[Tensor, "sampled V"]:
         """The MTP layer over tokens that follow those of the last step's `hidden_rows`; logits of the sampled rows."""
+        inputs = _inputs(batch)
         hidden = self.hidden[torch.tensor(hidden_rows)]
-        positions = torch.tensor(batch.positions)
-        further = self.model.predict_further(hidden, torch.tensor(batch.tokens), positions, self._view(batch))
-        return self.model.logits(further[torch.tensor(batch.sampled_rows, dtype=torch.int64)])
+        view = inputs.view(self.cache, batch.expanded)
+        further = self.model.predict_further(hidden, inputs.tokens, inputs.positions, view)
+        return self._logits(further, batch, inputs)
 
-    def _view(self, batch: Batch) -> PagedView:
-        width = max(map(len, batch.tables))
-        tables = [table + (0,) * (width - len(table)) for table in batch.tables]
-        slots = [
-            table[position // PAGE_SIZE] * PAGE_SIZE + position % PAGE_SIZE
-            for table, start, end in zip(batch.tables, batch.offsets, batch.offsets[1:], strict=False)
-            for position in batch.positions[start:end]
-        ]
-        return PagedView(
-            torch.tensor(batch.offsets),
-            torch.tensor(batch.lengths),
-            torch.tensor(tables),
-            torch.tensor(slots),
-            self.cache,
-            batch.expanded,
-        )
+    def _recording(self) -> RecordedStep | None:
+        if self._recordable and not (self._step and self._step.is_valid):
+            try:
+                self._step = RecordedStep(self.model, self.cache, self.capacity, self._max_length)
+                self.why_not = ""
+            except NotRecordable as reason:
+                self._step, self._recordable, self.why_not = None, False, str(reason)
+        return self._step
+
+    def _run_eagerly(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        inputs = _inputs(batch)
+        hidden = self.model(inputs.tokens, inputs.positions, inputs.view(self.cache, batch.expanded))
+        return hidden, self._logits(hidden, batch, inputs)
+
+    def _logits(self, hidden: Tensor, batch: Batch, inputs: Inputs) -> Tensor:
+        return self.model.logits(take_rows(hidden, inputs.sampled[: len(batch.sampled_rows)]))
+
+    def _copy_pages(self, copies: tuple[tuple[int, int], ...]) -> None:
+        if not copies:
+            return
+        sources, targets = torch.tensor(copies).unbind(1)
+        for layer in self.cache:
+            for pages in layer:
+                pages[targets] = pages[sources]
 
 
-def _layer_cache(config: ModelConfig, num_pages: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+def _inputs(batch: Batch) -> Inputs:
+    """A batch's own tensors, exactly as large as it is."""
+    inputs = Inputs(len(batch.tokens), len(batch.lengths), max(map(len, batch.tables)))
+    inputs.fill(batch)
+    return inputs
+
+
+def _layer_cache(config: ModelConfig, num_pages: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
     """(latents,) [P, page, 1, C+R] for MLA, (keys, values) [P, page, K, Hd] for GQA."""
     if config.is_mla:
         return (torch.empty(num_pages, PAGE_SIZE, 1, config.kv_lora_rank + config.qk_rope_head_dim, dtype=dtype),)

@@ -10,16 +10,20 @@ The legend of dimensions, here and nowhere else:
 An op is a plain torch function under `@op`: its body is the definition, the documentation and the reference. Faster
 bodies register on it with `@name.body(...)`. A call picks its body once per (device, weight format, dtype, needs-grad)
 and remembers the choice. `PORCELET_KERNELS=reference` turns every other body off.
+
+While a recorder is active (kernels/record.py) a call computes nothing: the op's `instruction` for the key joins the
+recording instead.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import update_wrapper
 from inspect import signature
-from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar
+from typing import Any, Concatenate, Generic, NamedTuple, ParamSpec, Protocol, TypeVar
 
 import torch
 
@@ -35,6 +39,15 @@ class Key(NamedTuple):
     format: str
     dtype: torch.dtype
     needs_grad: bool
+
+
+class Recorder(Protocol):
+    """What takes the calls of ops instead of their bodies."""
+
+    def record(self, an_op: Op[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any: ...
+
+
+RECORDER: ContextVar[Recorder | None] = ContextVar("RECORDER", default=None)
 
 
 @dataclass(frozen=True)
@@ -58,6 +71,7 @@ class Op(Generic[P, R]):
         self.reference = reference
         self.name: str = reference.__name__
         self.bodies: list[Body[P, R]] = []
+        self.instructions: list[Body[..., R]] = []
         self._resolved: dict[Any, Callable[P, R]] = {}
         annotations = [str(parameter.annotation) for parameter in signature(reference).parameters.values()]
         self._tensors = [i for i, kind in enumerate(annotations) if "Tensor" in kind or "Weight" in kind]
@@ -65,6 +79,9 @@ class Op(Generic[P, R]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         arguments: tuple[Any, ...] = args
+        recorder = RECORDER.get()
+        if recorder is not None:
+            return recorder.record(self, arguments, kwargs)
         first = arguments[0]
         needs_grad = False
         if torch.is_grad_enabled():
@@ -90,22 +107,39 @@ class Op(Generic[P, R]):
 
         return register
 
+    def instruction(
+        self, *, when: Callable[[Key], bool], available: Callable[[], bool] = lambda: True
+    ) -> Callable[[Callable[Concatenate[Any, P], R]], Callable[Concatenate[Any, P], R]]:
+        """Register what records the op: a function of the recorder and the op's arguments."""
+
+        def register(function: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[Any, P], R]:
+            self.instructions.append(Body("instruction", function, when, available))
+            return function
+
+        return register
+
+    def instruction_for(self, key: Key) -> Callable[..., R] | None:
+        """What records the op for `key`, if anything does. The last registered one that applies is taken."""
+        found = _last(self.instructions, key)
+        return found.function if found else None
+
     def chosen(self, key: Key) -> str:
         """The name of the body that serves `key`: what the tests look at."""
-        body = self._find(key)
+        body = _last(self.bodies, key)
         return body.name if body else "reference"
 
     def _resolve(self, first: torch.Tensor, second: object, needs_grad: bool) -> Callable[P, R]:
         # One table a device kind: a process computes on the CPU and at most one kind of accelerator.
-        body = self._find(Key(first.device.type, type(second).__name__, first.dtype, needs_grad))
+        body = _last(self.bodies, Key(first.device.type, type(second).__name__, first.dtype, needs_grad))
         function = body.function if body else self.reference
         self._resolved[first.is_cpu, second.__class__, first.dtype, needs_grad] = function
         return function
 
-    def _find(self, key: Key) -> Body[P, R] | None:
-        if os.environ.get("PORCELET_KERNELS") == "reference":
-            return None
-        return next((b for b in reversed(self.bodies) if b.when(key) and b.available()), None)
+
+def _last(bodies: list[Body[P, R]], key: Key) -> Body[P, R] | None:
+    if os.environ.get("PORCELET_KERNELS") == "reference":
+        return None
+    return next((b for b in reversed(bodies) if b.when(key) and b.available()), None)
 
 
 OPS: dict[str, Op[..., Any]] = {}

@@ -137,3 +137,15 @@ def linear(x: Float[Tensor, "T D"], weight: Weight) -> Float[Tensor, "T N"]:
 def embedding(tokens: Int[Tensor, "T"], weight: TableWeight) -> Float[Tensor, "T D"]:
     """Rows of the embedding table."""
     return functional.embedding(tokens, weight) if isinstance(weight, Tensor) else weight.rows(tokens)
+
+
+@op
+def heads_linear(x: Float[Tensor, "T H I"], weight: Float[Tensor, "H O I"]) -> Float[Tensor, "T H O"]:
+    """Every head's x · weightᵀ by its own matrix; `weight` may be a transposed view."""
+    return torch.einsum("thi,hoi->tho", x, weight)
+
+
+@op
+def take_rows(x: Float[Tensor, "T D"], rows: Int[Tensor, "taken"]) -> Float[Tensor, "taken D"]:
+    """Some rows of a batch. In a recorded step, what follows is computed for these alone."""
+    return x[rows]

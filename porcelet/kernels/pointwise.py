@@ -1,4 +1,4 @@
-"""Norms, rotary embedding, gating: ops that read and write each value about once."""
+"""Norms, rotary embedding, gating, sums: ops that read and write each value about once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn import functional
 from porcelet.kernels import op
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
+    from jaxtyping import Float, Int
 
 
 @op
@@ -40,3 +40,25 @@ def rope(
 def silu_mul(gate: Float[Tensor, "*rows F"], up: Float[Tensor, "*rows F"]) -> Float[Tensor, "*rows F"]:
     """SwiGLU's gate: silu(gate) · up (Shazeer 2020)."""
     return functional.silu(gate) * up
+
+
+@op
+def rotary_angles(
+    positions: Int[Tensor, "T"], frequencies: Float[Tensor, "half"], factor: float
+) -> tuple[Float[Tensor, "T half"], Float[Tensor, "T half"]]:
+    """cos and sin of position · frequency, times `factor`, in float32."""
+    angle = positions[:, None].float() * frequencies
+    cos, sin = angle.cos(), angle.sin()
+    return (cos, sin) if factor == 1.0 else (cos * factor, sin * factor)
+
+
+@op
+def add(first: Float[Tensor, "T W"], second: Float[Tensor, "*T W"]) -> Float[Tensor, "T W"]:
+    """first + second; `second` may be one row for all, a bias."""
+    return first + second
+
+
+@op
+def concat(first: Float[Tensor, "*rows A"], second: Float[Tensor, "*rows B"]) -> Float[Tensor, "*rows AB"]:
+    """The second's values behind the first's, row by row."""
+    return torch.cat((first, second), dim=-1)

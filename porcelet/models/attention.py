@@ -26,7 +26,8 @@ from porcelet.kernels.attention import (
     cache_read,
     cache_write,
 )
-from porcelet.kernels.pointwise import rope
+from porcelet.kernels.linear import heads_linear
+from porcelet.kernels.pointwise import concat, rope
 from porcelet.models.layers import Linear, RMSNorm
 from porcelet.models.rope import Angles
 
@@ -158,11 +159,12 @@ class MLA(nn.Module):
         q_rope = rope(q_rope, *angles, self.interleaved)
         k_rope = rope(k_rope[:, None], *angles, self.interleaved)  # [T, 1, R]
         if isinstance(view, PackedView):
-            q = torch.cat((q_nope, q_rope), dim=-1)  # [T, H, N+R]
+            q = concat(q_nope, q_rope)  # [T, H, N+R]
             out = attention_packed(q, *self._expand(latent, k_rope), view.offsets, self.scale)
         else:
             (cache,) = view.cache[self.layer]
-            cache_write(cache, torch.cat((latent[:, None], k_rope), dim=-1), view.slots)
+            cache_write(cache[..., : self.latent], latent[:, None], view.slots)
+            cache_write(cache[..., self.latent :], k_rope, view.slots)
             out = self._paged(q_nope, q_rope, cache, view)
         return self.o_proj(out.flatten(1))
 
@@ -171,7 +173,7 @@ class MLA(nn.Module):
         if not any(view.expanded):
             return self._absorbed(q_nope, q_rope, cache, view)
         out = q_nope.new_empty(*q_nope.shape[:2], self.value)
-        q = torch.cat((q_nope, q_rope), dim=-1)  # [T, H, N+R]
+        q = concat(q_nope, q_rope)  # [T, H, N+R]
         for first, end, length, table in view.expanded_parts:
             latent, k_rope = cache_read(cache, table, length).to(q.dtype).split((self.latent, self.rope), dim=-1)
             out[first:end] = attention_suffix(q[first:end], *self._expand(latent[:, 0], k_rope), self.scale)
@@ -185,7 +187,7 @@ class MLA(nn.Module):
     ) -> tuple[Float[Tensor, "S H NR"], Float[Tensor, "S H value"]]:
         """The naive form: every head's keys, of width N + R, and values."""
         k_nope, v = self.kv_b_proj(latent).unflatten(-1, (self.heads, -1)).split((self.nope, self.value), dim=-1)
-        return torch.cat((k_nope, k_rope.expand(-1, self.heads, -1)), dim=-1), v
+        return concat(k_nope, k_rope.expand(-1, self.heads, -1)), v
 
     def _absorbed(self, q_nope: Tensor, q_rope: Tensor, cache: Tensor, view: PagedView) -> Float[Tensor, "T H value"]:
         """Queries taken into the latent space, attention over one head of width C + R, values taken out of it."""
@@ -193,7 +195,7 @@ class MLA(nn.Module):
         assert isinstance(weight, Tensor), "weights/load.py keeps kv_b_proj in full precision"
         # [H, N, C], [H, value, C]
         w_uk, w_uv = weight.unflatten(0, (self.heads, -1)).split((self.nope, self.value), dim=1)
-        q = torch.cat((torch.einsum("thn,hnc->thc", q_nope, w_uk), q_rope), dim=-1)  # [T, H, C+R]
+        q = concat(heads_linear(q_nope, w_uk.transpose(1, 2)), q_rope)  # [T, H, C+R]
         latents = cache[..., : self.latent]
         out = attention_paged(q, cache, latents, view.offsets, view.lengths, view.tables, self.scale)
-        return torch.einsum("thc,hvc->thv", out, w_uv)
+        return heads_linear(out, w_uv)

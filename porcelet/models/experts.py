@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from porcelet.config import ModelConfig
 from porcelet.kernels.experts import ExpertWeight, experts, route, route_softmax
 from porcelet.kernels.linear import linear
+from porcelet.kernels.pointwise import add
 from porcelet.models.attention import View
 from porcelet.models.layers import MLP
 
@@ -71,4 +72,4 @@ class MoE(nn.Module):
     def forward(self, x: Float[Tensor, "T D"], view: View) -> Float[Tensor, "T D"]:
         indices, weights = self.gate(x)
         view.routing.append(indices)
-        return self.experts(x, indices, weights) + self.shared_experts(x)
+        return add(self.experts(x, indices, weights), self.shared_experts(x))

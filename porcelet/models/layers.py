@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import porcelet.kernels.cpu  # noqa: F401  registers the native bodies
 from porcelet.kernels.linear import TableWeight, Weight, embedding, linear
-from porcelet.kernels.pointwise import rms_norm, silu_mul
+from porcelet.kernels.pointwise import add, rms_norm, silu_mul
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -28,7 +28,7 @@ class Linear(nn.Module):
 
     def forward(self, x: Float[Tensor, "T num_inputs"]) -> Float[Tensor, "T num_outputs"]:
         out = linear(x, self.weight)
-        return out if self.bias is None else out + self.bias
+        return out if self.bias is None else add(out, self.bias)
 
 
 class Embedding(nn.Module):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from porcelet.config import ModelConfig, RopeScaling
+from porcelet.kernels.pointwise import rotary_angles
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -24,11 +25,8 @@ Angles = tuple[Tensor, Tensor]  # cos and sin [T, R/2] of every token's position
 
 def angles(config: ModelConfig, positions: Int[Tensor, "T"], dtype: torch.dtype) -> Angles:
     """cos and sin of position · frequency, [T, R/2] each."""
-    angle = positions[:, None].float() * frequencies(config, positions.device)
     factor = config.rope_scaling.angle_factor if config.rope_scaling else 1.0
-    cos, sin = angle.cos(), angle.sin()
-    if factor != 1.0:
-        cos, sin = cos * factor, sin * factor
+    cos, sin = rotary_angles(positions, frequencies(config, positions.device), factor)
     return cos.to(dtype), sin.to(dtype)
 
 

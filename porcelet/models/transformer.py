@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from porcelet.config import ModelConfig
+from porcelet.kernels.pointwise import add, concat
 from porcelet.models.attention import GQA, MLA, View
 from porcelet.models.experts import MoE
 from porcelet.models.layers import MLP, Embedding, Linear, RMSNorm
@@ -34,9 +35,9 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(self, x: Float[Tensor, "T D"], angles: Angles, view: View) -> Float[Tensor, "T D"]:
-        x = x + self.self_attn(self.input_layernorm(x), angles, view)
+        x = add(x, self.self_attn(self.input_layernorm(x), angles, view))
         normed = self.post_attention_layernorm(x)
-        return x + (self.mlp(normed, view) if isinstance(self.mlp, MoE) else self.mlp(normed))
+        return add(x, self.mlp(normed, view) if isinstance(self.mlp, MoE) else self.mlp(normed))
 
 
 class SharedHead(nn.Module):
@@ -62,7 +63,7 @@ class MTP(Block):
         self.shared_head = SharedHead(config)
 
     def join(self, embedded: Float[Tensor, "T D"], hidden: Float[Tensor, "T D"]) -> Float[Tensor, "T D"]:
-        return self.eh_proj(torch.cat((self.enorm(embedded), self.hnorm(hidden)), dim=-1))
+        return self.eh_proj(concat(self.enorm(embedded), self.hnorm(hidden)))
 
 
 class Decoder(nn.Module):

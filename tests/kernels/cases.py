@@ -38,6 +38,34 @@ def linear() -> Iterator[Case]:
         yield torch.randn(tokens, columns), torch.randn(rows, columns)
         yield torch.randn(tokens, columns), int8_weight(rows, columns)
         yield torch.randn(tokens, columns), fp8_weight(rows, columns)
+    for tokens, rows, columns in [(0, 3, 5), (1, 1, 1), (2, 7, 33), (7, 5, 15), (65, 6, 17)]:
+        yield torch.randn(tokens, columns + 3)[:, :columns], torch.randn(rows, columns + 2)[:, 1:-1]
+        yield torch.randn(tokens, columns), torch.randn(columns, rows).T
+
+
+def heads_linear() -> Iterator[Case]:
+    for tokens in (0, 1, 5):
+        yield torch.randn(tokens, 3, 8), torch.randn(3, 6, 8)
+        yield torch.randn(tokens, 3, 8), torch.randn(3, 8, 6).transpose(1, 2)
+
+
+def take_rows() -> Iterator[Case]:
+    yield torch.randn(5, 7), torch.tensor([4, 0, 4])
+
+
+def rotary_angles() -> Iterator[Case]:
+    for factor in (1.0, 0.7):
+        yield torch.tensor([0, 1, 500]), torch.rand(8), factor
+
+
+def add() -> Iterator[Case]:
+    yield torch.randn(3, 7), torch.randn(3, 7)
+    yield torch.randn(3, 7), torch.randn(7)
+
+
+def concat() -> Iterator[Case]:
+    yield torch.randn(3, 7), torch.randn(3, 2)
+    yield torch.randn(3, 4, 7), torch.randn(3, 1, 2).expand(3, 4, 2)
 
 
 def embedding() -> Iterator[Case]:
@@ -114,12 +142,12 @@ def cache_write() -> Iterator[Case]:
 
 
 def route() -> Iterator[Case]:
-    for tokens, groups, kept, chosen in [(5, 1, 1, 2), (9, 4, 2, 3), (0, 2, 1, 2)]:
+    for tokens, groups, kept, chosen in [(5, 1, 1, 2), (9, 4, 2, 3), (0, 2, 1, 2), (3, 8, 3, 6), (2, 1, 1, 16)]:
         yield torch.randn(tokens, 16), torch.randn(16) * 0.1, groups, kept, chosen, True, 2.5
 
 
 def route_softmax() -> Iterator[Case]:
-    for tokens, groups, kept, chosen in [(5, 1, 1, 2), (9, 4, 2, 3), (0, 2, 1, 2)]:
+    for tokens, groups, kept, chosen in [(5, 1, 1, 2), (9, 4, 2, 3), (0, 2, 1, 2), (3, 16, 3, 3), (2, 1, 1, 16)]:
         yield torch.randn(tokens, 16), groups, kept, chosen, 16.0
 
 
@@ -129,6 +157,10 @@ def experts() -> Iterator[Case]:
         yield torch.randn(tokens, 12), torch.randn(8, 20, 12), torch.randn(8, 12, 10), indices, weights
         gate_up, down = fp8_weight(8, 2, 10, 12), fp8_weight(8, 1, 12, 10)
         yield torch.randn(tokens, 12), gate_up, down, indices, weights
+    for tokens, width, hidden in [(3, 67, 5), (65, 12, 10), (20, 33, 130)]:
+        indices, weights = torch.randint(0, 5, (tokens, 3)), torch.randn(tokens, 3)
+        stacks = torch.randn(5, 2 * hidden, width), torch.randn(5, width, hidden)
+        yield torch.randn(tokens, width), *stacks, indices, weights
 
 
 def sample() -> Iterator[Case]:
@@ -164,6 +196,11 @@ CASES = {
     f.__name__: f
     for f in (
         linear,
+        heads_linear,
+        take_rows,
+        rotary_angles,
+        add,
+        concat,
         embedding,
         rms_norm,
         rope,

@@ -1,39 +1,12 @@
-Strides = tuple[int, int, int]
-Sizes = tuple[int, int, int, int, int, int, int]
+Rows = tuple[int, int]  # address, floats from row to row
+Heads = tuple[int, int, int]  # address, floats from row to row and from head to head
+Cache = tuple[int, bool, int, int, int]  # address, is float16, values from page to page, slot to slot, head to head
+Batch = tuple[int, int, int]  # addresses of offsets, lengths, tables
+Sizes = tuple[int, int, int, int, int, int]  # heads, kv_heads, k_width, v_width, page_size, max_pages
 
 def isa() -> str: ...
-def linear_int8(x: int, packed: int, out: int, T: int, K: int, N: int, threads: int, /) -> None: ...
-def rms_norm(x: int, weight: int, out: int, rows: int, width: int, eps: float, threads: int, /) -> None: ...
-def rope(
-    x: int,
-    cosine: int,
-    sine: int,
-    out: int,
-    T: int,
-    heads: int,
-    half: int,
-    token_stride: int,
-    head_stride: int,
-    interleaved: bool,
-    threads: int,
-    /,
-) -> None: ...
-def silu_mul(gate: int, up: int, out: int, count: int, threads: int, /) -> None: ...
-def cache_write(cache: int, values: int, slots: int, T: int, row_bytes: int, /) -> None: ...
-def attention_decode(
-    q: int,
-    k: int,
-    k_strides: Strides,
-    v: int,
-    v_strides: Strides,
-    lengths: int,
-    tables: int,
-    out: int,
-    sizes: Sizes,
-    scale: float,
-    threads: int,
-    /,
-) -> None: ...
+def linear_int8_record_bytes(K: int, /) -> int: ...
+def attention_part(group: int, k_width: int, v_width: int, page_size: int, /) -> int: ...
 def sample(
     logits: int,
     columns: tuple[int, int, int, int, int, int],
@@ -45,3 +18,59 @@ def sample(
     /,
 ) -> None: ...
 def allow(logits: int, masks: int, out: int, rows: int, V: int, /) -> None: ...
+
+class Program:
+    def __init__(self) -> None: ...
+    def __len__(self) -> int: ...
+    def run(self, rows: int, taken: int, threads: int, /) -> None: ...
+    def narrow(self) -> None: ...
+    def linear_int8(self, x: Rows, packed: int, records: int, out: int, K: int, N: int, /) -> None: ...
+    def rms_norm(self, x: Heads, weight: int, out: int, heads: int, width: int, eps: float, /) -> None: ...
+    def rope(self, x: Heads, cosine: int, sine: int, out: int, heads: int, half: int, interleaved: bool, /) -> None: ...
+    def silu_mul(self, gate: Rows, up: Rows, out: int, width: int, /) -> None: ...
+    def add(self, first: Rows, second: Rows, out: int, width: int, /) -> None: ...
+    def concat(
+        self, first: Heads, second: Heads, out: int, heads: int, first_width: int, second_width: int, /
+    ) -> None: ...
+    def take_rows(self, table: Rows, index: int, out: int, width: int, /) -> None: ...
+    def take_int8_rows(self, packed: int, index: int, out: int, K: int, /) -> None: ...
+    def cache_write(self, cache: Cache, values: Rows, slots: int, width: int, /) -> None: ...
+    def linear_float(self, x: Rows, weight: Rows, out: int, K: int, N: int, /) -> None: ...
+    def heads_linear(
+        self, x: Heads, weight: Heads, out: int, heads: int, inputs: int, outputs: int, mixed: bool, /
+    ) -> None: ...
+    def experts_float(
+        self,
+        x: Rows,
+        stacks: tuple[int, int],
+        chosen: tuple[int, int],
+        scratch: tuple[int, int, int],
+        out: int,
+        sizes: tuple[int, int, int, int],
+        /,
+    ) -> None: ...
+    def route(
+        self,
+        logits: int,
+        bias: int,
+        indices: int,
+        weights: int,
+        scratch: int,
+        sizes: tuple[int, int, int, int],
+        normalize: bool,
+        scale: float,
+        /,
+    ) -> None: ...
+    def attention(
+        self,
+        q: int,
+        k: Cache,
+        v: Cache,
+        batch: Batch,
+        partials: int,
+        out: int,
+        sizes: Sizes,
+        most: int,
+        scale: float,
+        /,
+    ) -> None: ...

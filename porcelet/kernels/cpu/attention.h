@@ -1,17 +1,32 @@
-// Attention of one new token a sequence over its cached ones, read from pages.
+// Attention of a step's new tokens over the cached ones, read from pages.
+//
+// Every new token is a row by itself that sees all cached tokens up to its own. A row's keys are cut into parts of a length fixed
+// by the widths alone, merged in order: a long sequence occupies all threads, and its result depends on neither their number nor
+// the batch. Grouped query heads read each key once.
 #pragma once
 
 #include "float_body.h"
+#include "team.h"
 
 namespace porcelet {
 
-struct DecodeShape {
-    size_t sequences, heads, kv_heads, k_width, v_width, page_size, max_pages;
-    size_t k_head_stride, v_head_stride;  // floats from one key/value head to the next
+struct AttentionArgs {
+    const FloatBody* body;
+    const float* q;  // [rows, heads, k_width]
+    CacheView k, v;
+    size_t k_head_stride, v_head_stride;  // values from one key/value head to the next
+    const int64_t *offsets, *lengths;     // rows [offsets[b], offsets[b + 1]) are sequence b's last ones of lengths[b]
+    const int64_t* tables;                // [sequences, max_pages]
+    float* partials;                      // room for all rows * heads * parts * (v_width + 2); unused where parts <= 1
+    float* out;                           // [rows, heads, v_width]
+    size_t heads, kv_heads, k_width, v_width, page_size, max_pages;
+    size_t most;  // sequences with more new tokens are left alone
+    float scale;
 };
 
-// out [B, H, v_width] from q [B, H, k_width]; lengths [B]; tables [B, max_pages]. Grouped heads read the same keys.
-void attention_decode(const float* q, CacheView k, CacheView v, const int64_t* lengths, const int64_t* tables, float* out,
-                      const DecodeShape& shape, float scale, int threads, Isa isa);
+void attention(const AttentionArgs& args, size_t rows, const Team& team);
+
+// Cached tokens in one part.
+size_t attention_part(size_t group, size_t k_width, size_t v_width, size_t page_size);
 
 }  // namespace porcelet

@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "isa.h"
+#include "team.h"
 
 namespace porcelet {
 
@@ -28,7 +29,20 @@ struct LinearBody {
 
 extern const LinearBody linear_scalar, linear_avx2, linear_avx512, linear_avx512vnni;
 
-// out [T, N] = x [T, K] times the transposed packed weight [N, K]; K is a multiple of 32, `isa` must be supported.
-void linear_int8(const float* x, const uint8_t* packed, float* out, size_t T, size_t K, size_t N, int threads, Isa isa);
+// out [rows, N] = x [rows, K] times the transposed packed weight [N, K]; K is a multiple of 32. Rows of x lie `x_stride` floats apart;
+// `records` has room for rows * record_bytes(K) bytes.
+struct LinearInt8Args {
+    const LinearBody* body;
+    const float* x;
+    size_t x_stride;
+    const uint8_t* packed;
+    std::byte* records;
+    float* out;
+    size_t K, N;
+};
+
+void linear_int8(const LinearInt8Args& args, size_t rows, const Team& team);
+
+const LinearBody& linear_body(Isa isa);  // `isa` must be supported
 
 }  // namespace porcelet

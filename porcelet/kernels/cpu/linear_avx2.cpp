@@ -42,6 +42,6 @@ struct Avx2 {
 
 }  // namespace
 
-constexpr LinearBody linear_avx2 = linear_body<Avx2>();
+constexpr LinearBody linear_avx2 = make_body<Avx2>();
 
 }  // namespace porcelet

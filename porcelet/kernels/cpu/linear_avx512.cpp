@@ -47,9 +47,9 @@ struct Avx512 {
 }  // namespace
 
 #ifdef PORCELET_VNNI
-constexpr LinearBody linear_avx512vnni = linear_body<Avx512>();
+constexpr LinearBody linear_avx512vnni = make_body<Avx512>();
 #else
-constexpr LinearBody linear_avx512 = linear_body<Avx512>();
+constexpr LinearBody linear_avx512 = make_body<Avx512>();
 #endif
 
 }  // namespace porcelet

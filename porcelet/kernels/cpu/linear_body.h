@@ -17,6 +17,7 @@
 #include <limits>
 #include <utility>
 
+#include "half.h"
 #include "linear.h"
 
 namespace porcelet {
@@ -31,14 +32,6 @@ struct Record {
     float scale;  // largest magnitude / LARGEST
     float sum;    // scale * (q[0] + ... + q[31]), what the weights' minimum is multiplied with
 };
-
-template <class To, class From>
-To bits_of(From value) {
-    static_assert(sizeof(To) == sizeof(From));
-    To result;
-    std::memcpy(&result, &value, sizeof result);
-    return result;
-}
 
 template <class V>
 void quantize(const float* x, void* out) {
@@ -104,13 +97,13 @@ void multiply(const uint8_t* tile, size_t groups, const void* records, float* ou
 }
 
 template <class V, size_t... I>
-constexpr LinearBody linear_body(std::index_sequence<I...>) {
+constexpr LinearBody make_body(std::index_sequence<I...>) {
     return {sizeof(Record), quantize<V>, {multiply<V, I + 1>...}};
 }
 
 template <class V>
-constexpr LinearBody linear_body() {
-    return linear_body<V>(std::make_index_sequence<TOKENS>());
+constexpr LinearBody make_body() {
+    return make_body<V>(std::make_index_sequence<TOKENS>());
 }
 
 }  // namespace

@@ -6,13 +6,6 @@
 namespace porcelet {
 namespace {
 
-float from_half(uint16_t half) {
-    const uint32_t sign = static_cast<uint32_t>(half & 0x8000) << 16, exponent = half >> 10 & 31, fraction = half & 1023;
-    if (exponent == 0) return std::copysign(std::ldexp(static_cast<float>(fraction), -24), sign ? -1.0f : 1.0f);
-    const uint32_t bits = sign | (exponent == 31 ? 255 : exponent + 112) << 23 | fraction << 13;
-    return bits_of<float>(bits);
-}
-
 struct Scalar {
     static constexpr size_t lanes = 1;
     using Ints = int32_t;
@@ -37,6 +30,6 @@ struct Scalar {
 
 }  // namespace
 
-constexpr LinearBody linear_scalar = linear_body<Scalar>();
+constexpr LinearBody linear_scalar = make_body<Scalar>();
 
 }  // namespace porcelet

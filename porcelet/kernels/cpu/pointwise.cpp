@@ -2,14 +2,31 @@
 
 #include <algorithm>
 #include <cassert>
-#include <cstring>
-
-#include "float_body.h"
 
 namespace porcelet {
 namespace {
 
-constexpr size_t WORTH_THREADS = 1 << 15;  // floats
+// Rows are shared in pieces, so that a single one occupies a team too. Full vectors, so that a value's place in its vector depends
+// on its column alone.
+constexpr size_t PIECE = 256;
+
+// Calls compute(row, first column, number of columns) for this thread's pieces.
+template <class Compute>
+void each_piece(size_t rows, size_t width, const Team& team, Compute compute) {
+    const size_t pieces = (width + PIECE - 1) / PIECE;
+    const auto [begin, end] = team.share(rows * pieces);
+    for (size_t i = begin; i < end; ++i) {
+        const size_t column = i % pieces * PIECE;
+        compute(i / pieces, column, std::min(PIECE, width - column));
+    }
+}
+
+// Calls compute(row, head) for this thread's heads.
+template <class Compute>
+void each_head(size_t rows, size_t heads, const Team& team, Compute compute) {
+    const auto [begin, end] = team.share(rows * heads);
+    for (size_t i = begin; i < end; ++i) compute(i / heads, i % heads);
+}
 
 }  // namespace
 
@@ -25,33 +42,45 @@ const FloatBody& float_body(Isa isa) {
     }
 }
 
-void rms_norm(const float* x, const float* weight, float* out, size_t rows, size_t width, float eps, int threads, Isa isa) {
-    const FloatBody& body = float_body(isa);
-#pragma omp parallel for num_threads(threads) if (rows * width >= WORTH_THREADS)
-    for (size_t row = 0; row < rows; ++row) body.rms_norm(x + row * width, weight, out + row * width, width, eps);
+void rms_norm(const RmsNormArgs& args, size_t rows, const Team& team) {
+    each_head(rows, args.heads, team, [&](size_t row, size_t head) {
+        args.body->rms_norm(args.x + row * args.x_stride + head * args.head_stride, args.weight,
+                            args.out + (row * args.heads + head) * args.width, args.width, args.eps);
+    });
 }
 
-void rope(const float* x, const float* cosine, const float* sine, float* out, size_t T, size_t heads, size_t half,
-          size_t token_stride, size_t head_stride, bool interleaved, int threads, Isa isa) {
-    const FloatBody& body = float_body(isa);
-#pragma omp parallel for num_threads(threads) if (T * heads * half >= WORTH_THREADS)
-    for (size_t t = 0; t < T; ++t)
-        for (size_t head = 0; head < heads; ++head)
-            body.rope(x + t * token_stride + head * head_stride, cosine + t * half, sine + t * half,
-                      out + (t * heads + head) * 2 * half, half, interleaved);
+void rope(const RopeArgs& args, size_t rows, const Team& team) {
+    each_head(rows, args.heads, team, [&](size_t row, size_t head) {
+        args.body->rope(args.x + row * args.x_stride + head * args.head_stride, args.cosine + row * args.half,
+                        args.sine + row * args.half, args.out + (row * args.heads + head) * 2 * args.half, args.half,
+                        args.interleaved);
+    });
 }
 
-void silu_mul(const float* gate, const float* up, float* out, size_t count, int threads, Isa isa) {
-    constexpr size_t piece = 4096;
-    const FloatBody& body = float_body(isa);
-#pragma omp parallel for num_threads(threads) if (count >= WORTH_THREADS)
-    for (size_t start = 0; start < count; start += piece)
-        body.silu_mul(gate + start, up + start, out + start, std::min(piece, count - start));
+void silu_mul(const PairArgs& args, size_t rows, const Team& team) {
+    each_piece(rows, args.width, team, [&](size_t row, size_t column, size_t count) {
+        args.body->silu_mul(args.first + row * args.first_stride + column, args.second + row * args.second_stride + column,
+                            args.out + row * args.width + column, count);
+    });
 }
 
-void cache_write(std::byte* cache, const std::byte* values, const int64_t* slots, size_t T, size_t row_bytes) {
-    for (size_t t = 0; t < T; ++t)
-        std::memcpy(cache + static_cast<size_t>(slots[t]) * row_bytes, values + t * row_bytes, row_bytes);
+void add(const PairArgs& args, size_t rows, const Team& team) {
+    each_piece(rows, args.width, team, [&](size_t row, size_t column, size_t count) {
+        const float* first = args.first + row * args.first_stride + column;
+        const float* second = args.second + row * args.second_stride + column;
+        float* out = args.out + row * args.width + column;
+        for (size_t i = 0; i < count; ++i) out[i] = first[i] + second[i];
+    });
+}
+
+void concat(const ConcatArgs& args, size_t rows, const Team& team) {
+    each_head(rows, args.heads, team, [&](size_t row, size_t head) {
+        const float* first = args.first + row * args.first_stride + head * args.first_head_stride;
+        const float* second = args.second + row * args.second_stride + head * args.second_head_stride;
+        float* out = args.out + (row * args.heads + head) * (args.first_width + args.second_width);
+        std::copy(first, first + args.first_width, out);
+        std::copy(second, second + args.second_width, out + args.first_width);
+    });
 }
 
 }  // namespace porcelet

@@ -1,24 +1,59 @@
-// RMSNorm, rotary embedding, SwiGLU's gate and cache writes on the CPU. Small inputs stay on the calling thread: entering a
-// parallel region costs more than they do.
+// RMSNorm, rotary embedding, SwiGLU's gate and sums. Row t of an input begins t times its stride, in floats; outputs are
+// contiguous.
 #pragma once
 
-#include <cstddef>
-#include <cstdint>
-
-#include "isa.h"
+#include "float_body.h"
+#include "team.h"
 
 namespace porcelet {
 
-// out [rows, width] from x [rows, width].
-void rms_norm(const float* x, const float* weight, float* out, size_t rows, size_t width, float eps, int threads, Isa isa);
+// out [rows, heads, width] from x: each head is normed by itself.
+struct RmsNormArgs {
+    const FloatBody* body;
+    const float* x;
+    size_t x_stride, head_stride;
+    const float* weight;
+    float* out;
+    size_t heads, width;
+    float eps;
+};
 
-// out [T, heads, 2 half], contiguous, from x with the given strides in floats; cosine and sine are [T, half].
-void rope(const float* x, const float* cosine, const float* sine, float* out, size_t T, size_t heads, size_t half,
-          size_t token_stride, size_t head_stride, bool interleaved, int threads, Isa isa);
+// out [rows, heads, 2 half] from x; cosine and sine are [rows, half].
+struct RopeArgs {
+    const FloatBody* body;
+    const float* x;
+    size_t x_stride, head_stride;
+    const float *cosine, *sine;
+    float* out;
+    size_t heads, half;
+    bool interleaved;
+};
 
-void silu_mul(const float* gate, const float* up, float* out, size_t count, int threads, Isa isa);
+// out [rows, width] from two operands; a stride of 0 adds the same row to all.
+struct PairArgs {
+    const FloatBody* body;
+    const float* first;
+    size_t first_stride;
+    const float* second;
+    size_t second_stride;
+    float* out;
+    size_t width;
+};
 
-// Row t of `values`, row_bytes long, becomes row slots[t] of `cache`.
-void cache_write(std::byte* cache, const std::byte* values, const int64_t* slots, size_t T, size_t row_bytes);
+// out [rows, heads, first_width + second_width]: the second's head behind the first's.
+struct ConcatArgs {
+    const float* first;
+    size_t first_stride, first_head_stride;
+    const float* second;
+    size_t second_stride, second_head_stride;
+    float* out;
+    size_t heads, first_width, second_width;
+};
+
+void rms_norm(const RmsNormArgs& args, size_t rows, const Team& team);
+void rope(const RopeArgs& args, size_t rows, const Team& team);
+void silu_mul(const PairArgs& args, size_t rows, const Team& team);
+void add(const PairArgs& args, size_t rows, const Team& team);
+void concat(const ConcatArgs& args, size_t rows, const Team& team);
 
 }  // namespace porcelet

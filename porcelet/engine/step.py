@@ -1,0 +1,97 @@
+"""A step's tensors, and the step recorded.
+
+`Inputs` are the tensors that a `Batch` becomes. `RecordedStep` keeps one set of them for good: the model's Python has
+run over it once, and a step fills it in and replays what was recorded. It serves every batch of up to `capacity`
+tokens, as lengths, pages and the number of rows are read anew each time.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from porcelet.config import PAGE_SIZE
+from porcelet.kernels import cpu
+from porcelet.kernels.linear import take_rows
+from porcelet.kernels.record import NotRecordable, Tape
+from porcelet.models.attention import PagedView
+from porcelet.models.rope import frequencies
+from porcelet.models.transformer import Transformer
+from porcelet.types import Batch
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+Cache = list[tuple[Tensor, ...]]
+
+
+class Inputs:
+    """Room for a batch of so many tokens, sequences and pages a sequence."""
+
+    def __init__(self, num_tokens: int, num_sequences: int, max_pages: int) -> None:
+        self.tokens, self.positions, self.slots, self.sampled = torch.zeros(4, num_tokens, dtype=torch.int64)
+        self.offsets = torch.zeros(num_sequences + 1, dtype=torch.int64)
+        self.lengths = torch.zeros(num_sequences, dtype=torch.int64)
+        self.tables = torch.zeros(num_sequences, max_pages, dtype=torch.int64)
+
+    def fill(self, batch: Batch) -> None:
+        """Write a batch over the first rows; what lies behind them stays as it was."""
+        for target, values in (
+            (self.tokens, batch.tokens),
+            (self.positions, batch.positions),
+            (self.offsets, batch.offsets),
+            (self.lengths, batch.lengths),
+            (self.sampled, batch.sampled_rows),
+        ):
+            target.numpy()[: len(values)] = values
+        tables = self.tables.numpy()
+        for row, pages in enumerate(batch.tables):
+            tables[row, : len(pages)] = pages
+        counts = [end - start for start, end in pairwise(batch.offsets)]
+        positions = self.positions.numpy()[: len(batch.tokens)]
+        page = tables[np.repeat(np.arange(len(counts)), counts), positions // PAGE_SIZE]
+        self.slots.numpy()[: len(positions)] = page * PAGE_SIZE + positions % PAGE_SIZE
+
+    def view(self, cache: Cache, expanded: tuple[bool, ...] = ()) -> PagedView:
+        return PagedView(self.offsets, self.lengths, self.tables, self.slots, cache, expanded)
+
+
+class RecordedStep:
+    """The model's step over a cache, recorded for up to `capacity` tokens at positions below `max_length`.
+
+    Raises:
+        NotRecordable: something in the model has no native instruction.
+    """
+
+    def __init__(self, model: Transformer, cache: Cache, capacity: int, max_length: int) -> None:
+        if not cpu.available():
+            raise NotRecordable("the native module was not built")
+        self.capacity, self.max_length, self.vocab_size = capacity, max_length, model.config.vocab_size
+        self.program = cpu.new_program()
+        self._inputs = Inputs(capacity, capacity, -(-max_length // PAGE_SIZE))
+        frequencies(model.config, torch.device("cpu"))  # computed once a model, so before the recording
+        with Tape(self.program, capacity, max_length) as self._tape:
+            self._hidden = model(self._inputs.tokens, self._inputs.positions, self._inputs.view(cache))
+            self._logits = model.logits(take_rows(self._hidden, self._inputs.sampled))
+        self._addresses = [(parameter, parameter.data_ptr()) for parameter in model.parameters()]
+
+    @property
+    def is_valid(self) -> bool:
+        """Whether the model's parameters are where they were when the step was recorded."""
+        return all(parameter.data_ptr() == address for parameter, address in self._addresses)
+
+    def run(self, batch: Batch) -> tuple[Float[Tensor, "T D"], Float[Tensor, "sampled V"]]:
+        """Hidden states after the final norm and the sampled rows' logits; both are overwritten by the next step."""
+        count, taken = len(batch.tokens), len(batch.sampled_rows)
+        assert count <= self.capacity and taken <= self.capacity, (count, taken)
+        # A wrong index would be read by the native code as it is.
+        assert min(batch.tokens) >= 0 and max(batch.tokens) < self.vocab_size
+        assert min(batch.positions) >= 0 and max(batch.positions) < self.max_length
+        assert all(0 <= row < count for row in batch.sampled_rows)
+        self._inputs.fill(batch)
+        self.program.run(count, taken, torch.get_num_threads())
+        return self._hidden[:count], self._logits[:taken]

@@ -1,0 +1,47 @@
+// What the float32 matrix drivers (linear_float.cpp, experts.cpp, heads.cpp) and their bodies (matrix_body.cpp, compiled once for
+// each instruction set) agree on.
+//
+// Every output is one chain of fused multiply-adds a vector lane, and the lanes are summed in one order; the reduced dimension
+// alone fixes both. So a token's result has the same bits whatever tokens, threads or outputs are beside it. Instruction sets
+// differ in the last bits, for they have different numbers of lanes.
+#pragma once
+
+#include <cstddef>
+
+#include "isa.h"
+
+namespace porcelet {
+
+constexpr size_t TILE_ROWS = 4;   // weight rows that `dot` keeps in registers; the threads' ranges begin at multiples of it
+constexpr size_t MAX_TOKENS = 6;  // of any body
+
+// Float rows `stride` apart.
+struct Matrix {
+    const float* first;
+    size_t stride;
+
+    Matrix from(size_t row) const { return {first + row * stride, stride}; }
+};
+
+// What `dot` asks memory for while it computes a tile: rows [first, last) of the one that lies `distance` floats on.
+struct Ahead {
+    size_t distance, first, last;
+};
+
+// One instruction set's body. `x` and `out` hold one address a token; the functions for n tokens stand at [n - 1].
+//   tokens      how many tokens fit its registers, at most MAX_TOKENS
+//   dot         out[t][r] = sum over k of weight[r][k] * x[t][k]    for `rows` rows of K values
+//   mix         out[t][c] = sum over r of x[t][r] * weight[r][c]    for `rows` rows of `columns` values
+//   add_scaled  out += scale * values
+struct MatrixBody {
+    size_t tokens;
+    void (*dot[MAX_TOKENS])(Matrix weight, size_t rows, size_t K, const float* const* x, float* const* out, Ahead ahead);
+    void (*mix[MAX_TOKENS])(Matrix weight, size_t rows, size_t columns, const float* const* x, float* const* out);
+    void (*add_scaled)(float* out, float scale, const float* values, size_t count);
+};
+
+extern const MatrixBody matrix_scalar, matrix_avx2, matrix_avx512;
+
+const MatrixBody& matrix_body(Isa isa);
+
+}  // namespace porcelet

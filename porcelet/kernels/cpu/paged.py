@@ -1,0 +1,121 @@
+"""The paged cache: writing to it, and attention over it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from porcelet.kernels.attention import attention_paged, attention_suffix, cache_read, cache_write
+from porcelet.kernels.cpu.target import (
+    WORTH_THREADS,
+    Target,
+    at_once,
+    available,
+    indices_of,
+    is_float,
+    native,
+    on_cpu,
+    rows_of,
+)
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+
+if available():
+    from porcelet.kernels.cpu import _native
+
+MOST_NEW = 8  # new tokens a sequence up to which attention token by token beats torch's, which suits prompts
+
+
+@native(cache_write, "cpu", lambda key: on_cpu(key) and key.dtype in (torch.float32, torch.float16), tokens=1)
+def cache_write_cpu(
+    target: Target,
+    cache: Float[Tensor, "P page *width"],
+    values: Float[Tensor, "T *width"],
+    slots: Int[Tensor, "T"],
+) -> None:
+    """One copy a token, into the whole of a slot or, where `cache` is a slice, into a part of it."""
+    assert values.dtype == torch.float32 and cache.shape[2:] == values.shape[1:] and len(slots) == len(values)
+    assert cache.dim() == 4 and cache.stride(0) == cache.shape[1] * cache.stride(1)
+    slot, rows = cache[0, 0].flatten(), target.dense(values).flatten(1)
+    assert slot.data_ptr() == cache.data_ptr() and rows.data_ptr() == values.data_ptr(), "heads must lie together"
+    target.program.cache_write(_address(cache), rows_of(rows), indices_of(slots), rows.shape[1])
+
+
+@attention_paged.instruction(when=is_float, available=available)
+def attention_native(
+    target: Target,
+    q: Float[Tensor, "T H Hd"],
+    k_cache: Float[Tensor, "P page K Hd"],
+    v_cache: Float[Tensor, "P page K Vd"],
+    offsets: Int[Tensor, "B1"],
+    lengths: Int[Tensor, "B"],
+    tables: Int[Tensor, "B max_pages"],
+    scale: float,
+) -> Float[Tensor, "T H Vd"]:
+    """Pages are read in place, every new token by itself."""
+    return _attend(target, q, k_cache, v_cache, offsets, lengths, tables, scale, 1 << 62)
+
+
+@attention_paged.body("cpu_paged", when=is_float, available=available)
+def attention_float(
+    q: Float[Tensor, "T H Hd"],
+    k_cache: Float[Tensor, "P page K Hd"],
+    v_cache: Float[Tensor, "P page K Vd"],
+    offsets: Int[Tensor, "B1"],
+    lengths: Int[Tensor, "B"],
+    tables: Int[Tensor, "B max_pages"],
+    scale: float,
+) -> Float[Tensor, "T H Vd"]:
+    """Decoding and verification of drafts as in a recorded step, to the bit; prompts by torch's SDPA."""
+    if not len(q):
+        return q.new_zeros(0, q.shape[1], v_cache.shape[3])
+    past = k_cache, v_cache, offsets, lengths, tables
+    out = at_once(_attend, len(q), WORTH_THREADS, q.contiguous(), *past, scale, MOST_NEW)
+    for row in (offsets.diff() > MOST_NEW).nonzero()[:, 0].tolist():
+        first, end = offsets[row : row + 2].tolist()
+        k, v = (cache_read(cache, tables[row], int(lengths[row])).to(q.dtype) for cache in (k_cache, v_cache))
+        out[first:end] = attention_suffix(q[first:end], k, v, scale)
+    return out
+
+
+def _attend(
+    target: Target,
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    offsets: Tensor,
+    lengths: Tensor,
+    tables: Tensor,
+    scale: float,
+    most: int,
+) -> Tensor:
+    """Attention of all sequences with at most `most` new tokens; the rows of the others are left as they are."""
+    (T, H, k_width), (_, page_size, K, v_width) = q.shape, v_cache.shape
+    assert q.is_contiguous() and tables.is_contiguous() and k_cache.stride(3) == v_cache.stride(3) == 1
+    assert k_width == k_cache.shape[3] and H % K == 0 and k_cache.dtype == v_cache.dtype
+    out = target.empty(T, H, v_width)
+    max_pages = tables.shape[1]
+    parts = -(-max_pages * page_size // _native.attention_part(H // K, k_width, v_width, page_size))
+    partials = target.empty(T * H * parts * (v_width + 2) if parts > 1 else 0)
+    target.program.attention(
+        q.data_ptr(),
+        _address(k_cache),
+        _address(v_cache),
+        (indices_of(offsets), indices_of(lengths), indices_of(tables)),
+        partials.data_ptr(),
+        out.data_ptr(),
+        (H, K, k_width, v_width, page_size, max_pages),
+        most,
+        scale,
+    )
+    return out
+
+
+def _address(cache: Tensor) -> tuple[int, bool, int, int, int]:
+    """Address, whether in half precision, values from page to page, from slot to slot and from head to head."""
+    assert cache.dtype in (torch.float32, torch.float16)
+    page, slot, head = cache.stride()[:3]
+    return cache.data_ptr(), cache.dtype == torch.float16, page, slot, head

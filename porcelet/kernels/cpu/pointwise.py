@@ -1,0 +1,73 @@
+"""Norms, rotary embedding, gating, sums."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from porcelet.kernels.cpu.target import Target, available, heads_of, is_float, native, num_heads, rows_of
+from porcelet.kernels.pointwise import add, concat, rms_norm, rope, silu_mul
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+
+@native(rms_norm, "cpu_float", is_float)
+def rms_norm_float(
+    target: Target, x: Float[Tensor, "*rows W"], weight: Float[Tensor, "W"], eps: float
+) -> Float[Tensor, "*rows W"]:
+    """One pass a row."""
+    assert weight.dtype == torch.float32 and weight.is_contiguous() and weight.shape == x.shape[-1:]
+    out = target.empty(*x.shape)
+    heads = heads_of(target.dense(x))
+    target.program.rms_norm(heads, weight.data_ptr(), out.data_ptr(), num_heads(x), x.shape[-1], eps)
+    return out
+
+
+@native(rope, "cpu_float", is_float)
+def rope_float(
+    target: Target,
+    x: Float[Tensor, "T heads R"],
+    cos: Float[Tensor, "T half"],
+    sin: Float[Tensor, "T half"],
+    interleaved: bool,
+) -> Float[Tensor, "T heads R"]:
+    """One pass a head, from any strides: MLA's rotary parts are slices."""
+    T, heads, R = x.shape
+    assert cos.is_contiguous() and sin.is_contiguous() and cos.shape == sin.shape == (T, R // 2)
+    out = target.empty(T, heads, R)
+    addresses = cos.data_ptr(), sin.data_ptr(), out.data_ptr()
+    target.program.rope(heads_of(target.dense(x)), *addresses, heads, R // 2, interleaved)
+    return out
+
+
+@native(silu_mul, "cpu_float", is_float)
+def silu_mul_float(target: Target, gate: Float[Tensor, "T F"], up: Float[Tensor, "T F"]) -> Float[Tensor, "T F"]:
+    """One pass, with an exponential good to 1e-7."""
+    assert up.dtype == torch.float32 and gate.shape == up.shape
+    out = target.empty(*gate.shape)
+    target.program.silu_mul(rows_of(target.dense(gate)), rows_of(target.dense(up)), out.data_ptr(), gate.shape[1])
+    return out
+
+
+@add.instruction(when=is_float, available=available)
+def add_float(target: Target, first: Float[Tensor, "T W"], second: Float[Tensor, "*T W"]) -> Float[Tensor, "T W"]:
+    assert second.dtype == torch.float32 and first.shape[1] == second.shape[-1]
+    out = target.empty(*first.shape)
+    second = target.dense(second).expand(first.shape)  # a bias has the stride 0 from row to row
+    target.program.add(rows_of(target.dense(first)), rows_of(second), out.data_ptr(), first.shape[1])
+    return out
+
+
+@concat.instruction(when=is_float, available=available)
+def concat_float(
+    target: Target, first: Float[Tensor, "*rows A"], second: Float[Tensor, "*rows B"]
+) -> Float[Tensor, "*rows AB"]:
+    assert second.dtype == torch.float32 and first.shape[:-1] == second.shape[:-1]
+    widths = first.shape[-1], second.shape[-1]
+    out = target.empty(*first.shape[:-1], sum(widths))
+    parts = heads_of(target.dense(first)), heads_of(target.dense(second))
+    target.program.concat(*parts, out.data_ptr(), num_heads(first), *widths)
+    return out

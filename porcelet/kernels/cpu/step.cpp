@@ -1,0 +1,21 @@
+#include "step.h"
+
+#include <omp.h>
+
+namespace porcelet {
+
+void Program::run(size_t rows, size_t taken, int threads) const {
+    if (threads == 1) return walk(rows, taken, Team());
+    Barrier barrier;
+#pragma omp parallel num_threads(threads)
+    walk(rows, taken, {static_cast<size_t>(omp_get_thread_num()), static_cast<size_t>(omp_get_num_threads()), &barrier});
+}
+
+void Program::walk(size_t rows, size_t taken, const Team& team) const {
+    for (const Instruction& instruction : instructions_) {
+        instruction.compute(instruction.narrowed ? taken : rows, team);
+        team.meet();
+    }
+}
+
+}  // namespace porcelet

@@ -1,0 +1,252 @@
+"""The recorded step against the eager one, and a sequence against itself in other company."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch import Tensor
+
+from porcelet.config import PAGE_SIZE, ModelConfig
+from porcelet.engine.runner import Runner
+from porcelet.kernels import cpu
+from porcelet.kernels.linear import FP8Weight
+from porcelet.models.layers import Embedding, Linear
+from porcelet.models.transformer import Transformer, build, initialize
+from porcelet.types import Batch
+from porcelet.weights.quantize import to_int8
+from tests.models.variants import LLAMA, V3, VARIANTS
+
+pytestmark = pytest.mark.skipif(not cpu.available(), reason="no compiler, hence no native module")
+
+NUM_PAGES, MAX_PAGES = 24, 8
+CAPACITY = 16
+# Prompts go through torch's attention eagerly; where activations are quantised, a last bit can become one in 2^15.
+TOLERANCE = {"float32": 1e-5, "int8": 2e-4}
+
+
+def make(config: ModelConfig, weights: str = "float32") -> Transformer:
+    model = initialize(build(config), seed=1).eval()
+    generator = torch.Generator().manual_seed(2)
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if "norm" in name or "bias" in name:
+            tensor.data += 0.2 * torch.randn(tensor.shape, generator=generator)
+    if weights == "int8":
+        quantise(model)
+    return model
+
+
+def quantise(model: Transformer) -> None:
+    """What weights/load.py does to a GGUF's linear layers, kv_b_proj excepted."""
+    packed = {}
+    for name, module in model.named_modules():
+        if isinstance(module, (Linear, Embedding)) and "kv_b_proj" not in name and module.weight.shape[1] % 32 == 0:
+            parameter = module.weight
+            del module.weight
+            module.weight = packed.setdefault(id(parameter), to_int8(parameter.detach()))
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def start(model: Transformer, *, capacity: int = CAPACITY, cache_dtype: torch.dtype = torch.float32) -> Runner:
+    layers = model.config.num_hidden_layers
+    return Runner(model, NUM_PAGES, layers, capacity=capacity, cache_dtype=cache_dtype)
+
+
+class Sequences:
+    """Made-up sequences, each with its own tokens and pages, that grow step by step."""
+
+    def __init__(self, count: int) -> None:
+        generator = torch.Generator().manual_seed(3)
+        self.tokens = torch.randint(0, 97, (count, MAX_PAGES * PAGE_SIZE), generator=generator).tolist()
+        pages = torch.randperm(NUM_PAGES, generator=generator).tolist()
+        each = NUM_PAGES // count
+        self.pages = [tuple(pages[i * each : (i + 1) * each]) for i in range(count)]
+        self.lengths = [0] * count
+
+    def batch(self, new: dict[int, int], sampled: tuple[int, ...] | None = None) -> Batch:
+        """`new` tokens of some sequences; by default the last of each is sampled."""
+        tokens, positions, offsets = list[int](), list[int](), [0]
+        for index, count in new.items():
+            start = self.lengths[index]
+            tokens += self.tokens[index][start : start + count]
+            positions += range(start, start + count)
+            offsets.append(len(tokens))
+            self.lengths[index] += count
+        return Batch(
+            request_ids=tuple(map(str, new)),
+            tokens=tuple(tokens),
+            positions=tuple(positions),
+            offsets=tuple(offsets),
+            lengths=tuple(self.lengths[i] for i in new),
+            tables=tuple(self.pages[i][: -(-self.lengths[i] // PAGE_SIZE)] for i in new),
+            expanded=(False,) * len(new),
+            sampled_rows=tuple(end - 1 for end in offsets[1:]) if sampled is None else sampled,
+            draws=(),
+        )
+
+
+def steps() -> list[dict[int, int]]:
+    """Prompts in chunks, then decoding in changing company, drafts among it, past the end of a page and of a part."""
+    chunks = [{0: 16}] * 4 + [{1: 9, 2: 5}, {0: 3, 1: 1, 2: 12}] + [{0: 1, 1: 7, 2: 1}] * 2
+    return chunks + [{0: 1}, {2: 1, 0: 1}, {1: 4, 0: 1}] + [{0: 16}] * 5 + [{0: 1, 1: 1, 2: 1}]
+
+
+def run_steps(runner: Runner, plan: list[dict[int, int]]) -> list[Tensor]:
+    sequences = Sequences(3)
+    return [runner.run(sequences.batch(new)).clone() for new in plan]
+
+
+def difference(actual: Tensor, expected: Tensor) -> float:
+    return float((actual - expected).abs().max() / expected.abs().max())
+
+
+KINDS = [(name, weights) for name in VARIANTS for weights in ("float32", "int8")]
+
+
+@pytest.mark.parametrize(("name", "weights"), KINDS, ids=["-".join(kind) for kind in KINDS])
+def test_recorded_equals_eager(name: str, weights: str) -> None:
+    """Every architecture, over chunks, decoding and drafts: the same logits, and one recording for all row counts."""
+    model = make(VARIANTS[name], weights)
+    recorded, eager = start(model), start(model, capacity=0)
+    for actual, expected in zip(run_steps(recorded, steps()), run_steps(eager, steps()), strict=True):
+        assert difference(actual, expected) < TOLERANCE[weights]
+    assert recorded.recorded and not recorded.why_not and not eager.recorded
+
+
+@pytest.mark.parametrize("weights", ["float32", "int8"])
+@pytest.mark.parametrize("config", [LLAMA, V3], ids=["llama", "v3"])
+def test_decoding_is_bitwise_the_same_recorded_and_eager(config: ModelConfig, weights: str) -> None:
+    """A few new tokens a sequence: both ways run the same native bodies, so every bit agrees."""
+    model = make(config, weights)
+    plan = [{0: 1, 1: 1, 2: 1}] * 3 + [{2: 8}] * 16 + [{2: 1, 1: 5}] * 2 + [{2: 1}] * 2
+    recorded, eager = start(model), start(model, capacity=0)
+    for actual, expected in zip(run_steps(recorded, plan), run_steps(eager, plan), strict=True):
+        assert torch.equal(actual, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["float32", "float16"])
+@pytest.mark.parametrize("weights", ["float32", "int8"])
+@pytest.mark.parametrize("config", [LLAMA, V3], ids=["llama", "v3"])
+def test_company_and_threads_change_no_bit(config: ModelConfig, weights: str, dtype: torch.dtype) -> None:
+    """A sequence's logits are the same alone on one thread, and among others, their prompts and drafts, on two."""
+    model = make(config, weights)
+    alone, shared = (start(model, cache_dtype=dtype) for _ in range(2))
+    first, second = Sequences(3), Sequences(3)
+    counts = [8] * 16 + [1] * 8  # past a part of the attention
+    lone = [alone.run(first.batch({0: count})).clone() for count in counts]
+    with threads(2):
+        for step, (count, expected) in enumerate(zip(counts, lone, strict=True)):
+            others = {1: 1 + step % 3, 2: 1}
+            company = {0: count} | others if step % 2 else others | {0: count}
+            row = list(company).index(0)
+            assert torch.equal(shared.run(second.batch(company))[row], expected[0]), step
+    assert alone.recorded and shared.recorded
+
+
+def test_one_recording_serves_all_batch_sizes() -> None:
+    """Within the capacity nothing is recorded again; a longer batch runs eagerly beside the recording."""
+    runner, sequences = start(make(LLAMA)), Sequences(3)
+    assert not runner.recorded and runner.why_not
+    runner.run(sequences.batch({0: 1}))
+    first = runner._step
+    for new in ({0: 16}, {0: 1, 1: 1}, {1: 40}, {0: 1, 1: 1, 2: 1}, {2: 5}):
+        assert torch.isfinite(runner.run(sequences.batch(new))).all()
+        assert runner._step is first
+
+
+def test_rows_are_sampled_as_asked() -> None:
+    """Any rows in any order, or none, recorded as eagerly."""
+    model = make(LLAMA)
+    runners = [start(model, capacity=capacity) for capacity in (CAPACITY, 0)]
+    for sampled in ((4, 0, 2), (), (3,)):
+        both = [runner.run(Sequences(3).batch({0: 5}, sampled)).clone() for runner in runners]
+        assert both[0].shape == (len(sampled), 97)
+        assert torch.allclose(*both, rtol=1e-4, atol=1e-5)
+
+
+def test_hidden_states_belong_to_the_logits() -> None:
+    """`hidden` holds every token's state, from which the head makes the logits."""
+    model = make(LLAMA)
+    for capacity in (CAPACITY, 0):
+        runner = start(model, capacity=capacity)
+        logits = runner.run(Sequences(3).batch({0: 5, 1: 2}))
+        assert runner.hidden.shape == (7, 64)
+        with torch.inference_mode():
+            assert torch.equal(model.logits(runner.hidden[[4, 6]]), logits)
+
+
+def test_half_precision_cache_is_near() -> None:
+    """A float16 cache holds half the bytes and moves the logits by its rounding only, recorded or eager."""
+    for config in (LLAMA, V3):
+        model = make(config)
+        exact = run_steps(start(model), steps())
+        for capacity in (CAPACITY, 0):
+            runner = start(model, cache_dtype=torch.float16, capacity=capacity)
+            assert all(pages.dtype == torch.float16 for layer in runner.cache for pages in layer)
+            for actual, expected in zip(run_steps(runner, steps()), exact, strict=True):
+                assert 0 < difference(actual, expected) < 1e-2
+
+
+@pytest.mark.parametrize("config", [LLAMA, V3], ids=["llama", "v3"])
+def test_copied_pages_continue_their_sequence(config: ModelConfig) -> None:
+    """A fork that reads its copy of a page gives the logits of the original."""
+    runner, sequences = start(make(config)), Sequences(3)
+    runner.run(sequences.batch({0: 10}))
+    source, target = sequences.pages[0][0], sequences.pages[1][0]
+    original = sequences.batch({0: 1})
+    fork = dataclasses.replace(original, tables=((target,),), copies=((source, target),))
+    copied = runner.run(fork).clone()
+    assert torch.equal(runner.run(original), copied)
+
+
+def test_parameters_are_used_as_they_are() -> None:
+    """Values changed in place count in the next step, and so do parameters that were moved."""
+    model, moved = make(LLAMA), make(LLAMA)
+    runner = start(model)
+    for change in (
+        lambda p: p.data.mul_(0.5),
+        lambda p: setattr(p, "data", p.data * 1.5),
+    ):
+        runner.run(Sequences(3).batch({0: 5}))
+        for parameter in model.parameters():
+            change(parameter)
+        moved.load_state_dict(model.state_dict())
+        actual = runner.run(Sequences(3).batch({0: 5}))
+        assert torch.equal(actual, start(moved).run(Sequences(3).batch({0: 5})))
+
+
+def test_a_model_that_cannot_be_recorded_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FP8 weights, or native bodies turned off, run eagerly, and the runner names the reason."""
+    model = make(LLAMA)
+    projection = model.model.layers[0].mlp.down_proj
+    shape = projection.weight.shape
+    del projection.weight
+    projection.weight = FP8Weight(torch.randn(shape).to(torch.float8_e4m3fn), torch.full((1, 1), 0.1))
+    runner = start(model)
+    assert runner.run(Sequences(3).batch({0: 5})).shape == (1, 97)
+    assert not runner.recorded and "FP8Weight" in runner.why_not
+    monkeypatch.setenv("PORCELET_KERNELS", "reference")
+    runner = start(make(LLAMA))
+    assert runner.run(Sequences(3).batch({0: 5})).shape == (1, 97)
+    assert not runner.recorded and "no instruction" in runner.why_not
+
+
+def test_indices_outside_the_tables_assert() -> None:
+    """A token or position that is not there never reaches the native code."""
+    runner, batch = start(make(LLAMA)), Sequences(3).batch({0: 2})
+    runner.run(batch)
+    for wrong in ({"tokens": (97, 0)}, {"tokens": (-1, 0)}, {"positions": (0, 10**6)}, {"sampled_rows": (2,)}):
+        with pytest.raises(AssertionError):
+            runner.run(dataclasses.replace(batch, **wrong))

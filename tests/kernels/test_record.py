@@ -1,0 +1,134 @@
+"""The tape: what joins a recording, what it refuses, and when a buffer is used again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from porcelet.kernels import RECORDER, cpu
+from porcelet.kernels.linear import FP8Weight, linear, take_rows
+from porcelet.kernels.pointwise import add, concat, rms_norm, rotary_angles
+from porcelet.kernels.record import Arena, NotRecordable, Tape
+
+pytestmark = pytest.mark.skipif(not cpu.available(), reason="no compiler, hence no native module")
+
+
+@pytest.fixture(autouse=True)
+def without_gradients() -> Iterator[None]:
+    with torch.inference_mode():
+        yield
+
+
+CAPACITY = 8
+
+
+def tape(max_length: int = 100) -> Tape:
+    return Tape(cpu.new_program(), CAPACITY, max_length)
+
+
+def test_replay_reads_what_the_buffers_hold_now() -> None:
+    """A recording computes nothing; each run computes its rows from the inputs of the moment, on any threads."""
+    x, weight, bias = torch.zeros(CAPACITY, 40), torch.randn(24, 40), torch.randn(24)
+    with tape() as recording:
+        out = add(linear(x, weight), bias)
+    for rows, threads in ((1, 1), (8, 2), (3, 2), (0, 1)):
+        x[:rows] = torch.randn(rows, 40)
+        out.fill_(torch.nan)
+        recording.program.run(rows, 0, threads)
+        assert torch.equal(out[:rows], linear(x[:rows], weight) + bias)
+        assert out[rows:].isnan().all()
+
+
+def test_taken_rows_narrow_what_follows() -> None:
+    """After `take_rows` as many rows are computed as were taken."""
+    x, weight = torch.randn(CAPACITY, 16), torch.ones(16)
+    rows = torch.tensor([5, 0, 0, 0, 0, 0, 0, 0])
+    with tape() as recording:
+        out = rms_norm(take_rows(x, rows), weight, 1e-6)
+    out.fill_(torch.nan)
+    recording.program.run(6, 1, 1)
+    assert torch.equal(out[:1], rms_norm(x[5:6], weight, 1e-6)) and out[1:].isnan().all()
+
+
+def test_angles_come_from_a_table_bit_for_bit() -> None:
+    """Every position's cosine and sine equal those computed from it alone."""
+    positions, frequencies = torch.zeros(CAPACITY, dtype=torch.int64), torch.rand(13)
+    with tape(max_length=5000) as recording:
+        out = rotary_angles(positions, frequencies, 0.7)
+    for start in (0, 1, 777, 4992):
+        positions.copy_(torch.arange(start, start + CAPACITY))
+        recording.program.run(CAPACITY, 0, 1)
+        for got, expected in zip(out, rotary_angles(positions, frequencies, 0.7), strict=True):
+            assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize(
+    "touch",
+    [
+        lambda x: x + 1,
+        lambda x: x.clone(),
+        lambda x: x.T.reshape(-1),
+        lambda x: torch.cat((x, x)),
+        lambda x: x[0, 0].item(),
+        lambda x: x.zero_(),
+        lambda x: torch.zeros(3),
+        lambda x: x.double(),
+    ],
+    ids=["sum", "clone", "copying reshape", "cat", "item", "in place", "new", "cast"],
+)
+def test_only_ops_touch_data(touch: Callable[[Tensor], object]) -> None:
+    """Any torch operation that is more than a view ends the recording, and leaves no tape behind."""
+    x = torch.zeros(4, 6)
+    with pytest.raises(NotRecordable, match="touches data outside of an op"), tape():
+        touch(x)
+    assert RECORDER.get() is None and torch.equal(x + 1, torch.ones(4, 6))
+
+
+def test_views_are_free() -> None:
+    """Shapes, slices and splits are the model's own business."""
+    x = torch.zeros(CAPACITY, 24)
+    with tape() as recording:
+        first, second = x.unflatten(-1, (4, 6)).split((2, 4), dim=-1)
+        out = concat(first, second.float()).flatten(1)
+    assert len(recording.program) == 1
+    x.copy_(torch.randn(CAPACITY, 24))
+    recording.program.run(CAPACITY, 0, 1)
+    assert torch.equal(out, x)
+
+
+def test_an_op_without_an_instruction_is_named() -> None:
+    """What cannot be recorded says which op it was and for which weights."""
+    x, weight = torch.zeros(2, 8), FP8Weight(torch.zeros(8, 8).to(torch.float8_e4m3fn), torch.ones(1, 1))
+    with pytest.raises(NotRecordable, match="op linear has no instruction for FP8Weight in torch.float32"), tape():
+        linear(x, weight)
+
+
+def test_strided_inputs_are_refused() -> None:
+    """A copy made while recording would be the same in every replay."""
+    x, weight = torch.zeros(8, 2).T, torch.ones(8)
+    with pytest.raises(NotRecordable, match="strides"), tape():
+        rms_norm(x, weight, 1e-6)
+
+
+def test_nothing_is_recorded_where_bodies_are_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PORCELET_KERNELS=reference turns instructions off with the bodies."""
+    monkeypatch.setenv("PORCELET_KERNELS", "reference")
+    x = torch.zeros(2, 8)
+    with pytest.raises(NotRecordable, match="op add"), tape():
+        add(x, x)
+
+
+def test_a_buffer_is_free_when_its_last_view_is_gone() -> None:
+    """Views keep a buffer; after them one of the same size takes its place."""
+    arena = Arena()
+    first = arena.empty((4, 8), torch.float32)
+    view, address = first[1:, ::2], first.data_ptr()
+    del first
+    second = arena.empty((32,), torch.float32)
+    assert second.data_ptr() != address and address % 64 == 0
+    del view
+    assert arena.empty((4, 4), torch.int64).data_ptr() == address
+    assert arena.num_bytes == 2 * 128

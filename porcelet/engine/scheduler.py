@@ -316,11 +316,11 @@ class Scheduler:
         self._register(sequence)
         if sequence.num_uncomputed:
             return []
-        family = [sequence, *self._fork(sequence)]
         drawn = draws[num_scores:]
-        if len(family) > 1:
-            return [output for s, draw in zip(family, drawn, strict=True) for output in self._append(s, [draw])]
-        return self._append(sequence, drawn)
+        if not sequence.num_unborn:
+            return self._append(sequence, drawn)
+        family = [sequence, *self._fork(sequence)]
+        return [output for s, draw in zip(family, drawn, strict=True) for output in self._append(s, [draw])]
 
     def _append(self, sequence: Sequence, draws: list[Draw]) -> list[Output]:
         """Enter the draws of the last known token and of its guesses, up to the first guess that was wrong."""
@@ -355,10 +355,11 @@ class Scheduler:
 
     def _register(self, sequence: Sequence) -> None:
         """Let others find the pages that are full now."""
-        if self.config.prefix_cache == "off":
+        num_full = sequence.num_computed // PAGE_SIZE
+        if num_full == sequence.num_registered or self.config.prefix_cache == "off":
             return
         self._hasher.extend(sequence.chain, sequence.root, sequence.tokens, sequence.num_computed)
-        for index in range(sequence.num_registered, sequence.num_computed // PAGE_SIZE):
+        for index in range(sequence.num_registered, num_full):
             self.pool.register(sequence.pages[index], sequence.chain[index])
             sequence.num_registered = index + 1
 

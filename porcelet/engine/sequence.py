@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 
 from porcelet.engine.grammar import Matcher
 from porcelet.engine.speculative import Acceptance, Lookup
-from porcelet.engine.stop import StopMatcher, Verdict
+from porcelet.engine.stop import StopMatcher
 from porcelet.engine.thinking import Thinking
 from porcelet.errors import EngineError
 from porcelet.types import Draw, Drawing, Output, Request
@@ -149,16 +149,9 @@ class Sequence:
         self.held.append(draw)
         if draw.token in params.stop_token_ids or (draw.token in self.rules.eos and not params.ignore_eos):
             return Ending("stop", stop_token=draw.token)
-        verdict = self._read(draw.token)
-        self.num_certain += verdict.num_certain
-        if verdict.stop is not None:
-            del self.held[self.num_certain :]
-            return Ending("stop", stop=verdict.stop, tail=verdict.tail)
-        try:
-            if self._follow(draw.token):
-                return Ending("stop")
-        except EngineError as problem:
-            return Ending("error", error=f"request {self.request.id!r}: {problem}")
+        ending = self._read(draw.token) or self._follow(draw.token)
+        if ending:
+            return ending
         if self.num_generated >= params.max_tokens or len(self.tokens) >= self.rules.max_length:
             return Ending("length")
         return None
@@ -170,15 +163,14 @@ class Sequence:
         self.num_certain = 0
         stop_token = ending.stop_token if ending else None
         asked = draws if self.request.params.logprobs is not None else ()
-        scores = () if self.scores_told or self.scores_prompt else tuple(self.prompt_logprobs)
-        self.scores_told = self.scores_told or bool(scores)
+        scores = self._scores()
         return Output(
             request_id=self.request.id,
             index=self.index,
-            tokens=tuple(draw.token for draw in draws[: len(draws) - (stop_token is not None)]),
-            logprobs=tuple(draw.logprob for draw in draws),
-            raw_logprobs=tuple(draw.raw_logprob for draw in asked),
-            top_logprobs=tuple(draw.top for draw in asked),
+            tokens=tuple([draw.token for draw in draws[: len(draws) - (stop_token is not None)]]),
+            logprobs=tuple([draw.logprob for draw in draws]),
+            raw_logprobs=tuple([draw.raw_logprob for draw in asked]),
+            top_logprobs=tuple([draw.top for draw in asked]),
             prompt_logprobs=scores,
             stop_token=stop_token,
             num_prompt_tokens=len(self.request.prompt),
@@ -192,17 +184,39 @@ class Sequence:
             error=ending.error if ending else None,
         )
 
-    def _follow(self, token: int) -> bool:
-        """Take a token through reasoning and grammar; whether the answer is complete with it."""
-        if self.is_thinking:
-            assert self.thinking
-            self.thinking.push(token)
-        elif self.grammar:
-            self.grammar.push(token)
-            if self.grammar.finished:
-                return True
-        self._update_mask()
-        return False
+    def _scores(self) -> tuple[tuple[float, tuple[tuple[int, float], ...]], ...]:
+        """The prompt's log-probabilities, once all are there, and once."""
+        if self.scores_told or self.scores_prompt or not self.prompt_logprobs:
+            return ()
+        self.scores_told = True
+        return tuple(self.prompt_logprobs)
+
+    def _read(self, token: int) -> Ending | None:
+        """Look for stop strings."""
+        if self.matcher is None:
+            self.num_certain += 1
+            return None
+        assert self.rules.token_bytes
+        verdict = self.matcher.push(self.rules.token_bytes(token))
+        self.num_certain += verdict.num_certain
+        if verdict.stop is None:
+            return None
+        del self.held[self.num_certain :]
+        return Ending("stop", stop=verdict.stop, tail=verdict.tail)
+
+    def _follow(self, token: int) -> Ending | None:
+        """Take a token through reasoning and grammar, which may be complete with it."""
+        try:
+            if self.thinking and self.thinking.active:
+                self.thinking.push(token)
+            elif self.grammar:
+                self.grammar.push(token)
+                if self.grammar.finished:
+                    return Ending("stop")
+            self._update_mask()
+        except EngineError as problem:
+            return Ending("error", error=f"request {self.request.id!r}: {problem}")
+        return None
 
     def _update_mask(self) -> None:
         if self.grammar and not self.is_thinking:
@@ -210,12 +224,6 @@ class Sequence:
 
     def _history(self, ahead: int) -> tuple[int, ...]:
         return (*self.tokens, *self.drafts[:ahead]) if self.request.params.penalizes else ()
-
-    def _read(self, token: int) -> Verdict:
-        if self.matcher is None:
-            return Verdict(num_certain=1)
-        assert self.rules.token_bytes
-        return self.matcher.push(self.rules.token_bytes(token))
 
 
 def sample_seed(seed: int, index: int) -> int:

@@ -1,4 +1,4 @@
-"""Two hundred random requests in a crowd, under a cache far too small, against each of them alone."""
+"""Hundreds of random requests in a crowd, under a cache far too small, against each of them alone."""
 
 from __future__ import annotations
 
@@ -16,17 +16,13 @@ from porcelet.weights.load import save
 from tests.models.variants import LLAMA, V3
 from tests.tiny_model import save_tiny_model
 
-NUM_REQUESTS = 200
 CONSTRAINTS = [Constraint("regex", "[0-9 ]{5,30}[.]"), Constraint("choice", ("one", "two", "three"))]
 
 
-@pytest.fixture(scope="module", params=[LLAMA, V3], ids=["llama", "v3"])
-def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of the tiny tokenizer's vocabulary with two or three layers."""
-    folder = save_tiny_model(tmp_path_factory.mktemp("crowd"))
-    config: ModelConfig = dataclasses.replace(request.param, vocab_size=260, eos_token_ids=(259,))
-    save(initialize(build(config), seed=5), folder)
-    return folder
+def save_model(folder: Path, config: ModelConfig) -> None:
+    """A model of the tiny tokenizer's vocabulary."""
+    save_tiny_model(folder)
+    save(initialize(build(dataclasses.replace(config, vocab_size=260, eos_token_ids=(259,))), seed=5), folder)
 
 
 def request_of(rng: random.Random, number: int) -> Request:
@@ -60,7 +56,7 @@ def crowd(engine: Engine, requests: list[Request], rng: random.Random) -> dict[t
         for _ in range(min(rng.randrange(4), len(waiting))):
             engine.submit(waiting.pop(0))
         if rng.random() < 0.02:
-            engine.abort(str(rng.randrange(NUM_REQUESTS)))
+            engine.abort(str(rng.randrange(len(requests))))
         for output in engine.step():
             pieces.setdefault((output.request_id, output.index), []).append(output)
         engine.scheduler.check()
@@ -68,19 +64,22 @@ def crowd(engine: Engine, requests: list[Request], rng: random.Random) -> dict[t
     return {key: join_outputs(outputs) for key, outputs in pieces.items()}
 
 
-@pytest.mark.parametrize("speculation", ["auto", "lookup"])
-def test_a_crowd_gets_what_each_gets_alone(folder: Path, speculation: str) -> None:
+@pytest.mark.parametrize(
+    ("config", "speculation", "count"), [(LLAMA, "lookup", 200), (V3, "mtp", 100)], ids=["llama", "v3"]
+)
+def test_a_crowd_gets_what_each_gets_alone(tmp_path: Path, config: ModelConfig, speculation: str, count: int) -> None:
     """Preempted, forked, aborted, guessed ahead, constrained and served from the cache: the lone tokens.
 
     Sums are rounded in another order where a prompt is cut otherwise, so a draw may fall on the other side of an edge:
     at most one token in 1,000 may be the first of its answer to differ.
     """
     rng = random.Random(3)
-    requests = [request_of(rng, number) for number in range(NUM_REQUESTS)]
-    config = EngineConfig(cache_tokens=9 * PAGE_SIZE, max_batch_tokens=150, max_sequences=8, speculation=speculation)
-    engine = Engine.load(folder, config)
+    requests = [request_of(rng, number) for number in range(count)]
+    save_model(tmp_path, config)
+    tight = EngineConfig(cache_tokens=9 * PAGE_SIZE, max_batch_tokens=150, max_sequences=8, speculation=speculation)
+    engine = Engine.load(tmp_path, tight)
     answers = crowd(engine, requests, rng)
-    lone = Engine.load(folder, EngineConfig(speculation="off", prefix_cache="off"))
+    lone = Engine.load(tmp_path, EngineConfig(speculation="off", prefix_cache="off"))
     num_tokens = num_ties = 0
     for request in requests:
         for alone in lone.generate([request.prompt], request.params):
@@ -92,6 +91,7 @@ def test_a_crowd_gets_what_each_gets_alone(folder: Path, speculation: str) -> No
             if ours.tokens == expected:
                 assert ours.logprobs == pytest.approx(alone.logprobs[: len(ours.logprobs)], abs=1e-3)
                 assert ours.stop == alone.stop or ours.finish_reason == "abort"
-    assert not answers and num_tokens > 3000 and num_ties * 1000 <= num_tokens, (num_ties, num_tokens)
+    assert not answers and num_tokens > 15 * count and num_ties * 1000 <= num_tokens, (num_ties, num_tokens)
     stats = engine.stats()
-    assert min(stats[name] for name in ("num_preempted", "num_hit_tokens", "num_accepted")) > 10, stats
+    assert min(stats[name] for name in ("num_preempted", "num_hit_tokens", "num_drafted")) > 30, stats
+    assert stats["num_accepted"] > 0

@@ -67,7 +67,7 @@ def test_reward_rises_and_trainer_agrees_with_sampler(tmp_path: Path) -> None:
     train(run, {}, reward=lambda problem, text: float(text[:1].isdigit()))
     lines = metrics_of(tmp_path / "rl")
     rewards = [line["reward"] for line in lines]
-    assert sum(rewards[:5]) / 5 < 0.4 and sum(rewards[-5:]) / 5 > 0.8
+    assert sum(rewards[:3]) / 3 < 0.4 and sum(rewards[-5:]) / 5 > 0.8
     assert all(line.get("mismatch", 0.0) < 1e-4 for line in lines)
 
 

@@ -29,6 +29,7 @@ from porcelet.errors import InputError
 from porcelet.types import Batch, Constraint, Draw, Drawing, Output, Request, SamplingParams
 
 Computed = tuple[Sequence, int, int]  # what a step computed: whose, its first row, its first position
+MAX_ROWS = 64  # guesses fill a step up to what the runner replays
 MAX_SCORED = 64  # prompt tokens scored a step, for each of which a row of the vocabulary is computed
 
 
@@ -294,12 +295,13 @@ class Scheduler:
         if self.drafter == "off":
             return
         decoding = [s for s in self.running if s.num_uncomputed == 1]
-        price = self._price(len(decoding))
+        price, room = self._price(len(decoding)), max(MAX_ROWS - len(decoding), 0)
         for sequence in decoding:
-            most = sequence.acceptance.worth(price, min(sequence.max_drafts, MAX_DRAFTS[self.drafter]))
+            most = sequence.acceptance.worth(price, min(sequence.max_drafts, MAX_DRAFTS[self.drafter], room))
             if self.drafter == "lookup":
                 sequence.drafts = sequence.lookup.propose(sequence.tokens, most) if most else []
             del sequence.drafts[most:]
+            room -= len(sequence.drafts)
             if not most:
                 sequence.acceptance.rest()
                 self.acceptance.rest()

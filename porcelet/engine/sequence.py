@@ -103,7 +103,8 @@ class Sequence:
     def max_drafts(self) -> int:
         """How many tokens after the next one could still be its own free choice."""
         params = self.request.params
-        if self.grammar or (self.is_thinking and params.reasoning and params.reasoning.budget is not None):
+        budgeted = self.is_thinking and params.reasoning and params.reasoning.budget is not None
+        if self.num_unborn or self.grammar or budgeted:
             return 0
         room = min(params.max_tokens - self.num_generated, self.rules.max_length - len(self.tokens))
         return max(room - 1, 0)

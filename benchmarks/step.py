@@ -104,10 +104,10 @@ class Parts:
     def __init__(self, engine: Engine) -> None:
         self.seconds: dict[str, float] = {}
         self.num_tokens = 0
-        assert engine.runner._step, engine.runner.why_not
+        assert engine.runner.recorded, engine.runner.why_not
         for name, (owner, method) in {
             "schedule": (engine.scheduler, "schedule"),
-            "view": (engine.runner._step._inputs, "fill"),
+            "view": (engine.runner._steps[False]._inputs, "fill"),
             "run": (engine.runner, "run"),
             "sample": (engine.sampler, "draw"),
             "commit": (engine.scheduler, "commit"),

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from porcelet.config import PAGE_SIZE, ModelConfig
-from porcelet.engine.step import Inputs, RecordedStep
+from porcelet.engine.step import Inputs, RecordedStep, step
 from porcelet.kernels.linear import take_rows
 from porcelet.kernels.record import NotRecordable
 from porcelet.models.transformer import Transformer
@@ -42,47 +42,49 @@ class Runner:
         self.why_not = "no batch was small enough yet"
         self.cache = [_layer_cache(model.config, num_pages, cache_dtype) for _ in range(num_layers)]
         self._max_length = min(model.config.max_position_embeddings, num_pages * PAGE_SIZE)
-        self._step: RecordedStep | None = None
+        self._steps: dict[bool, RecordedStep] = {}  # the model's, and the MTP layer's under True
         self._recordable = True
 
     @property
     def recorded(self) -> bool:
         """Whether there is a recording."""
-        return self._step is not None
+        return bool(self._steps)
 
     @torch.inference_mode()
     def run(self, batch: Batch) -> Float[Tensor, "sampled V"]:
         """Logits of the sampled rows, valid until the next step."""
         self._copy_pages(batch.copies)
-        step = self._recording() if len(batch.tokens) <= self.capacity and not any(batch.expanded) else None
-        self.hidden, logits = step.run(batch) if step else self._run_eagerly(batch)
+        self.hidden, logits = self._run(batch, None)
         return logits
 
     @torch.inference_mode()
     def draft(self, batch: Batch, hidden_rows: list[int]) -> Float[Tensor, "sampled V"]:
         """The MTP layer over tokens that follow those of the last step's `hidden_rows`; logits of the sampled rows."""
-        inputs = _inputs(batch)
-        hidden = self.hidden[torch.tensor(hidden_rows)]
-        view = inputs.view(self.cache, batch.expanded)
-        further = self.model.predict_further(hidden, inputs.tokens, inputs.positions, view)
-        return self._logits(further, batch, inputs)
+        return self._run(batch, self.hidden[torch.tensor(hidden_rows)])[1]
 
-    def _recording(self) -> RecordedStep | None:
-        if self._recordable and not (self._step and self._step.is_valid):
+    def _run(self, batch: Batch, before: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The step of the model, or of its MTP layer from the states `before`: hidden states and logits."""
+        if len(batch.tokens) <= self.capacity and not any(batch.expanded):
+            recording = self._recording(is_draft=before is not None)
+            if recording:
+                return recording.run(batch, before)
+        inputs = Inputs(len(batch.tokens), len(batch.lengths), max(map(len, batch.tables)))
+        inputs.fill(batch)
+        hidden = step(self.model, inputs, inputs.view(self.cache, batch.expanded), before)
+        return hidden, self.model.logits(take_rows(hidden, inputs.sampled[: len(batch.sampled_rows)]))
+
+    def _recording(self, is_draft: bool) -> RecordedStep | None:
+        made = self._steps.get(is_draft)
+        if self._recordable and not (made and made.is_valid):
             try:
-                self._step = RecordedStep(self.model, self.cache, self.capacity, self._max_length)
+                made = RecordedStep(self.model, self.cache, self.capacity, self._max_length, is_draft=is_draft)
                 self.why_not = ""
             except NotRecordable as reason:
-                self._step, self._recordable, self.why_not = None, False, str(reason)
-        return self._step
-
-    def _run_eagerly(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        inputs = _inputs(batch)
-        hidden = self.model(inputs.tokens, inputs.positions, inputs.view(self.cache, batch.expanded))
-        return hidden, self._logits(hidden, batch, inputs)
-
-    def _logits(self, hidden: Tensor, batch: Batch, inputs: Inputs) -> Tensor:
-        return self.model.logits(take_rows(hidden, inputs.sampled[: len(batch.sampled_rows)]))
+                made, self._recordable, self.why_not = None, False, str(reason)
+                self._steps.clear()
+            if made:
+                self._steps[is_draft] = made
+        return made
 
     def _copy_pages(self, copies: tuple[tuple[int, int], ...]) -> None:
         if not copies:
@@ -91,13 +93,6 @@ class Runner:
         for layer in self.cache:
             for pages in layer:
                 pages[targets] = pages[sources]
-
-
-def _inputs(batch: Batch) -> Inputs:
-    """A batch's own tensors, exactly as large as it is."""
-    inputs = Inputs(len(batch.tokens), len(batch.lengths), max(map(len, batch.tables)))
-    inputs.fill(batch)
-    return inputs
 
 
 def _layer_cache(config: ModelConfig, num_pages: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:

@@ -2,7 +2,8 @@
 
 `Inputs` are the tensors that a `Batch` becomes. `RecordedStep` keeps one set of them for good: the model's Python has
 run over it once, and a step fills it in and replays what was recorded. It serves every batch of up to `capacity`
-tokens, as lengths, pages and the number of rows are read anew each time.
+tokens, as lengths, pages and the number of rows are read anew each time. The MTP layer's step is another recording,
+which begins with the main model's hidden states.
 """
 
 from __future__ import annotations
@@ -60,22 +61,33 @@ class Inputs:
         return PagedView(self.offsets, self.lengths, self.tables, self.slots, cache, expanded)
 
 
+def step(model: Transformer, inputs: Inputs, view: PagedView, before: Tensor | None) -> Float[Tensor, "T D"]:
+    """Hidden states of the model, or of its MTP layer, which begins with the states `before`."""
+    if before is None:
+        return model(inputs.tokens, inputs.positions, view)
+    return model.predict_further(before, inputs.tokens, inputs.positions, view)
+
+
 class RecordedStep:
-    """The model's step over a cache, recorded for up to `capacity` tokens at positions below `max_length`.
+    """The model's step over a cache, recorded for up to `capacity` tokens at positions below `max_length`; the MTP
+    layer's if `is_draft`.
 
     Raises:
         NotRecordable: something in the model has no native instruction.
     """
 
-    def __init__(self, model: Transformer, cache: Cache, capacity: int, max_length: int) -> None:
+    def __init__(
+        self, model: Transformer, cache: Cache, capacity: int, max_length: int, *, is_draft: bool = False
+    ) -> None:
         if not cpu.available():
             raise NotRecordable("the native module was not built")
         self.capacity, self.max_length, self.vocab_size = capacity, max_length, model.config.vocab_size
         self.program = cpu.new_program()
         self._inputs = Inputs(capacity, capacity, -(-max_length // PAGE_SIZE))
+        self._before = torch.zeros(capacity, model.config.hidden_size) if is_draft else None
         frequencies(model.config, torch.device("cpu"))  # computed once a model, so before the recording
         with Tape(self.program, capacity, max_length) as self._tape:
-            self._hidden = model(self._inputs.tokens, self._inputs.positions, self._inputs.view(cache))
+            self._hidden = step(model, self._inputs, self._inputs.view(cache), self._before)
             self._logits = model.logits(take_rows(self._hidden, self._inputs.sampled))
         self._addresses = [(parameter, parameter.data_ptr()) for parameter in model.parameters()]
 
@@ -84,8 +96,11 @@ class RecordedStep:
         """Whether the model's parameters are where they were when the step was recorded."""
         return all(parameter.data_ptr() == address for parameter, address in self._addresses)
 
-    def run(self, batch: Batch) -> tuple[Float[Tensor, "T D"], Float[Tensor, "sampled V"]]:
-        """Hidden states after the final norm and the sampled rows' logits; both are overwritten by the next step."""
+    def run(
+        self, batch: Batch, before: Float[Tensor, "T D"] | None = None
+    ) -> tuple[Float[Tensor, "T D"], Float[Tensor, "sampled V"]]:
+        """Hidden states after the final norm and the sampled rows' logits; both are overwritten by the next step. The
+        MTP layer begins with the states `before`."""
         count, taken = len(batch.tokens), len(batch.sampled_rows)
         assert count <= self.capacity and taken <= self.capacity, (count, taken)
         # A wrong index would be read by the native code as it is.
@@ -93,5 +108,8 @@ class RecordedStep:
         assert min(batch.positions) >= 0 and max(batch.positions) < self.max_length
         assert all(0 <= row < count for row in batch.sampled_rows)
         self._inputs.fill(batch)
+        if self._before is not None:
+            assert before is not None and len(before) == count
+            self._before[:count] = before
         self.program.run(count, taken, torch.get_num_threads())
         return self._hidden[:count], self._logits[:taken]

@@ -160,10 +160,10 @@ def test_one_recording_serves_all_batch_sizes() -> None:
     runner, sequences = start(make(LLAMA)), Sequences(3)
     assert not runner.recorded and runner.why_not
     runner.run(sequences.batch({0: 1}))
-    first = runner._step
+    first = runner._steps[False]
     for new in ({0: 16}, {0: 1, 1: 1}, {1: 40}, {0: 1, 1: 1, 2: 1}, {2: 5}):
         assert torch.isfinite(runner.run(sequences.batch(new))).all()
-        assert runner._step is first
+        assert runner._steps[False] is first
 
 
 def test_rows_are_sampled_as_asked() -> None:

@@ -115,6 +115,8 @@ class SamplingParams:
                 raise InputError(f"{name} is {value}; it must lie in 0..{MAX_TOP_LOGPROBS}")
         if not 1 <= self.n <= MAX_SAMPLES:
             raise InputError(f"n is {self.n}; it must lie in 1..{MAX_SAMPLES}")
+        if len(self.stop_token_ids) > MAX_BIASES:
+            raise InputError(f"stop_token_ids has {len(self.stop_token_ids)} tokens; at most {MAX_BIASES} are allowed")
         _check_stops(self.stop)
         _check_biases(self.logit_bias)
 

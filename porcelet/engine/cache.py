@@ -6,7 +6,7 @@ a page without any is free, and stays findable until it is taken for something e
 first, of one sequence its tail before its beginning, and pages that nobody could find before all others.
 
 The hash chain is keyed by a secret of the process, and begins with what must not be mixed: tenant, adapter, version of
-the weights. So no tenant can find another's pages, nor learn by timing what another has asked.
+the weights. So no tenant can find another's pages, nor tell by timing whether they are there.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import os
 from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
+from pathlib import Path
 
 from porcelet.config import PAGE_SIZE, EngineConfig, ModelConfig, parse_memory
 from porcelet.errors import CapacityError
@@ -47,17 +48,30 @@ def count_pages(config: EngineConfig, model: ModelConfig, num_layers: int) -> in
 
 
 def total_memory() -> int:
-    """The machine's memory in bytes."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    """The machine's memory in bytes, or its container's."""
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min(physical, _container_value("memory.max") or physical)
 
 
 def available_memory() -> int:
     """What of it can be had without swapping, in bytes; all of it where the system does not tell."""
     try:
         with open("/proc/meminfo", encoding="ascii") as lines:
-            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+            available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
     except FileNotFoundError:
-        return total_memory()
+        available = total_memory()
+    if _container_value("memory.max") is None:
+        return available
+    return min(available, max(total_memory() - (_container_value("memory.current") or 0), 0))
+
+
+def _container_value(name: str) -> int | None:
+    """A number in bytes that cgroup v2 keeps for this container; None where there is none."""
+    try:
+        text = (Path("/sys/fs/cgroup") / name).read_text().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdecimal() else None
 
 
 class PageHasher:
@@ -68,7 +82,8 @@ class PageHasher:
 
     def root(self, *context: str) -> bytes:
         """What a chain begins with: pages of different contexts never meet."""
-        return self._hash(b"".join(len(text).to_bytes(8, "little") + text.encode() for text in context))
+        parts = [text.encode(errors="surrogatepass") for text in context]
+        return self._hash(b"".join(len(part).to_bytes(8, "little") + part for part in parts))
 
     def extend(self, chain: list[bytes], root: bytes, tokens: Sequence[int], num_tokens: int) -> None:
         """Grow `chain`, one hash a page, to all full pages of the first `num_tokens` of `tokens`."""
@@ -123,8 +138,8 @@ class PagePool:
                 del self._free[page]
                 self.num_cached -= 1  # what is shared and has no owner was found by its hash
 
-    def is_shared(self, page: int) -> bool:
-        return self._owners[page] > 1
+    def num_owners(self, page: int) -> int:
+        return self._owners[page]
 
     def copy_on_write(self, pages: list[int], index: int) -> tuple[int, int]:
         """Replace a shared page of a sequence by a free one; (from, to) is what has to be copied."""

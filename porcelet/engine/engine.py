@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -25,7 +26,7 @@ from porcelet.engine.scheduler import Scheduler
 from porcelet.engine.speculative import choose_drafter
 from porcelet.errors import EngineError, InputError
 from porcelet.models.transformer import Transformer
-from porcelet.types import Constraint, Output, Progress, Request, SamplingParams, join_outputs
+from porcelet.types import Batch, Constraint, Output, Progress, Request, SamplingParams, join_outputs
 from porcelet.weights.load import load, no_progress
 
 CACHE_DTYPES = {"float32": torch.float32, "float16": torch.float16}
@@ -75,11 +76,17 @@ class Engine:
         model = load(path, config.weights, progress)
         tokenizer = functools.cache(lambda: open_tokenizer(path))  # most engines never need it
         grammars = functools.cache(lambda: GrammarCompiler(tokenizer(), model.config.eos_token_ids))
+        lock = threading.Lock()
+
+        def compile_constraint(constraint: Constraint) -> Matcher:
+            with lock:  # from `prepare`'s thread and the steps' own
+                return grammars().compile(constraint)
+
         return cls(
             model,
             config,
             token_bytes=lambda token: tokenizer().token_bytes(token),
-            compile_constraint=lambda constraint: grammars().compile(constraint),
+            compile_constraint=compile_constraint,
         )
 
     @property
@@ -118,22 +125,13 @@ class Engine:
         Raises:
             EngineError: several steps in a row have failed, so it is not the requests' fault.
         """
-        ended, self._ended = self._ended, []
         batch = self.scheduler.schedule()
         if batch is None:
             self.check_idle()
-            return ended
-        start = time.perf_counter()
-        try:
-            draws = self.sampler.draw(self.runner.run(batch), batch.draws)
-        except Exception as problem:  # whatever it was, it is told to everybody who took part
-            return ended + self._fail(problem)
-        self._num_failures = 0
-        if len(batch.draws) == len(batch.tokens):  # nothing but decoding: what the price of a guess is measured by
-            self.scheduler.pace.record(len(batch.tokens), time.perf_counter() - start)
-        outputs = self.scheduler.commit(draws)
-        self._draft()
-        return ended + outputs
+        else:
+            self._ended += self._compute(batch)
+        ended, self._ended = self._ended, []
+        return ended
 
     def weights_changed(self) -> None:
         """The model's parameters are others now: nothing that was computed with the old ones is found again.
@@ -141,7 +139,8 @@ class Engine:
         Raises:
             InputError: requests are in flight.
         """
-        self._require_idle()
+        if self.has_work:
+            raise InputError("the weights cannot change while requests are in flight; finish or abort them first")
         self.scheduler.weights_version += 1
 
     def check_idle(self) -> None:
@@ -149,24 +148,45 @@ class Engine:
         if not self.has_work:
             self.scheduler.check()
 
-    def _draft(self) -> None:
-        """Let the MTP layer guess, where the model has one."""
+    def _compute(self, batch: Batch) -> list[Output]:
+        start, num_recordings = time.perf_counter(), self.runner.num_recordings
+        try:
+            draws = self.sampler.draw(self.runner.run(batch), batch.draws)
+        except Exception as problem:  # whatever it was, it is told to everybody who took part
+            return self._fail(problem)
+        self._num_failures = 0
+        is_measure = self.scheduler.only_decodes and self.runner.num_recordings == num_recordings
+        if is_measure:  # of the price of a guess
+            self.scheduler.pace.record(len(batch.tokens), time.perf_counter() - start)
+        outputs = self.scheduler.commit(draws)
+        self._draft(is_measure)
+        return outputs
+
+    def _draft(self, is_measure: bool) -> None:
+        """Let the MTP layer guess, where the model has one. A guess is never needed: one that fails is left out."""
         drafts = self.scheduler.draft_batch()
         if drafts is None:
             return
-        start = time.perf_counter()
-        logits = self.runner.draft(drafts.batch, drafts.hidden_rows)
-        self.scheduler.take_drafts(self.sampler.draw(logits, drafts.batch.draws))
-        if len(drafts.batch.draws) == len(drafts.batch.tokens):
+        start, num_recordings = time.perf_counter(), self.runner.num_recordings
+        try:
+            logits = self.runner.draft(drafts.batch, drafts.hidden_rows)
+            draws = self.sampler.draw(logits, drafts.batch.draws)
+        except Exception:
+            log.exception("the MTP layer failed; its guesses are left out of this step")
+            return
+        self.scheduler.take_drafts(draws)
+        if is_measure and self.runner.num_recordings == num_recordings:
             self.scheduler.pace.record_drafting(time.perf_counter() - start)
 
     def _fail(self, problem: Exception) -> list[Output]:
         self._num_failures += 1
         reason = f"the step failed: {type(problem).__name__}: {str(problem).strip().partition(chr(10))[0]}"
-        if self._num_failures == MAX_FAILURES:
-            raise EngineError(f"{MAX_FAILURES} steps in a row have failed; the last: {reason}") from problem
         log.error(reason, exc_info=problem)
-        return self.scheduler.fail(reason)
+        outputs = self.scheduler.fail(reason)
+        if self._num_failures >= MAX_FAILURES:
+            self._ended += outputs
+            raise EngineError(f"{self._num_failures} steps in a row have failed; the last: {reason}") from problem
+        return outputs
 
     def stream(self, prompt: Sequence[int], params: SamplingParams) -> Iterator[Output]:
         """Run one prompt and yield its outputs; closing the iterator ends the request.

@@ -122,6 +122,10 @@ class GrammarCompiler:
             parser.compute_bitmask()  # some grammars fail only here
         if parser.is_error():
             raise InputError(f"the {_title(constraint)} cannot be used: {_reason(parser.get_error())}")
+        try:
+            matcher.mask()
+        except EngineError as problem:
+            raise InputError(f"the {_title(constraint)} cannot be used: {problem}") from problem
         return matcher
 
 

@@ -42,6 +42,7 @@ class Runner:
         self.why_not = "no batch was small enough yet"
         self.cache = [_layer_cache(model.config, num_pages, cache_dtype) for _ in range(num_layers)]
         self._max_length = min(model.config.max_position_embeddings, num_pages * PAGE_SIZE)
+        self.num_recordings = 0
         self._steps: dict[bool, RecordedStep] = {}  # the model's, and the MTP layer's under True
         self._recordable = True
 
@@ -84,6 +85,7 @@ class Runner:
                 self._steps.clear()
             if made:
                 self._steps[is_draft] = made
+                self.num_recordings += 1
         return made
 
     def _copy_pages(self, copies: tuple[tuple[int, int], ...]) -> None:

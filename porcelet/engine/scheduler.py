@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections import Counter
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as ReadOnly
 from dataclasses import replace
@@ -26,7 +27,7 @@ from porcelet.engine.stop import StopMatcher
 from porcelet.engine.thinking import Thinking
 from porcelet.engine.waiting import WaitingQueue
 from porcelet.errors import InputError
-from porcelet.types import Batch, Constraint, Draw, Drawing, Output, Request, SamplingParams
+from porcelet.types import Batch, Constraint, Draw, Drawing, Output, Request
 
 Computed = tuple[Sequence, int, int]  # what a step computed: whose, its first row, its first position
 MAX_ROWS = 64  # guesses fill a step up to what the runner replays
@@ -63,7 +64,9 @@ class Scheduler:
         self.vocab_size = model.vocab_size
         self.absorbed_below = model.absorbed_below()
         max_length = min(model.max_position_embeddings, num_pages * PAGE_SIZE)
-        self.rules = Rules(frozenset(model.eos_token_ids), max_length, token_bytes)
+        unending = (1 << model.vocab_size) - 1 - sum(1 << token for token in set(model.eos_token_ids))
+        mask = unending.to_bytes(-(-model.vocab_size // 8), "little")
+        self.rules = Rules(frozenset(model.eos_token_ids), max_length, mask, token_bytes)
         self.pool = PagePool(num_pages)
         self.waiting = WaitingQueue()
         self.running: dict[Sequence, None] = {}
@@ -74,6 +77,9 @@ class Scheduler:
         self._hasher = PageHasher()
         self._random = random.Random(seed)
         self._arrivals = itertools.count()
+        self.only_decodes = False  # the step has neither prompts nor scores in it
+        self._num_scored = 0
+        self._sequences: dict[str, list[Sequence]] = {}
         self._scheduled: list[tuple[Sequence, int]] = []
         self._copies: list[tuple[int, int]] = []
         self._computed: list[Computed] = []
@@ -88,9 +94,9 @@ class Scheduler:
         """Queue a request, or refuse one that could never be served.
 
         Raises:
-            InputError: empty prompt, token out of the vocabulary, no room left for a single new token, more samples
-                than may run at once, an unknown adapter, a constraint that cannot be kept, or stop strings or a
-                constraint for an engine without a tokenizer.
+            InputError: empty prompt, token out of the vocabulary (in the prompt, a bias, the reasoning's end), no room
+                left for a single new token, more samples than may run at once, an id that is in flight, an unknown
+                adapter, a constraint that cannot be kept, or stop strings or a constraint without a tokenizer.
         """
         self._check(request)
         params = request.params
@@ -107,7 +113,8 @@ class Scheduler:
             thinking=Thinking(params.reasoning) if params.reasoning else None,
             grammar=self.compile(params.constraint) if params.constraint else None,
         )
-        self.waiting.enter(sequence)
+        sequence.update_mask()
+        self._enter(sequence)
         self.waiting.push(sequence)
 
     def compile(self, constraint: Constraint) -> Matcher:
@@ -122,15 +129,15 @@ class Scheduler:
 
     def abort(self, request_id: str) -> list[Output]:
         """Drop a request; the last output of each of its samples, none if it is not in flight."""
-        return [output for s in self._find(request_id) for output in self._end(s, Ending("abort"))]
+        return [o for s in self._sequences.get(request_id, [])[:] for o in self._end(s, Ending("abort"))]
 
     def schedule(self) -> Batch | None:
         """Choose the step's tokens; None when there is nothing to do."""
-        self._scheduled, self._copies = [], []
+        self._scheduled, self._copies, self._num_scored = [], [], 0
         budget = self.config.max_batch_tokens
         self._make_room()
         self._guess()
-        for sequence in sorted(self.running, key=lambda s: (s.num_uncomputed > 1, s.request.priority)):
+        for sequence in sorted(self.running, key=lambda s: (s.num_uncomputed > 1, _importance(s))):
             if budget and sequence in self.running:  # it may have been preempted meanwhile
                 budget -= self._take(sequence, budget)
         while budget and (first := self.waiting.first()) and self._admit(first):
@@ -138,6 +145,7 @@ class Scheduler:
         if not self._scheduled:
             assert not self.running and not self.waiting, "sequences are here, and none could be scheduled"
             return None
+        self.only_decodes = all(count == 1 and s.num_generated for s, count in self._scheduled)
         return _batch(self._scheduled, self._copies)
 
     def commit(self, draws: ReadOnly[Draw]) -> list[Output]:
@@ -156,11 +164,15 @@ class Scheduler:
 
     def draft_batch(self) -> DraftBatch | None:
         """What the MTP layer reads after a step: for every token computed and kept the one after it. It guesses what
-        follows each text that is being continued."""
+        follows each text that is being continued. It writes to its own layer of the cache alone, where samples of one
+        prompt see the first one's token after it; that can make a guess worse, and nothing else."""
         if self.drafter != "mtp":
             return None
         price = self._price(len(self._computed))
-        part = [computed for computed in self._computed if computed[0].acceptance.worth(price, 1)]
+        # Past a gap in what the layer has seen its guesses are worth little, so whoever was left out stays out.
+        part = [(s, row, at) for s, row, at in self._computed if s.mtp_until >= at and s.acceptance.worth(price, 1)]
+        for sequence, _, _ in part:
+            sequence.mtp_until = sequence.num_computed
         self._drafting = [s for s, _, _ in part if s.num_uncomputed == 1 and s.max_drafts]
         return _draft_batch(part, set(self._drafting)) if part else None
 
@@ -198,7 +210,7 @@ class Scheduler:
             )
         if request.adapter:
             raise InputError(f"adapter {request.adapter!r} is not loaded; this engine has the model's own weights only")
-        if self._find(request.id):
+        if request.id in self._sequences:
             raise InputError(f"request id {request.id!r} is already in flight")
         if request.params.stop:
             if self.rules.token_bytes is None:
@@ -219,13 +231,16 @@ class Scheduler:
             return
         lesser = sorted((s for s in self.running if s.request.priority > first.request.priority), key=_importance)
         num_pages = -(-len(first.tokens) // PAGE_SIZE)
-        if num_pages > self.pool.num_free + sum(len(other.pages) for other in lesser):
-            return
+        held = Counter(page for other in lesser for page in other.pages)
+        num_freed = sum(self.pool.num_owners(page) == count for page, count in held.items())
+        if num_pages > self.pool.num_free + num_freed or not self._has_slots(first, lesser):
+            return  # it could not run even in the place of all of them
         while lesser and not (self._has_slots(first) and num_pages <= self.pool.num_free):
             self._preempt(lesser.pop())
 
-    def _has_slots(self, sequence: Sequence) -> bool:
-        num_running = len(self.running) + sum(other.num_unborn for other in self.running)
+    def _has_slots(self, sequence: Sequence, gone: ReadOnly[Sequence] = ()) -> bool:
+        """Whether all samples of a sequence could run beside the running ones, were those of `gone` not there."""
+        num_running = sum(1 + other.num_unborn for other in self.running) - sum(1 + other.num_unborn for other in gone)
         return num_running + 1 + sequence.num_unborn <= self.config.max_sequences
 
     def _admit(self, sequence: Sequence) -> bool:
@@ -241,7 +256,7 @@ class Scheduler:
         self.waiting.remove(sequence)
         self.running[sequence] = None
         sequence.num_registered = len(found)
-        sequence.num_computed = len(found) * PAGE_SIZE
+        sequence.num_computed = sequence.mtp_until = len(found) * PAGE_SIZE
         sequence.expanded_until = len(sequence.tokens) if sequence.num_uncomputed >= self.absorbed_below else 0
         if sequence.num_cached is None:  # not again after a preemption
             sequence.num_cached = sequence.num_computed
@@ -258,7 +273,11 @@ class Scheduler:
 
     def _take(self, sequence: Sequence, budget: int) -> int:
         """Schedule a running sequence, taking pages from others if it must; the number of tokens it got."""
-        count = min(sequence.num_uncomputed, budget, MAX_SCORED if sequence.scores_prompt else budget)
+        count = min(sequence.num_uncomputed, budget)
+        if sequence.scores_prompt:
+            count = min(count, MAX_SCORED - self._num_scored)
+            if not count:
+                return 0
         del sequence.drafts[budget - count :]
         if sequence.drafts and not self._own(sequence, count + len(sequence.drafts)):
             sequence.drafts = []  # a guess is worth nobody's pages
@@ -269,13 +288,14 @@ class Scheduler:
             if victim is sequence:
                 return 0
         self._scheduled.append((sequence, count))
+        self._num_scored += count if sequence.scores_prompt else 0
         self.waiting.charge(sequence.request.tenant, count)
         return count + len(sequence.drafts)
 
     def _own(self, sequence: Sequence, count: int) -> bool:
         """Get pages of its own for the next `count` tokens; False, and nothing changed, if too few are free."""
         index, offset = divmod(sequence.num_computed, PAGE_SIZE)
-        shared = offset > 0 and self.pool.is_shared(sequence.pages[index])  # with samples that forked from the same
+        shared = offset > 0 and self.pool.num_owners(sequence.pages[index]) > 1  # samples that forked from the same
         if not self.pool.extend(sequence.pages, sequence.num_computed + count, spare=int(shared)):
             return False
         if shared:
@@ -295,16 +315,18 @@ class Scheduler:
         if self.drafter == "off":
             return
         decoding = [s for s in self.running if s.num_uncomputed == 1]
-        price, room = self._price(len(decoding)), max(MAX_ROWS - len(decoding), 0)
+        price, room, has_rested = self._price(len(decoding)), max(MAX_ROWS - len(decoding), 0), False
         for sequence in decoding:
             most = sequence.acceptance.worth(price, min(sequence.max_drafts, MAX_DRAFTS[self.drafter], room))
             if self.drafter == "lookup":
                 sequence.drafts = sequence.lookup.propose(sequence.tokens, most) if most else []
             del sequence.drafts[most:]
             room -= len(sequence.drafts)
-            if not most:
+            if not most and sequence.max_drafts:  # a guess was allowed, and did not pay
                 sequence.acceptance.rest()
-                self.acceptance.rest()
+                has_rested = True
+        if has_rested:
+            self.acceptance.rest()
 
     def _price(self, num_sequences: int) -> float:
         return self.pace.price(num_sequences) if self.config.speculation == "auto" else 0.0
@@ -315,8 +337,8 @@ class Scheduler:
         num_scores = _num_scores(sequence, count)
         sequence.prompt_logprobs += [(draw.raw_logprob, draw.top) for draw in draws[:num_scores]]
         sequence.num_computed += count
-        self._register(sequence)
         if sequence.num_uncomputed:
+            self._register(sequence)
             return []
         drawn = draws[num_scores:]
         if not sequence.num_unborn:
@@ -341,6 +363,7 @@ class Scheduler:
             for acceptance in (sequence.acceptance, self.acceptance):
                 acceptance.record(num_right, int(num_right < len(guesses) and not ending))
             sequence.num_computed += num_right
+        if ending is None or ending.reason != "error":  # what ended in NaN is not for others
             self._register(sequence)
         return self._end(sequence, ending) if ending else [sequence.output()]
 
@@ -352,7 +375,7 @@ class Scheduler:
             other.pages += sequence.pages[: -(-sequence.num_computed // PAGE_SIZE)]
             self.pool.share(other.pages)
             self.running[other] = None
-            self.waiting.enter(other)
+            self._enter(other)
         return born
 
     def _register(self, sequence: Sequence) -> None:
@@ -373,11 +396,16 @@ class Scheduler:
             self.waiting.remove(sequence)
         self.pool.release(sequence.pages)
         self.waiting.leave(sequence)
+        family = self._sequences[sequence.request.id]
+        family.remove(sequence)
+        if not family:
+            del self._sequences[sequence.request.id]
         last = sequence.output(ending)
         return [last, *(replace(last, index=index) for index in range(1, 1 + sequence.num_unborn))]
 
-    def _find(self, request_id: str) -> list[Sequence]:
-        return [s for s in (*self.running, *self.waiting) if s.request.id == request_id]
+    def _enter(self, sequence: Sequence) -> None:
+        self.waiting.enter(sequence)
+        self._sequences.setdefault(sequence.request.id, []).append(sequence)
 
 
 def _importance(sequence: Sequence) -> tuple[int, int, int]:
@@ -434,8 +462,7 @@ def _batch(scheduled: list[tuple[Sequence, int]], copies: list[tuple[int, int]])
 
 def _scoring(sequence: Sequence, position: int, row: int) -> Drawing:
     """The prompt token after `position`, given."""
-    params = replace(sequence.request.params, logprobs=sequence.request.params.prompt_logprobs)
-    return Drawing(row, params, 0, 0, token=sequence.request.prompt[position + 1])
+    return Drawing(row, sequence.scoring_params, 0, 0, token=sequence.request.prompt[position + 1])
 
 
 def _draft_batch(part: list[Computed], drafting: set[Sequence]) -> DraftBatch:
@@ -448,7 +475,8 @@ def _draft_batch(part: list[Computed], drafting: set[Sequence]) -> DraftBatch:
         tokens += sequence.tokens[start + 1 : start + count + 1]
         offsets.append(len(tokens))
         if sequence in drafting:
-            draws += (replace(drawing, params=_unreported(drawing)) for drawing in sequence.drawings(len(sampled_rows)))
+            params = sequence.drafting_params
+            draws += (replace(drawing, params=params) for drawing in sequence.drawings(len(sampled_rows)))
             sampled_rows.append(len(tokens) - 1)
     batch = Batch(
         request_ids=tuple(s.request.id for s, _, _ in part),
@@ -462,8 +490,3 @@ def _draft_batch(part: list[Computed], drafting: set[Sequence]) -> DraftBatch:
         draws=tuple(draws),
     )
     return DraftBatch(batch, rows)
-
-
-def _unreported(drawing: Drawing) -> SamplingParams:
-    params = drawing.params
-    return params if params.logprobs is None else replace(params, logprobs=None)

@@ -11,13 +11,16 @@ import math
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from porcelet.engine.grammar import Matcher
 from porcelet.engine.speculative import Acceptance, Lookup
 from porcelet.engine.stop import StopMatcher
 from porcelet.engine.thinking import Thinking
 from porcelet.errors import EngineError
-from porcelet.types import Draw, Drawing, Output, Request
+from porcelet.types import Draw, Drawing, Output, Request, SamplingParams
+
+MAX_PENALIZED = 2048  # tokens of a text up to which guesses are worth a penalty's look at all of it
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,7 @@ class Rules:
 
     eos: frozenset[int]
     max_length: int
+    unending: bytes  # a mask of all tokens but those: what is thought may not end a constrained answer
     token_bytes: Callable[[int], bytes] | None = None
 
 
@@ -45,7 +49,7 @@ class Sequence:
     """`arrival` numbers the requests. `num_unborn` more samples fork from this one once its prompt is computed.
 
     `pages` hold its tokens, `chain` are the hashes of full ones, from `root` on, and `num_registered` of them can be
-    found by others. Up to `expanded_until` tokens MLA
+    found by others. The MTP layer has seen them without a gap up to `mtp_until`. Up to `expanded_until` tokens MLA
     attends in its expanded form. `drafts` are guesses of the next tokens. `held` are the draws that no output has told
     of yet, of which `num_certain` are certain to be text. `mask` are the tokens that the grammar permits next.
     """
@@ -71,6 +75,7 @@ class Sequence:
     drafts: list[int] = field(default_factory=list)
     num_drafted: int = 0
     num_accepted: int = 0
+    mtp_until: int = 0
     lookup: Lookup = field(default_factory=Lookup)
     acceptance: Acceptance = field(default_factory=Acceptance)
     held: list[Draw] = field(default_factory=list)
@@ -92,9 +97,6 @@ class Sequence:
         asked = self.request.params.prompt_logprobs is not None and self.index == 0
         return asked and len(self.prompt_logprobs) < len(self.request.prompt) - 1
 
-    def __post_init__(self) -> None:
-        self._update_mask()
-
     @property
     def is_thinking(self) -> bool:
         return self.thinking is not None and self.thinking.active
@@ -104,10 +106,21 @@ class Sequence:
         """How many tokens after the next one could still be its own free choice."""
         params = self.request.params
         budgeted = self.is_thinking and params.reasoning and params.reasoning.budget is not None
-        if self.num_unborn or self.grammar or budgeted:
+        long = params.penalizes and len(self.tokens) > MAX_PENALIZED
+        if self.num_unborn or self.grammar or budgeted or long:
             return 0
         room = min(params.max_tokens - self.num_generated, self.rules.max_length - len(self.tokens))
         return max(room - 1, 0)
+
+    @cached_property
+    def scoring_params(self) -> SamplingParams:
+        """For the prompt's own tokens."""
+        return replace(self.request.params, logprobs=self.request.params.prompt_logprobs)
+
+    @cached_property
+    def drafting_params(self) -> SamplingParams:
+        """For guesses, of which nobody is told."""
+        return replace(self.request.params, logprobs=None)
 
     def fork(self, index: int, seed: int) -> Sequence:
         """The next sample of a prompt that is computed; its pages are not shared yet."""
@@ -123,7 +136,7 @@ class Sequence:
             pages=[],
             chain=list(self.chain),
             drafts=[],
-            lookup=Lookup(),
+            lookup=self.lookup.fork(),
             acceptance=Acceptance(self.acceptance.rate),
             held=[],
             prompt_logprobs=[],
@@ -148,7 +161,8 @@ class Sequence:
             return Ending("error", error=_not_finite(self))
         self.tokens.append(draw.token)
         self.held.append(draw)
-        if draw.token in params.stop_token_ids or (draw.token in self.rules.eos and not params.ignore_eos):
+        may_end = not params.ignore_eos or self.grammar is not None  # a grammar's end is an end token
+        if draw.token in params.stop_token_ids or (may_end and draw.token in self.rules.eos):
             return Ending("stop", stop_token=draw.token)
         ending = self._read(draw.token) or self._follow(draw.token)
         if ending:
@@ -214,14 +228,19 @@ class Sequence:
                 self.grammar.push(token)
                 if self.grammar.finished:
                     return Ending("stop")
-            self._update_mask()
+            self.update_mask()
         except EngineError as problem:
             return Ending("error", error=f"request {self.request.id!r}: {problem}")
         return None
 
-    def _update_mask(self) -> None:
-        if self.grammar and not self.is_thinking:
-            self.mask = self.grammar.mask()
+    def update_mask(self) -> None:
+        """Find out what the grammar permits next.
+
+        Raises:
+            EngineError: it grew past its limits.
+        """
+        if self.grammar:
+            self.mask = self.rules.unending if self.is_thinking else self.grammar.mask()
 
     def _history(self, ahead: int) -> tuple[int, ...]:
         return (*self.tokens, *self.drafts[:ahead]) if self.request.params.penalizes else ()

@@ -20,6 +20,8 @@ from porcelet.errors import InputError
 
 NGRAMS = (4, 3, 2)  # longest first
 MAX_DRAFTS = {"lookup": 8, "mtp": 1, "off": 0}
+MAX_READ = 128  # tokens a step
+WINDOW = 8192  # tokens of a prompt that are looked up
 FORGETTING = 0.97  # of a step's weight in the measurement of the next
 LEARNING = 0.1  # of a guess's weight in its sequence's acceptance
 PRIOR = 0.5
@@ -47,20 +49,28 @@ class Lookup:
 
     def propose(self, tokens: Sequence[int], most: int) -> list[int]:
         """Up to `most` tokens that followed the text's last n-gram where it occurred before."""
-        self._read(tokens)
+        self._read(tokens, MAX_READ)
         for size in NGRAMS:
             start = self._after.get(tuple(tokens[-size:])) if len(tokens) > size else None
             if start is not None:
-                return list(islice(cycle(tokens[start:]), most))  # what repeats goes on repeating
+                return list(islice(cycle(tokens[start : start + most]), most))  # what repeats goes on repeating
         return []
 
-    def _read(self, tokens: Sequence[int]) -> None:
-        """Enter the n-grams that a token follows: all but the ones at the very end."""
-        for end in range(max(self._num_read, 1), len(tokens)):
+    def fork(self) -> Lookup:
+        """The same for another text that begins alike."""
+        other = Lookup()
+        other._after, other._num_read = dict(self._after), self._num_read
+        return other
+
+    def _read(self, tokens: Sequence[int], most: int) -> None:
+        """Enter the n-grams that a token follows, all but the ones at the very end; `most` at a time, since a prompt of
+        thousands must not hold up a step, and of a long one its end alone."""
+        start = max(self._num_read, len(tokens) - WINDOW, 1)
+        for end in range(start, min(start + most, len(tokens))):
             for size in NGRAMS:
                 if end >= size:
                     self._after[tuple(tokens[end - size : end])] = end
-        self._num_read = max(self._num_read, len(tokens))
+            self._num_read = end + 1
 
 
 class Acceptance:

@@ -2,7 +2,8 @@
 
 Lower priority numbers go first. Among equals it is the turn of the tenant that has had the fewest tokens computed
 (virtual token counter: Sheng et al., OSDI 2024, arXiv 2401.00588), and within a tenant of the request that came first.
-A tenant that was away starts from the least served one that is here: it saved nothing up.
+A tenant that was away starts from what it had had, but not below the least served one that is here: it saved nothing
+up.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from collections.abc import Iterator
 
 from porcelet.engine.sequence import Sequence
 
+MAX_REMEMBERED = 64  # tenants that are gone
+
 
 class WaitingQueue:
     """Sequences by tenant, and what each tenant has had."""
@@ -20,7 +23,7 @@ class WaitingQueue:
     def __init__(self) -> None:
         self._queues: dict[str, list[Sequence]] = {}
         self._present: Counter[str] = Counter()  # sequences of each tenant, waiting and running
-        self._served: dict[str, int] = {}  # tokens computed for each tenant that is present
+        self._served: dict[str, int] = {}  # tokens computed for each tenant that is present, or was
 
     def __len__(self) -> int:
         return sum(map(len, self._queues.values()))
@@ -33,7 +36,7 @@ class WaitingQueue:
         """A sequence is new here: it counts as present until `leave`."""
         tenant = sequence.request.tenant
         if tenant not in self._present:
-            self._served[tenant] = min(self._served.values(), default=0)
+            self._served[tenant] = max(self._served.get(tenant, 0), self._least())
         self._present[tenant] += 1
 
     def leave(self, sequence: Sequence) -> None:
@@ -41,7 +44,9 @@ class WaitingQueue:
         tenant = sequence.request.tenant
         self._present[tenant] -= 1
         if not self._present[tenant]:
-            del self._present[tenant], self._served[tenant]
+            del self._present[tenant]
+            if len(self._served) > 2 * len(self._present) + MAX_REMEMBERED or not self._present:
+                self._forget()
 
     def charge(self, tenant: str, num_tokens: int) -> None:
         """So many tokens of a tenant's were computed."""
@@ -60,6 +65,14 @@ class WaitingQueue:
         self._queues[tenant].remove(sequence)
         if not self._queues[tenant]:
             del self._queues[tenant]
+
+    def _least(self) -> int:
+        return min((self._served[tenant] for tenant in self._present), default=0)
+
+    def _forget(self) -> None:
+        """Drop those that are gone and would start from the least served anyway; all when nobody is here."""
+        least = self._least() if self._present else max(self._served.values())
+        self._served = {t: count for t, count in self._served.items() if t in self._present or count > least}
 
 
 def _order(sequence: Sequence) -> tuple[int, int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -88,10 +89,28 @@ def test_samples_think_and_answer_each_for_itself(folder: Path, tokenizer: Token
     assert len({output.tokens for output in outputs}) == 8
 
 
+def test_thought_cannot_end_a_constrained_answer(folder: Path, tokenizer: Tokenizer) -> None:
+    """The end token is no way around the constraint: neither while thinking, nor with ignore_eos."""
+    model = Engine.load(folder).model
+    (end,) = model.config.eos_token_ids
+    wish = SamplingParams(
+        max_tokens=40,
+        temperature=0,
+        logit_bias=((end, 100.0),),  # it would end at once
+        constraint=Constraint("regex", "[ab]{3}"),
+        reasoning=Reasoning(end=(46,), budget=5, closing=(46,)),
+    )
+    for params in (wish, dataclasses.replace(wish, ignore_eos=True), dataclasses.replace(wish, reasoning=None)):
+        (output,) = Engine.load(folder).generate([[1, 2]], params)
+        assert output.finish_reason == "stop" and end not in output.tokens
+        assert re.fullmatch("[ab]{3}", tokenizer.decode(output.tokens[-3:]))
+
+
 def test_what_cannot_be_kept_is_refused(folder: Path) -> None:
     """A grammar that is none, an engine without a tokenizer, and ids out of the vocabulary are refused when asked."""
     engine = Engine.load(folder)
-    for constraint in (Constraint("regex", "("), Constraint("json_schema", '{"type": "thing"}')):
+    only_special = Constraint("lark", "start: <[258]>")
+    for constraint in (Constraint("regex", "("), Constraint("json_schema", '{"type": "thing"}'), only_special):
         with pytest.raises(InputError, match="cannot be used"):
             engine.submit(Request(id="a", prompt=(1,), params=SamplingParams(constraint=constraint)))
     with pytest.raises(InputError, match="closing"):

@@ -232,10 +232,15 @@ def test_a_failed_step_ends_who_took_part(model: Transformer, monkeypatch: pytes
     assert outputs[-1].request_id == "good" and outputs[-1].finish_reason == "length"
     engine.step()  # checks that nothing is held
     monkeypatch.setattr(engine.runner, "run", lambda batch: torch.empty(-1))
+    told = []
     with pytest.raises(EngineError, match="3 steps in a row"):
         for number in range(3):
             engine.submit(Request(id=str(number), prompt=(1, 2), params=GREEDY))
-            engine.step()
+            told += engine.step()
+    monkeypatch.setattr(engine.runner, "run", run)
+    told += engine.step()  # what the raising step had to say is not lost, and the engine can go on
+    assert [(output.request_id, output.finish_reason) for output in told] == [(str(i), "error") for i in range(3)]
+    assert engine.generate([(1, 2)], GREEDY)[0].tokens == sum((o.tokens for o in outputs), ())
 
 
 def test_a_leak_is_found_when_idle(model: Transformer) -> None:

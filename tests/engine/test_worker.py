@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -153,6 +153,39 @@ def test_refusal_abort_and_death(folder: Path) -> None:
         assert not client.alive
         with pytest.raises(EngineError, match="killed by signal 9"):
             await collect(client, Request(id="late", prompt=(1,), params=ENDLESS))
+
+    with_client(folder, body)
+
+
+def test_a_death_found_by_writing_reaches_everybody(folder: Path) -> None:
+    """A process that is gone before its end was read: the write that fails ends every request as the end would."""
+
+    async def body(client: EngineClient) -> None:
+        streams = [client.submit(Request(id=str(i), prompt=(1,), params=ENDLESS)) for i in range(3)]
+        for stream in streams:
+            await anext(stream)
+        client.process.kill()
+        time.sleep(0.05)  # a busy loop: it writes before it reads
+        late = collect(client, Request(id="late", prompt=(1,), params=ENDLESS))
+        waiting = [drain(stream) for stream in streams]
+        problems = await asyncio.wait_for(asyncio.gather(late, *waiting, return_exceptions=True), 1)
+        assert ["signal 9" in str(problem) for problem in problems] == [True] * 4
+
+    with_client(folder, body)
+
+
+async def drain(stream: AsyncGenerator[Output, None]) -> None:
+    async for _ in stream:
+        pass
+
+
+def test_a_process_that_hangs_up_and_goes_on_is_killed(folder: Path) -> None:
+    """The reason says so, and blames no lack of memory for a signal that we sent."""
+
+    async def body(client: EngineClient) -> None:
+        client.process.send_signal(signal.SIGSTOP)
+        client._connection.shutdown(socket.SHUT_RD)
+        assert str(await client.ended()) == "the engine process hung up, but did not end, so it was killed"
 
     with_client(folder, body)
 

@@ -40,7 +40,7 @@ from porcelet.engine.messages import (
     to_engine,
     unpack,
 )
-from porcelet.engine.worker import _last_words, _serve
+from porcelet.engine.worker import _last_words, _send_outputs, _serve
 from porcelet.errors import EngineError, InputError, ModelError
 from porcelet.types import Constraint, Output, Request, SamplingParams, join_outputs
 from tests.tiny_model import save_tiny_model
@@ -362,6 +362,24 @@ def test_pages_that_are_lost_end_the_engine(folder: Path, capfd: pytest.CaptureF
     words = _last_words(caught.value, folder)
     assert "pages" in words.message and "porcelet's mistake" in words.message and "\n" not in words.message
     assert "check_idle" in capfd.readouterr().err
+
+
+def test_outputs_too_long_for_a_frame(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They go one a frame; one that is too long alone ends its request, which the engine then drops."""
+    engine = Engine.load(folder, CONFIG)
+    engine.submit(Request(id="long", prompt=(1, 2), params=ENDLESS))
+    engine.step()
+    long, short = (Output(request_id=name, tokens=(1,) * size, logprobs=()) for name, size in (("long", 900), ("b", 1)))
+    monkeypatch.setattr("porcelet.engine.messages.MAX_FRAME_BYTES", 900)
+    ours, theirs = socket.socketpair()
+    with ours, theirs, ours.makefile("rb") as stream:
+        _send_outputs(engine, theirs, [long, short])
+        first, second = (unpack(from_engine, read_body(stream) or b"") for _ in range(2))
+    assert isinstance(first, Outputs) and isinstance(second, Outputs)
+    assert [(o.request_id, o.finish_reason) for o in first.outputs] == [("long", "error")]
+    assert "too long" in (first.outputs[0].error or "") and second.outputs == [short]
+    engine.step()
+    assert not engine.has_work
 
 
 def test_client_imports_no_torch() -> None:

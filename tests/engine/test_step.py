@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from porcelet.config import PAGE_SIZE, ModelConfig
 from porcelet.engine.runner import Runner
-from porcelet.kernels import cpu
+from porcelet.kernels import OPS, cpu
 from porcelet.kernels.linear import FP8Weight
 from porcelet.models.experts import Gate
 from porcelet.models.layers import Embedding, Linear
@@ -283,6 +283,20 @@ def test_a_model_that_cannot_be_recorded_says_why(monkeypatch: pytest.MonkeyPatc
     runner = start(make(LLAMA))
     assert runner.run(Sequences(3).batch({0: 5})).shape == (1, 97)
     assert not runner.recorded and "no instruction" in runner.why_not
+
+
+@pytest.mark.parametrize("config", [LLAMA, V3], ids=["llama", "v3"])
+def test_a_model_in_another_precision_runs_eagerly(config: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """bfloat16 over a cache of float32: nothing is recorded, the runner names the reason, the logits are the
+    definitions'."""
+    model, batch = make(config).bfloat16(), Sequences(3).batch({0: 5, 1: 1})
+    runner = start(model)
+    logits = runner.run(batch)
+    assert not runner.recorded and "bfloat16" in runner.why_not
+    monkeypatch.setenv("PORCELET_KERNELS", "reference")
+    for an_op in OPS.values():
+        monkeypatch.setattr(an_op, "_resolved", {})
+    assert difference(logits, start(model).run(batch)) < 0.02
 
 
 def test_indices_outside_the_tables_assert() -> None:

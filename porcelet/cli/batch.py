@@ -34,6 +34,8 @@ def run_batch(source: Path, target: Path, defaults: SamplingParams, load: Callab
         PorceletError: requests failed; their lines say why.
     """
     ids = check_jobs(source, defaults)
+    if target.exists() and target.samefile(source):
+        raise InputError(f"{target} is the file of requests; give another --output")
     with open_results(target) as results:
         strange = next(iter(results.done - ids), None)
         if strange is not None:
@@ -70,6 +72,7 @@ def answer_jobs(model: TextModel, jobs: Iterator[Job], results: ResultFile, repo
                 del answers[result.id]
                 if result.error:
                     engine.abort(result.id)
+        results.sync_if_due()
         report(len(results.done), num_tokens)
     engine.check_idle()
 

@@ -51,7 +51,7 @@ def generate(
     if batch:
         from porcelet.cli.batch import run_batch
 
-        run_batch(batch, output or batch.with_suffix(".out.jsonl"), params, load)
+        run_batch(batch, output or beside(batch), params, load)
     elif prompt is not None:
         _answer(load(), [{"role": "user", "content": prompt}], params)
 
@@ -78,6 +78,11 @@ def chat(model: Model = DEFAULT, params: SamplingParams = LIVELY, settings: Sett
             except InputError as problem:  # too long, perhaps; the conversation before it stands
                 print(f"porcelet: {problem}", file=sys.stderr)
                 messages.pop()
+
+
+def beside(batch: Path) -> Path:
+    """Where the answers to a file of requests go unless told otherwise; no two files of requests share it."""
+    return batch.with_name(batch.name.removesuffix(".jsonl") + ".out.jsonl")
 
 
 def _loader(model: str, settings: list[str] | None) -> Callable[[], TextModel]:

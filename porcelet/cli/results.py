@@ -2,15 +2,16 @@
 
     {"id": "a", "text": "...", "finish_reason": "stop", "usage": {...}, "error": null}
 
-A line is written whole by one call, so a killed process leaves at most a beginning of one at the end of the file, which
-the next run cuts off. Every second, and at the end, the file is forced to the disk: a power cut costs the answers of
-that second, which are computed again. The file is locked while it is written; the lock ends with its process.
+A line is written whole by one call, so a killed process leaves at most a beginning of one at the end of the file, or
+zeros, which the next run cuts off. Every second, and at the end, the file is forced to the disk: a power cut costs the
+answers of that second, which are computed again. The file is locked while it is written; its process's end unlocks it.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,8 +48,12 @@ class ResultFile:
         self.num_failed = 0
         self._descriptor = descriptor
         self._synced = time.monotonic()
-        size = self._read()
-        os.ftruncate(descriptor, size)
+        self._is_dirty = False
+        with _told(path):
+            size, is_open = self._read()
+            os.ftruncate(descriptor, size)
+            if is_open:
+                os.write(descriptor, b"\n")
 
     def append(self, result: Result) -> None:
         """Write one line.
@@ -58,26 +63,36 @@ class ResultFile:
         """
         assert result.id not in self.done
         line = _encoder.encode(result) + b"\n"
-        try:
+        self._is_dirty = True
+        with _told(self.path):
             while line:
                 line = line[os.write(self._descriptor, line) :]
-            if time.monotonic() - self._synced > SYNC_SECONDS:
-                self.sync()
-        except OSError as problem:
-            raise CapacityError(f"{self.path} cannot be written: {problem.strerror}; then run it again") from problem
         self._enter(result)
+        self.sync_if_due()
+
+    def sync_if_due(self) -> None:
+        """Force what was appended to the disk, at most once a second. Call it often, whether anything was or not."""
+        if self._is_dirty and time.monotonic() - self._synced > SYNC_SECONDS:
+            self.sync()
 
     def sync(self) -> None:
-        """Wait until everything is on the disk."""
-        os.fsync(self._descriptor)
+        """Wait until everything is on the disk.
+
+        Raises:
+            CapacityError: the disk is full, or fails.
+        """
+        with _told(self.path):
+            os.fsync(self._descriptor)
+        self._is_dirty = False
         self._synced = time.monotonic()
 
     def _enter(self, result: Result) -> None:
         self.done.add(result.id)
         self.num_failed += result.error is not None
 
-    def _read(self) -> int:
-        """Enter the lines that are there; the bytes that they take, without a half-written one at the end.
+    def _read(self) -> tuple[int, bool]:
+        """Enter the lines that are there. The bytes that they take, without a half-written one at the end, and whether
+        the last lacks nothing but its newline.
 
         Raises:
             InputError: the file holds something else, so it is left as it is.
@@ -86,12 +101,22 @@ class ResultFile:
         with open(self._descriptor, "rb", closefd=False) as file:
             for number, line in enumerate(file, 1):
                 if not line.endswith(b"\n"):
-                    if not line.startswith(START[: len(line)]):
-                        raise InputError(f"{self.path}:{number} is no result; give another --output")
-                    break
+                    tail = self._enter_tail(line.rstrip(b"\0"), number)
+                    return size + tail, tail > 0
                 self._enter(self._result(line, number))
                 size += len(line)
-        return size
+        return size, False
+
+    def _enter_tail(self, tail: bytes, number: int) -> int:
+        """Enter a last line without its newline; how many bytes of it stay: all, or none if it is half-written."""
+        if not tail.startswith(START[: len(tail)]):
+            raise InputError(f"{self.path}:{number} is no result; give another --output")
+        try:
+            msgspec.json.decode(tail)
+        except msgspec.DecodeError:
+            return 0
+        self._enter(self._result(tail, number))
+        return len(tail)
 
     def _result(self, line: bytes, number: int) -> Result:
         try:
@@ -109,18 +134,45 @@ def open_results(path: Path) -> Iterator[ResultFile]:
 
     Raises:
         InputError: it cannot be opened, another run writes it, or it holds something else than results.
+        CapacityError: the disk is full, or fails.
     """
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
     except OSError as problem:
         raise InputError(f"{path} cannot be written: {problem.strerror}; give another --output") from problem
     try:
+        _check_kind(descriptor, path)
         _lock(descriptor, path)
         results = ResultFile(path, descriptor)
-        yield results
-        results.sync()
+        try:
+            yield results
+        finally:
+            results.sync()
     finally:
         os.close(descriptor)
+
+
+def _check_kind(descriptor: int, path: Path) -> None:
+    """Refuse what is no regular file; make sure that the name of a new one is on the disk."""
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        raise InputError(f"{path} is no regular file; give another --output")
+    if status.st_size == 0:
+        with _told(path):
+            folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """What the operating system says of `path`, as our own error."""
+    try:
+        yield
+    except OSError as problem:
+        raise CapacityError(f"{path} cannot be written: {problem.strerror}; mend that, then run it again") from problem
 
 
 def _lock(descriptor: int, path: Path) -> None:
@@ -128,3 +180,5 @@ def _lock(descriptor: int, path: Path) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as problem:
         raise InputError(f"{path} is being written by another run; wait for it, or give another --output") from problem
+    except OSError as problem:
+        raise InputError(f"{path} cannot be locked: {problem.strerror}; give an --output elsewhere") from problem

@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import logging
 import socket
 import subprocess
 import sys
@@ -43,6 +44,8 @@ from porcelet.engine.messages import (
 )
 from porcelet.errors import CapacityError, EngineError, PorceletError
 from porcelet.types import Output, Progress, Request, join_outputs
+
+log = logging.getLogger(__name__)
 
 MAX_IN_FLIGHT = 1024
 EXIT_SECONDS = 2.0
@@ -161,7 +164,7 @@ class EngineClient:
         try:
             while True:
                 self._deliver(await _receive(reader))
-        except (EOFError, PorceletError) as problem:
+        except Exception as problem:  # our own mistake, too: whoever waits must not wait for ever
             await self._end(problem)
 
     def _deliver(self, message: FromEngine) -> None:
@@ -177,22 +180,26 @@ class EngineClient:
             case _:
                 raise _out_of_turn(message)
 
-    async def _end(self, problem: EOFError | PorceletError) -> PorceletError:
+    async def _end(self, problem: Exception) -> PorceletError:
         """Tell every request why the process ends, and wait until it is gone; one that goes on is killed."""
         if isinstance(problem, PorceletError):
             self._fail(problem)
+        elif not isinstance(problem, EOFError):
+            log.error("the engine's messages cannot be read", exc_info=problem)
+            self._fail(EngineError(f"the engine's messages cannot be read: {problem!r}"))
         code = await asyncio.to_thread(self._exit_code, EXIT_SECONDS if self.failure else HUNG_UP_SECONDS)
         assert self._writer
         self._writer.transport.abort()
         return self._fail(_death(code))
 
-    def _exit_code(self, seconds: float = EXIT_SECONDS) -> int:
-        """Wait for a process that is about to end; one that is stuck is killed."""
+    def _exit_code(self, seconds: float = EXIT_SECONDS) -> int | None:
+        """Wait for a process that is about to end; one that is stuck is killed and has no code."""
         try:
             return self.process.wait(seconds)
         except subprocess.TimeoutExpired:
             self.process.kill()
-            return self.process.wait()
+            self.process.wait()
+            return None
 
     def _fail(self, failure: PorceletError) -> PorceletError:
         """Only the first reason counts: it is the one that led to the others."""
@@ -250,7 +257,7 @@ async def _receive(reader: asyncio.StreamReader) -> FromEngine:
     try:
         length = body_length(await reader.readexactly(HEADER_BYTES))
         message = unpack(from_engine, await reader.readexactly(length))
-    except ConnectionResetError as problem:
+    except OSError as problem:  # a write that found it gone ends the reading, too
         raise EOFError from problem
     if isinstance(message, Failed):
         raise error_of(message.kind, message.message)
@@ -261,7 +268,9 @@ def _out_of_turn(message: FromEngine) -> EngineError:
     return EngineError(f"the engine said {type(message).__name__} out of turn")
 
 
-def _death(code: int) -> EngineError:
+def _death(code: int | None) -> EngineError:
+    if code is None:
+        return EngineError("the engine process hung up, but did not end, so it was killed")
     if code >= 0:
         return EngineError(f"the engine process ended with exit code {code}")
     reason = "; often the machine is out of memory" if -code == 9 else ""

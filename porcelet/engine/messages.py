@@ -82,9 +82,16 @@ _errors = {error.kind: error for error in (InputError, ModelError, CapacityError
 
 
 def pack(message: ToEngine | FromEngine) -> bytes:
-    """A whole frame."""
+    """A whole frame.
+
+    Raises:
+        CapacityError: the message is too long for one.
+    """
     body = _encoder.encode(message)
-    assert len(body) <= MAX_FRAME_BYTES
+    if len(body) > MAX_FRAME_BYTES:
+        raise CapacityError(
+            f"a message of {len(body)} bytes is too long; at most {MAX_FRAME_BYTES}: ask for less at once"
+        )
     return len(body).to_bytes(HEADER_BYTES, "big") + body
 
 

@@ -9,7 +9,7 @@ which begins with the main model's hidden states.
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from porcelet.config import PAGE_SIZE
 from porcelet.kernels import cpu
-from porcelet.kernels.linear import take_rows
+from porcelet.kernels.linear import Int8Weight, take_rows
 from porcelet.kernels.record import NotRecordable, Tape
 from porcelet.models.attention import PagedView
 from porcelet.models.rope import frequencies
@@ -68,6 +68,21 @@ def step(model: Transformer, inputs: Inputs, view: PagedView, before: Tensor | N
     return model.predict_further(before, inputs.tokens, inputs.positions, view)
 
 
+def _weights(model: Transformer) -> list[tuple[dict[str, Any], str, object, Tensor, int]]:
+    """The table that holds each parameter, buffer or packed weight, its name there, itself, its tensor and the address.
+
+    The list keeps them alive: the recording reads them until it is found to be out of date.
+    """
+    found = []
+    for module in model.modules():
+        for table in (module._parameters, module._buffers, module.__dict__):
+            for name, weight in table.items():
+                tensor = weight.packed if isinstance(weight, Int8Weight) else weight
+                if isinstance(tensor, Tensor):
+                    found.append((table, name, weight, tensor, tensor.data_ptr()))
+    return found
+
+
 class RecordedStep:
     """The model's step over a cache, recorded for up to `capacity` tokens at positions below `max_length`; the MTP
     layer's if `is_draft`.
@@ -89,12 +104,15 @@ class RecordedStep:
         with Tape(self.program, capacity, max_length) as self._tape:
             self._hidden = step(model, self._inputs, self._inputs.view(cache), self._before)
             self._logits = model.logits(take_rows(self._hidden, self._inputs.sampled))
-        self._addresses = [(parameter, parameter.data_ptr()) for parameter in model.parameters()]
+        self._weights = _weights(model)
 
     @property
     def is_valid(self) -> bool:
-        """Whether the model's parameters are where they were when the step was recorded."""
-        return all(parameter.data_ptr() == address for parameter, address in self._addresses)
+        """Whether the model's weights are the ones that were recorded, and where they were."""
+        for table, name, weight, tensor, address in self._weights:
+            if table.get(name) is not weight or tensor.data_ptr() != address:
+                return False
+        return True
 
     def run(
         self, batch: Batch, before: Float[Tensor, "T D"] | None = None

@@ -152,10 +152,11 @@ class Supervisor:
         return await self.client.ended()
 
 
-def _final(failure: PorceletError, num_failures: int, restarts: Restarts) -> PorceletError | None:
+def _final(failure: PorceletError, num_failures: int, restarts: Restarts) -> EngineError | None:
     """The error of an engine that another start cannot help; None if it may."""
     if isinstance(failure, ModelError | InputError):
-        return type(failure)(f"{failure}; once that is mended, start the server again")
+        # The answer to somebody else's request: that it is the model's fault must not sound as if it were theirs.
+        return EngineError(f"{failure}; once that is mended, start the server again")
     if num_failures > restarts.max_starts:
         return EngineError(f"{failure}; that was so {num_failures} times in a row, so start the server again")
     return None

@@ -39,10 +39,10 @@ from porcelet.engine.messages import (
     to_engine,
     unpack,
 )
-from porcelet.errors import EngineError, PorceletError
+from porcelet.errors import CapacityError, EngineError, PorceletError
 from porcelet.kernels.linear import FP8Weight, Int8Weight
 from porcelet.models.layers import Linear
-from porcelet.types import Progress, Request
+from porcelet.types import Output, Progress, Request
 
 REPORT_SECONDS = 0.1
 
@@ -109,7 +109,7 @@ def _serve(engine: Engine, connection: socket.socket, inbox: Inbox) -> None:
             if refused:
                 _send(connection, refused)
         if engine.has_work:
-            _send(connection, Outputs(engine.step(), dict(engine.stats())))
+            _send_outputs(engine, connection, engine.step())
             if not engine.has_work:
                 engine.check_idle()
 
@@ -179,6 +179,25 @@ def _reporter(connection: socket.socket) -> Progress:
 
 def _send(connection: socket.socket, message: FromEngine) -> None:
     connection.sendall(pack(message))
+
+
+def _send_outputs(engine: Engine, connection: socket.socket, outputs: list[Output]) -> None:
+    """All in one frame; if that is too long, one a frame, and a request whose output alone is too long ends by that."""
+    try:
+        _send(connection, Outputs(outputs, dict(engine.stats())))
+    except CapacityError as problem:
+        if len(outputs) > 1:
+            for output in outputs:
+                _send_outputs(engine, connection, [output])
+            return
+        engine.abort(outputs[0].request_id)
+        _send(connection, Outputs([_failed(outputs[0], str(problem))], dict(engine.stats())))
+
+
+def _failed(output: Output, error: str) -> Output:
+    return Output(
+        request_id=output.request_id, tokens=(), logprobs=(), index=output.index, finish_reason="error", error=error
+    )
 
 
 def _ready(engine: Engine) -> Ready:

@@ -35,10 +35,9 @@ SECURITY_HEADERS = {
 }
 
 
-def create_app(service: Service) -> FastAPI:
+def create_app(service: Service) -> Guard:
     """The application over one served model."""
     app = FastAPI(title="porcelet", docs_url=None, redoc_url=None)  # their pages load scripts from elsewhere
-    app.add_middleware(Guard)
     install(app)
     app.include_router(openai.routes(service))
     app.mount("/static", StaticFiles(directory=STATIC))
@@ -54,7 +53,7 @@ def create_app(service: Service) -> FastAPI:
             return problem_response(failure, 503)
         return JSONResponse({"status": "ok", "model": service.name, "engine": service.engine.stats})
 
-    return app
+    return Guard(app)  # no middleware of it: those are inside of what answers our own mistakes
 
 
 class Guard:

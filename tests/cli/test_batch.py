@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pty
@@ -15,11 +16,12 @@ from typing import Any
 import pytest
 
 from porcelet.cli.batch import Answer, answer_jobs, run_batch
+from porcelet.cli.chat import beside
 from porcelet.cli.jobs import Job, check_jobs, read_jobs
 from porcelet.cli.results import Result, open_results
 from porcelet.config import EngineConfig
 from porcelet.engine.text import TextModel, load
-from porcelet.errors import InputError, PorceletError
+from porcelet.errors import CapacityError, InputError, PorceletError
 from porcelet.types import Output, SamplingParams
 from tests.tiny_model import save_tiny_model
 
@@ -241,6 +243,80 @@ def test_a_file_of_something_else_is_left_alone(tmp_path: Path, content: str) ->
     with pytest.raises(InputError, match=r"out.jsonl:\d "), open_results(path):
         pass
     assert path.read_text() == content
+
+
+@pytest.mark.parametrize("content", ['{"id":"a","prompt":"x"}', '{"id":"a","n":[1]}', '{"id":7}'])
+def test_a_line_of_something_else_is_never_cut(tmp_path: Path, content: str) -> None:
+    """One whole line without its newline is no half-written result, and stays."""
+    path = tmp_path / "out.jsonl"
+    path.write_text(content)
+    with pytest.raises(InputError, match="out.jsonl:1 is no result"), open_results(path):
+        pass
+    assert path.read_text() == content
+
+
+def test_the_requests_are_no_place_for_the_answers(tmp_path: Path) -> None:
+    """The input under any of its names is refused as the output, and not changed."""
+    source = tmp_path / "in.jsonl"
+    source.write_text('{"id":"a","prompt":"x"}')
+    (tmp_path / "link.jsonl").symlink_to(source)
+    for name in ("in.jsonl", "link.jsonl"):
+        with pytest.raises(InputError, match="file of requests"):
+            run_batch(source, tmp_path / name, GREEDY, lambda: pytest.fail("loaded"))
+    assert source.read_text() == '{"id":"a","prompt":"x"}'
+
+
+def test_a_result_without_its_newline_gets_it(tmp_path: Path) -> None:
+    """A kill before the very last byte, and zeros that a power cut left: the answer counts, the next has its line."""
+    path = tmp_path / "out.jsonl"
+    path.write_bytes(b'{"id":"a"}\n{"id":"b"}\0\0\0')
+    with open_results(path) as results:
+        assert results.done == {"a", "b"}
+        results.append(Result(id="c"))
+    assert [line["id"] for line in read_lines(path)] == ["a", "b", "c"]
+    path.write_bytes(b'{"id":"a"}\n' + b"\0" * 5000)
+    with open_results(path) as results:
+        assert results.done == {"a"}
+    assert path.read_bytes() == b'{"id":"a"}\n'
+
+
+def test_only_a_regular_file_is_written() -> None:
+    """A device is refused in our own words."""
+    with pytest.raises(InputError, match="/dev/null is no regular file"), open_results(Path(os.devnull)):
+        pass
+
+
+def test_answers_reach_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Due syncs happen while nothing is appended, and one at the end of a run that fails; a new file's folder is
+    synced first; a disk that fails is our own error."""
+    synced: list[int] = []
+    sync, now = os.fsync, time.monotonic
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (synced.append(os.fstat(descriptor).st_ino), sync(descriptor)))
+    path = tmp_path / "out.jsonl"
+    with pytest.raises(KeyboardInterrupt), open_results(path) as results:
+        assert synced == [tmp_path.stat().st_ino]
+        results.append(Result(id="a"))
+        results.sync_if_due()
+        assert len(synced) == 1
+        monkeypatch.setattr(time, "monotonic", lambda: now() + 2)
+        results.sync_if_due()
+        results.sync_if_due()
+        assert synced[1:] == [path.stat().st_ino]
+        raise KeyboardInterrupt
+    assert synced[1:] == [path.stat().st_ino] * 2
+
+    def fail(descriptor: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(CapacityError, match="out.jsonl cannot be written: Input/output error"), open_results(path):
+        pass
+
+
+def test_every_file_of_requests_has_its_own_answers() -> None:
+    """Only .jsonl is replaced: what else follows a dot belongs to the name."""
+    names = {"a.jsonl": "a.out.jsonl", "run.1": "run.1.out.jsonl", "run.2": "run.2.out.jsonl"}
+    assert {name: beside(Path("x") / name).name for name in names} == names
 
 
 def test_results_of_another_file_are_refused(tmp_path: Path) -> None:

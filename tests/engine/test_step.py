@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from porcelet.config import PAGE_SIZE, ModelConfig
 from porcelet.engine.runner import Runner
-from porcelet.kernels import cpu
+from porcelet.kernels import OPS, cpu
 from porcelet.kernels.linear import FP8Weight
+from porcelet.models.experts import Gate
 from porcelet.models.layers import Embedding, Linear
 from porcelet.models.transformer import Transformer, build, initialize
 from porcelet.types import Batch
@@ -212,7 +213,7 @@ def test_copied_pages_continue_their_sequence(config: ModelConfig) -> None:
 
 
 def test_parameters_are_used_as_they_are() -> None:
-    """Values changed in place count in the next step, and so do parameters that were moved."""
+    """Values changed in place count in the next step, and so do parameters that were moved or replaced."""
     model, moved = make(LLAMA), make(LLAMA)
     runner = start(model)
     for change in (
@@ -225,6 +226,47 @@ def test_parameters_are_used_as_they_are() -> None:
         moved.load_state_dict(model.state_dict())
         actual = runner.run(Sequences(3).batch({0: 5}))
         assert torch.equal(actual, start(moved).run(Sequences(3).batch({0: 5})))
+
+
+def new_parameter(model: Transformer) -> None:
+    layer = model.model.layers[1].mlp.down_proj
+    layer.weight = nn.Parameter(layer.weight.detach() * 1.5)
+
+
+def assigned_state(model: Transformer) -> None:
+    model.load_state_dict({name: tensor * 1.5 for name, tensor in model.state_dict().items()}, assign=True)
+
+
+def new_buffer(model: Transformer) -> None:
+    gate = next(module for module in model.modules() if isinstance(module, Gate))
+    gate.e_score_correction_bias = gate.e_score_correction_bias.flip(0) * 100
+
+
+def new_packed_weight(model: Transformer) -> None:
+    layer = model.model.layers[1].mlp.down_proj
+    layer.weight = to_int8(layer.weight.dequantize() * 1.5)
+
+
+@pytest.mark.parametrize(
+    ("config", "weights", "replace"),
+    [
+        (LLAMA, "float32", new_parameter),
+        (LLAMA, "float32", assigned_state),
+        (V3, "float32", new_buffer),
+        (LLAMA, "int8", new_packed_weight),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_replaced_weights_count(config: ModelConfig, weights: str, replace: Callable[[Transformer], None]) -> None:
+    """Whatever way a weight is put in another's place, the next step reads it, and never the memory of the old one."""
+    model, fresh = make(config, weights), make(config, weights)
+    runner = start(model)
+    before = runner.run(Sequences(3).batch({0: 5})).clone()
+    replace(model)
+    replace(fresh)
+    actual = runner.run(Sequences(3).batch({0: 5}))
+    assert runner.recorded and not torch.equal(actual, before)
+    assert torch.equal(actual, start(fresh).run(Sequences(3).batch({0: 5})))
 
 
 def test_a_model_that_cannot_be_recorded_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,6 +283,20 @@ def test_a_model_that_cannot_be_recorded_says_why(monkeypatch: pytest.MonkeyPatc
     runner = start(make(LLAMA))
     assert runner.run(Sequences(3).batch({0: 5})).shape == (1, 97)
     assert not runner.recorded and "no instruction" in runner.why_not
+
+
+@pytest.mark.parametrize("config", [LLAMA, V3], ids=["llama", "v3"])
+def test_a_model_in_another_precision_runs_eagerly(config: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """bfloat16 over a cache of float32: nothing is recorded, the runner names the reason, the logits are the
+    definitions'."""
+    model, batch = make(config).bfloat16(), Sequences(3).batch({0: 5, 1: 1})
+    runner = start(model)
+    logits = runner.run(batch)
+    assert not runner.recorded and "bfloat16" in runner.why_not
+    monkeypatch.setenv("PORCELET_KERNELS", "reference")
+    for an_op in OPS.values():
+        monkeypatch.setattr(an_op, "_resolved", {})
+    assert difference(logits, start(model).run(batch)) < 0.02
 
 
 def test_indices_outside_the_tables_assert() -> None:

@@ -120,14 +120,14 @@ def test_gives_up_on_a_process_that_keeps_dying(folder: Path) -> None:
 
 
 def test_a_model_that_is_gone_is_not_tried_again(folder: Path, tmp_path: Path) -> None:
-    """What another start cannot heal ends the restarts at once, with the model's own error."""
+    """What another start cannot heal ends the restarts at once; requests hear the model's own reason as a 5xx."""
     model = shutil.copytree(folder, tmp_path / "model")
 
     async def body(engine: Supervisor) -> None:
         (model / "config.json").rename(model / "away.json")
         engine.client.process.kill()
-        await until(lambda: isinstance(engine.failure, ModelError))
-        with pytest.raises(ModelError, match="start the server again"):
+        await until(lambda: isinstance(engine.failure, EngineError))
+        with pytest.raises(EngineError, match="config.json.*start the server again"):
             await collect(engine, request("late", SHORT))
 
     with_supervisor(model, QUICK, body)
@@ -141,7 +141,7 @@ def test_another_model_in_its_place_is_refused(folder: Path, tmp_path: Path) -> 
         config = model / "config.json"
         config.write_text(config.read_text().replace("100000", "99999"))
         engine.client.process.kill()
-        await until(lambda: isinstance(engine.failure, ModelError))
+        await until(lambda: isinstance(engine.failure, EngineError))
         assert "no longer the model" in str(engine.failure)
 
     with_supervisor(model, QUICK, body)

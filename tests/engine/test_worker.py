@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ from porcelet.engine.messages import (
     to_engine,
     unpack,
 )
-from porcelet.engine.worker import _last_words, _serve
+from porcelet.engine.worker import _last_words, _send_outputs, _serve
 from porcelet.errors import EngineError, InputError, ModelError
 from porcelet.types import Constraint, Output, Request, SamplingParams, join_outputs
 from tests.tiny_model import save_tiny_model
@@ -153,6 +153,39 @@ def test_refusal_abort_and_death(folder: Path) -> None:
         assert not client.alive
         with pytest.raises(EngineError, match="killed by signal 9"):
             await collect(client, Request(id="late", prompt=(1,), params=ENDLESS))
+
+    with_client(folder, body)
+
+
+def test_a_death_found_by_writing_reaches_everybody(folder: Path) -> None:
+    """A process that is gone before its end was read: the write that fails ends every request as the end would."""
+
+    async def body(client: EngineClient) -> None:
+        streams = [client.submit(Request(id=str(i), prompt=(1,), params=ENDLESS)) for i in range(3)]
+        for stream in streams:
+            await anext(stream)
+        client.process.kill()
+        time.sleep(0.05)  # a busy loop: it writes before it reads
+        late = collect(client, Request(id="late", prompt=(1,), params=ENDLESS))
+        waiting = [drain(stream) for stream in streams]
+        problems = await asyncio.wait_for(asyncio.gather(late, *waiting, return_exceptions=True), 1)
+        assert ["signal 9" in str(problem) for problem in problems] == [True] * 4
+
+    with_client(folder, body)
+
+
+async def drain(stream: AsyncGenerator[Output, None]) -> None:
+    async for _ in stream:
+        pass
+
+
+def test_a_process_that_hangs_up_and_goes_on_is_killed(folder: Path) -> None:
+    """The reason says so, and blames no lack of memory for a signal that we sent."""
+
+    async def body(client: EngineClient) -> None:
+        client.process.send_signal(signal.SIGSTOP)
+        client._connection.shutdown(socket.SHUT_RD)
+        assert str(await client.ended()) == "the engine process hung up, but did not end, so it was killed"
 
     with_client(folder, body)
 
@@ -329,6 +362,24 @@ def test_pages_that_are_lost_end_the_engine(folder: Path, capfd: pytest.CaptureF
     words = _last_words(caught.value, folder)
     assert "pages" in words.message and "porcelet's mistake" in words.message and "\n" not in words.message
     assert "check_idle" in capfd.readouterr().err
+
+
+def test_outputs_too_long_for_a_frame(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They go one a frame; one that is too long alone ends its request, which the engine then drops."""
+    engine = Engine.load(folder, CONFIG)
+    engine.submit(Request(id="long", prompt=(1, 2), params=ENDLESS))
+    engine.step()
+    long, short = (Output(request_id=name, tokens=(1,) * size, logprobs=()) for name, size in (("long", 900), ("b", 1)))
+    monkeypatch.setattr("porcelet.engine.messages.MAX_FRAME_BYTES", 900)
+    ours, theirs = socket.socketpair()
+    with ours, theirs, ours.makefile("rb") as stream:
+        _send_outputs(engine, theirs, [long, short])
+        first, second = (unpack(from_engine, read_body(stream) or b"") for _ in range(2))
+    assert isinstance(first, Outputs) and isinstance(second, Outputs)
+    assert [(o.request_id, o.finish_reason) for o in first.outputs] == [("long", "error")]
+    assert "too long" in (first.outputs[0].error or "") and second.outputs == [short]
+    engine.step()
+    assert not engine.has_work
 
 
 def test_client_imports_no_torch() -> None:

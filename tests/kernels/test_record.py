@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -9,8 +11,8 @@ import torch
 from torch import Tensor
 
 from porcelet.kernels import RECORDER, cpu
-from porcelet.kernels.linear import FP8Weight, linear, take_rows
-from porcelet.kernels.pointwise import add, concat, rms_norm, rotary_angles
+from porcelet.kernels.linear import FP8Weight, embedding, linear, take_rows
+from porcelet.kernels.pointwise import add, concat, rms_norm, rotary_angles, silu_mul
 from porcelet.kernels.record import Arena, NotRecordable, Tape
 
 pytestmark = pytest.mark.skipif(not cpu.available(), reason="no compiler, hence no native module")
@@ -111,6 +113,48 @@ def test_strided_inputs_are_refused() -> None:
     x, weight = torch.zeros(8, 2).T, torch.ones(8)
     with pytest.raises(NotRecordable, match="strides"), tape():
         rms_norm(x, weight, 1e-6)
+
+
+def test_only_plain_rows_are_recorded() -> None:
+    """More dimensions, and a second operand of another type, are refused while recording and right at once."""
+    rows, cube, table = torch.randn(CAPACITY, 12), torch.randn(CAPACITY, 3, 4), torch.randn(9, 12).bfloat16()
+    for an_op, first, second in (
+        (silu_mul, cube, cube),
+        (silu_mul, rows, rows.bfloat16()),
+        (add, rows, rows.bfloat16()),
+    ):
+        assert torch.equal(an_op(first, second), an_op.reference(first, second))
+        with pytest.raises(NotRecordable), tape():
+            an_op(first, second)
+    tokens = torch.zeros(CAPACITY, dtype=torch.int64)
+    for an_op, first in ((linear, rows), (embedding, tokens)):
+        with pytest.raises(NotRecordable, match="bfloat16"), tape():
+            an_op(first, table)
+
+
+SPINNING = """
+import os, time
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+import torch
+from porcelet.kernels import cpu
+from porcelet.kernels.pointwise import add
+from porcelet.kernels.record import Tape
+x, times = torch.zeros(1, 16), []
+with torch.inference_mode(), Tape(cpu.new_program(), 1, 1) as tape:
+    for _ in range(200):
+        x = add(x, x)
+for _ in range(10):
+    start = time.process_time()
+    tape.program.run(1, 0, 2)
+    times.append(time.process_time() - start)
+print(min(times))
+"""
+
+
+def test_threads_without_a_processor_each_do_not_spin() -> None:
+    """Two threads on one processor: 200 meetings cost little time, as the one that waits gives way."""
+    done = subprocess.run([sys.executable, "-c", SPINNING], capture_output=True, text=True, timeout=60, check=True)
+    assert float(done.stdout) < 2e-3
 
 
 def test_nothing_is_recorded_where_bodies_are_off(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -15,8 +16,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from porcelet.server.app import MAX_BODY_BYTES
+from porcelet.engine.supervisor import Supervisor
+from porcelet.server.app import MAX_BODY_BYTES, SECURITY_HEADERS, create_app
 from porcelet.server.loopback import is_loopback
+from porcelet.server.service import Service
 from tests.server.conftest import Server, start_server
 
 STATIC = Path(__file__).parents[2] / "porcelet/server/static"
@@ -117,6 +120,25 @@ def test_security_headers(server: Server, path: str) -> None:
     assert "unsafe" not in headers["content-security-policy"]
     assert headers["x-content-type-options"] == "nosniff"
     assert not [name for name in headers if name.startswith("access-control-")]
+
+
+def test_our_own_mistakes_carry_the_headers() -> None:
+    """The answer to a fault in the server itself is guarded like every other."""
+
+    class Broken(Service):
+        @property
+        def engine(self) -> Supervisor:
+            raise RuntimeError("broken")
+
+    async def main() -> httpx.Response:
+        app = create_app(object.__new__(Broken))
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            return await client.get("/healthz")
+
+    response = asyncio.run(main())
+    assert response.status_code == 500 and "made a mistake" in response.json()["error"]["message"]
+    assert SECURITY_HEADERS.items() <= {name: response.headers.get(name) for name in SECURITY_HEADERS}.items()
 
 
 def test_loopback() -> None:

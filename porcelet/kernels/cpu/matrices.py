@@ -22,6 +22,7 @@ from porcelet.kernels.cpu.target import (
 )
 from porcelet.kernels.experts import ExpertWeight, experts, route, route_softmax
 from porcelet.kernels.linear import GROUP, Int8Weight, Weight, heads_linear, linear
+from porcelet.kernels.record import NotRecordable
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -51,7 +52,9 @@ def linear_int8(target: Target, x: Float[Tensor, "T D"], weight: Weight) -> Floa
 
 
 def _linear_float(target: Target, x: Tensor, weight: Weight) -> Tensor:
-    assert isinstance(weight, Tensor) and weight.dtype == torch.float32 and weight.is_cpu and weight.stride(-1) == 1
+    assert isinstance(weight, Tensor) and weight.is_cpu and weight.stride(-1) == 1
+    if weight.dtype != torch.float32:
+        raise NotRecordable(f"a linear layer's weight is in {weight.dtype}")
     (T, K), N = x.shape, len(weight)
     assert weight.shape == (N, K), (x.shape, weight.shape)
     out = target.empty(T, N)
@@ -67,7 +70,7 @@ def linear_float(x: Float[Tensor, "T D"], weight: Weight) -> Float[Tensor, "T N"
     """x · weightᵀ from the parameter as it lies, up to 64 tokens, each with the same bits in every batch and on any
     number of threads. More tokens, and weights whose rows do not lie in one piece, go to torch."""
     assert isinstance(weight, Tensor)
-    if len(x) > LARGEST_BATCH or weight.stride(-1) != 1:
+    if len(x) > LARGEST_BATCH or weight.stride(-1) != 1 or weight.dtype != torch.float32:
         return linear.reference(x, weight)
     return at_once(_linear_float, len(x), x.numel() * len(weight), x, weight)
 
@@ -139,9 +142,25 @@ def experts_float(
     return at_once(_experts, len(x), work, x, gate_up, down, indices.contiguous(), weights.contiguous())
 
 
-@native(route, "cpu_float", is_float, work=lambda logits: 16 * logits.numel())
-def route_float(
+@route.instruction(when=is_float, available=available)
+def _route_biased(
     target: Target,
+    logits: Tensor,
+    bias: Tensor,
+    num_groups: int,
+    topk_group: int,
+    top_k: int,
+    normalize: bool,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    if bias.dtype != torch.float32:
+        raise NotRecordable(f"a gate's bias is in {bias.dtype}")
+    assert bias.is_contiguous() and bias.shape == logits.shape[1:]
+    return _route(target, logits, bias.data_ptr(), num_groups, topk_group, top_k, normalize, scale)
+
+
+@route.body("cpu_float", when=is_float, available=available)
+def route_float(
     logits: Float[Tensor, "T E"],
     bias: Float[Tensor, "E"],
     num_groups: int,
@@ -151,8 +170,10 @@ def route_float(
     scale: float,
 ) -> tuple[Int[Tensor, "T A"], Float[Tensor, "T A"]]:
     """One pass a token. Of equal scores the lower index is taken, where torch leaves it open."""
-    assert bias.dtype == torch.float32 and bias.is_contiguous() and bias.shape == logits.shape[1:]
-    return _route(target, logits, bias.data_ptr(), num_groups, topk_group, top_k, normalize, scale)
+    sizes = num_groups, topk_group, top_k
+    if bias.dtype != torch.float32:
+        return route.reference(logits, bias, *sizes, normalize, scale)
+    return at_once(_route_biased, len(logits), 16 * logits.numel(), logits, bias, *sizes, normalize, scale)
 
 
 @native(route_softmax, "cpu_float", is_float, work=lambda logits: 16 * logits.numel())

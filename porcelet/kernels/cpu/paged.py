@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from porcelet.kernels import Key
 from porcelet.kernels.attention import attention_paged, attention_suffix, cache_read, cache_write
 from porcelet.kernels.cpu.target import (
     WORTH_THREADS,
@@ -15,10 +16,10 @@ from porcelet.kernels.cpu.target import (
     available,
     indices_of,
     is_float,
-    native,
     on_cpu,
     rows_of,
 )
+from porcelet.kernels.record import NotRecordable
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -29,19 +30,29 @@ if available():
 MOST_NEW = 8  # new tokens a sequence up to which attention token by token beats torch's, which suits prompts
 
 
-@native(cache_write, "cpu", lambda key: on_cpu(key) and key.dtype in (torch.float32, torch.float16), tokens=1)
-def cache_write_cpu(
-    target: Target,
-    cache: Float[Tensor, "P page *width"],
-    values: Float[Tensor, "T *width"],
-    slots: Int[Tensor, "T"],
-) -> None:
-    """One copy a token, into the whole of a slot or, where `cache` is a slice, into a part of it."""
-    assert values.dtype == torch.float32 and cache.shape[2:] == values.shape[1:] and len(slots) == len(values)
+def _is_cache(key: Key) -> bool:
+    return on_cpu(key) and key.dtype in (torch.float32, torch.float16)
+
+
+@cache_write.instruction(when=_is_cache, available=available)
+def _write(target: Target, cache: Tensor, values: Tensor, slots: Tensor) -> None:
+    if values.dtype != torch.float32:
+        raise NotRecordable(f"the cache is written from {values.dtype}")
+    assert cache.shape[2:] == values.shape[1:] and len(slots) == len(values)
     assert cache.dim() == 4 and cache.stride(0) == cache.shape[1] * cache.stride(1)
     slot, rows = cache[0, 0].flatten(), target.dense(values).flatten(1)
     assert slot.data_ptr() == cache.data_ptr() and rows.data_ptr() == values.data_ptr(), "heads must lie together"
     target.program.cache_write(_address(cache), rows_of(rows), indices_of(slots), rows.shape[1])
+
+
+@cache_write.body("cpu", when=_is_cache, available=available)
+def cache_write_cpu(
+    cache: Float[Tensor, "P page *width"], values: Float[Tensor, "T *width"], slots: Int[Tensor, "T"]
+) -> None:
+    """One copy a token, into the whole of a slot or, where `cache` is a slice, into a part of it."""
+    if values.dtype != torch.float32:  # the op's choice looked at the cache's alone
+        return cache_write.reference(cache, values, slots)
+    return at_once(_write, len(values), values.numel(), cache, values, slots)
 
 
 @attention_paged.instruction(when=is_float, available=available)
@@ -95,7 +106,7 @@ def _attend(
     """Attention of all sequences with at most `most` new tokens; the rows of the others are left as they are."""
     (T, H, k_width), (_, page_size, K, v_width) = q.shape, v_cache.shape
     assert q.is_contiguous() and tables.is_contiguous() and k_cache.stride(3) == v_cache.stride(3) == 1
-    assert k_width == k_cache.shape[3] and H % K == 0 and k_cache.dtype == v_cache.dtype
+    assert k_width == k_cache.shape[3] and H % K == 0 and k_cache.dtype == v_cache.dtype and page_size % 4 == 0
     out = target.empty(T, H, v_width)
     max_pages = tables.shape[1]
     parts = -(-max_pages * page_size // _native.attention_part(H // K, k_width, v_width, page_size))

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from porcelet.kernels.cpu.target import Target, available, heads_of, is_float, native, num_heads, rows_of
+from porcelet.kernels.cpu.target import Target, at_once, available, heads_of, is_float, native, num_heads, rows_of
 from porcelet.kernels.pointwise import add, concat, rms_norm, rope, silu_mul
+from porcelet.kernels.record import NotRecordable
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -43,18 +44,29 @@ def rope_float(
     return out
 
 
-@native(silu_mul, "cpu_float", is_float)
-def silu_mul_float(target: Target, gate: Float[Tensor, "T F"], up: Float[Tensor, "T F"]) -> Float[Tensor, "T F"]:
-    """One pass, with an exponential good to 1e-7."""
-    assert up.dtype == torch.float32 and gate.shape == up.shape
+def _silu_mul(target: Target, gate: Tensor, up: Tensor) -> Tensor:
+    _check(gate, up)
+    assert gate.shape == up.shape
     out = target.empty(*gate.shape)
     target.program.silu_mul(rows_of(target.dense(gate)), rows_of(target.dense(up)), out.data_ptr(), gate.shape[1])
     return out
 
 
+silu_mul.instruction(when=is_float, available=available)(_silu_mul)
+
+
+@silu_mul.body("cpu_float", when=is_float, available=available)
+def silu_mul_float(gate: Float[Tensor, "*rows F"], up: Float[Tensor, "*rows F"]) -> Float[Tensor, "*rows F"]:
+    """One pass, with an exponential good to 1e-7."""
+    if gate.dim() != 2 or up.dtype != torch.float32:
+        return silu_mul.reference(gate, up)
+    return at_once(_silu_mul, len(gate), gate.numel(), gate, up)
+
+
 @add.instruction(when=is_float, available=available)
 def add_float(target: Target, first: Float[Tensor, "T W"], second: Float[Tensor, "*T W"]) -> Float[Tensor, "T W"]:
-    assert second.dtype == torch.float32 and first.shape[1] == second.shape[-1]
+    _check(first, second)
+    assert first.shape[1] == second.shape[-1]
     out = target.empty(*first.shape)
     second = target.dense(second).expand(first.shape)  # a bias has the stride 0 from row to row
     target.program.add(rows_of(target.dense(first)), rows_of(second), out.data_ptr(), first.shape[1])
@@ -71,3 +83,9 @@ def concat_float(
     parts = heads_of(target.dense(first)), heads_of(target.dense(second))
     target.program.concat(*parts, out.data_ptr(), num_heads(first), *widths)
     return out
+
+
+def _check(rows: Tensor, other: Tensor) -> None:
+    """The instructions of two operands know plain rows of float32."""
+    if rows.dim() != 2 or other.dtype != torch.float32:
+        raise NotRecordable(f"an op's inputs are {tuple(rows.shape)} in {rows.dtype} and {other.dtype}")

@@ -20,7 +20,7 @@ from porcelet.kernels.cpu.target import (
 )
 from porcelet.kernels.linear import Int8Weight, TableWeight, embedding, take_rows
 from porcelet.kernels.pointwise import rotary_angles
-from porcelet.kernels.record import Tape
+from porcelet.kernels.record import NotRecordable, Tape
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -58,7 +58,9 @@ def rotary_angles_table(
 
 
 def _take(target: Target, table: Tensor, index: Tensor) -> Tensor:
-    assert table.dtype == torch.float32 and table.stride(1) == 1
+    if table.dtype != torch.float32:
+        raise NotRecordable(f"rows are taken from a table in {table.dtype}")
+    assert table.stride(1) == 1
     out = target.empty(len(index), table.shape[1])
     target.program.take_rows(rows_of(table), indices_of(index), out.data_ptr(), table.shape[1])
     return out

@@ -6,7 +6,7 @@ namespace porcelet {
 
 void Program::run(size_t rows, size_t taken, int threads) const {
     if (threads == 1) return walk(rows, taken, Team());
-    Barrier barrier;
+    Barrier barrier(threads <= omp_get_num_procs());  // else the one waited for has no processor while another spins
 #pragma omp parallel num_threads(threads)
     walk(rows, taken, {static_cast<size_t>(omp_get_thread_num()), static_cast<size_t>(omp_get_num_threads()), &barrier});
 }

@@ -13,6 +13,9 @@ namespace porcelet {
 // A barrier of `size` threads that spins: 700 of them make up a step, and an operating system's would cost more than the work.
 class Barrier {
   public:
+    // Without `spins` a thread that waits gives way at once.
+    explicit Barrier(bool spins) : spins_(spins ? SPINS : 0) {}
+
     void meet(size_t size) {
         const uint32_t generation = generation_.load(std::memory_order_acquire);
         if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size) {
@@ -21,7 +24,7 @@ class Barrier {
             return;
         }
         for (size_t turns = 0; generation_.load(std::memory_order_acquire) == generation; ++turns)
-            if (turns < SPINS)
+            if (turns < spins_)
                 pause();
             else
                 sched_yield();  // the machine is shared: the thread waited for may need this processor
@@ -36,6 +39,7 @@ class Barrier {
 #endif
     }
 
+    const size_t spins_;
     alignas(64) std::atomic<size_t> arrived_{0};
     alignas(64) std::atomic<uint32_t> generation_{0};
 };

@@ -93,5 +93,5 @@ def test_a_crowd_gets_what_each_gets_alone(tmp_path: Path, config: ModelConfig, 
                 assert ours.stop == alone.stop or ours.finish_reason == "abort"
     assert not answers and num_tokens > 15 * count and num_ties * 1000 <= num_tokens, (num_ties, num_tokens)
     stats = engine.stats()
-    assert min(stats[name] for name in ("num_preempted", "num_hit_tokens", "num_drafted")) > 30, stats
+    assert min(stats[name] for name in ("num_preempted", "num_hit_tokens", "num_drafted")) > count / 8, stats
     assert stats["num_accepted"] > 0

@@ -78,10 +78,10 @@ def tokens_after(model: Transformer, prompt: list[int], params: SamplingParams) 
 
 @pytest.mark.parametrize("kind", ["lookup", "mtp"])
 def test_guesses_leave_the_distribution_alone(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Chi-square of 3,000 unseeded third tokens, many of them behind a right guess and many behind a wrong one,
+    """Chi-square of 1,500 unseeded third tokens, many of them behind a right guess and many behind a wrong one,
     against the model's own distribution of them."""
     monkeypatch.setattr(speculative, "MAX_READ", 1000)  # the whole prompt before the first guess
-    model, count = model_of(V3), 3000
+    model, count = model_of(V3), 1500
     if kind == "mtp":  # a layer that guesses what the model often says: the head scores its embedding alone
         with torch.no_grad():
             for name, parameter in model.model.layers[V3.num_hidden_layers].named_parameters():
@@ -94,7 +94,7 @@ def test_guesses_leave_the_distribution_alone(kind: str, monkeypatch: pytest.Mon
         prompt = [token for first in range(97) for token in (4, first, likely)] + [4]
     engine = Engine(model, EngineConfig(speculation=kind, max_sequences=16), seed=1)
     outputs = engine.generate([prompt] * count, params)
-    assert engine.stats()["num_accepted"] > 30 and engine.stats()["num_drafted"] > 1000
+    assert engine.stats()["num_accepted"] > 10 and engine.stats()["num_drafted"] > 500
     drawn = Counter(output.tokens[2] for output in outputs)
     expected = tokens_after(model, prompt, params)[2] * count
     frequent = [token for token in range(97) if expected[token] >= 5]

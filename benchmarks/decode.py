@@ -83,7 +83,7 @@ def run_transformers(model: LlamaForCausalLM, prompts: Tensor, num_new: int) -> 
 
 def run_engine(model: Transformer, prompts: Tensor, num_new: int) -> Mapping[str, float]:
     """The same through the engine: scheduler, pages, sampler and all."""
-    engine = Engine(model, EngineConfig(max_batch_tokens=prompts.numel()))
+    engine = Engine(model, EngineConfig(max_batch_tokens=prompts.numel(), speculation="off", prefix_cache="off"))
     params = SamplingParams(max_tokens=num_new + 1, temperature=0, ignore_eos=True)
     for index, prompt in enumerate(prompts.tolist()):
         engine.submit(Request(id=str(index), prompt=tuple(prompt), params=params))

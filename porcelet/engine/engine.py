@@ -125,11 +125,12 @@ class Engine:
         Raises:
             EngineError: several steps in a row have failed, so it is not the requests' fault.
         """
+        start = time.perf_counter()
         batch = self.scheduler.schedule()
         if batch is None:
             self.check_idle()
         else:
-            self._ended += self._compute(batch)
+            self._ended += self._compute(batch, start)
         ended, self._ended = self._ended, []
         return ended
 
@@ -148,26 +149,26 @@ class Engine:
         if not self.has_work:
             self.scheduler.check()
 
-    def _compute(self, batch: Batch) -> list[Output]:
-        start, num_recordings = time.perf_counter(), self.runner.num_recordings
+    def _compute(self, batch: Batch, start: float) -> list[Output]:
+        num_recordings = self.runner.num_recordings
         try:
             draws = self.sampler.draw(self.runner.run(batch), batch.draws)
         except Exception as problem:  # whatever it was, it is told to everybody who took part
             return self._fail(problem)
         self._num_failures = 0
         is_measure = self.scheduler.only_decodes and self.runner.num_recordings == num_recordings
+        outputs = self.scheduler.commit(draws)
         if is_measure:  # of the price of a guess
             self.scheduler.pace.record(len(batch.tokens), time.perf_counter() - start)
-        outputs = self.scheduler.commit(draws)
         self._draft(is_measure)
         return outputs
 
     def _draft(self, is_measure: bool) -> None:
         """Let the MTP layer guess, where the model has one. A guess is never needed: one that fails is left out."""
+        start, num_recordings = time.perf_counter(), self.runner.num_recordings
         drafts = self.scheduler.draft_batch()
         if drafts is None:
             return
-        start, num_recordings = time.perf_counter(), self.runner.num_recordings
         try:
             logits = self.runner.draft(drafts.batch, drafts.hidden_rows)
             draws = self.sampler.draw(logits, drafts.batch.draws)

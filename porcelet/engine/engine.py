@@ -64,6 +64,7 @@ class Engine:
         self.sampler = Sampler()
         self._ended: list[Output] = []
         self._num_failures = 0
+        self._drafting = 0.0  # seconds the MTP layer took since they were last recorded
         self._ids = itertools.count()
 
     @classmethod
@@ -176,8 +177,11 @@ class Engine:
             log.exception("the MTP layer failed; its guesses are left out of this step")
             return
         self.scheduler.take_drafts(draws)
-        if is_measure and self.runner.num_recordings == num_recordings:
-            self.scheduler.pace.record_drafting(time.perf_counter() - start)
+        if self.runner.num_recordings == num_recordings:
+            self._drafting += time.perf_counter() - start
+        if is_measure:  # what the layer took in prompts' steps is part of the price, too
+            self.scheduler.pace.record_drafting(self._drafting)
+            self._drafting = 0.0
 
     def _fail(self, problem: Exception) -> list[Output]:
         self._num_failures += 1

@@ -108,16 +108,17 @@ class Pace:
         self._sums = [FORGETTING * old + new for old, new in zip(self._sums, terms, strict=True)]
 
     def record_drafting(self, seconds: float) -> None:
-        """What the drafts themselves took."""
+        """What the drafts themselves took since the last step that only decoded."""
         self._drafting += (1 - FORGETTING) * (seconds - self._drafting) if self._drafting else seconds
 
     def price(self, num_sequences: int) -> float:
-        """What a guess costs, in tokens: the time of its row and of its draft over the time that a token takes now. 0
-        while that is unknown."""
+        """What a guess costs, in tokens: the time of its row and of its draft over the time that a token takes now.
+        What is unknown counts as 0."""
         weight, rows, squares, seconds, products = self._sums
-        spread = weight * squares - rows * rows
-        if spread <= 1e-6 * max(rows * rows, 1):
+        if not weight:
             return 0.0
-        slope = max((weight * products - rows * seconds) / spread, 0.0)
+        spread = weight * squares - rows * rows
+        known = spread > 1e-6 * rows * rows  # steps of one size tell nothing of what a row more would cost
+        slope = max((weight * products - rows * seconds) / spread, 0.0) if known else 0.0
         step = max((seconds - slope * rows) / weight, 0.0) + slope * num_sequences
         return min((slope * num_sequences + self._drafting) / step, 1.0) if step > 0 else 0.0

@@ -177,3 +177,7 @@ def test_the_price_of_a_guess_is_measured() -> None:
     assert pace.price(1) == pytest.approx(2 / 12) and pace.price(40) == pytest.approx(80 / 90)
     pace.record_drafting(3.0)
     assert pace.price(1) == pytest.approx(5 / 12)
+    alike = Pace()
+    alike.record(2, 12.0)
+    alike.record_drafting(3.0)
+    assert alike.price(1) == pytest.approx(3 / 12)  # the draft's own time counts all the same

@@ -89,8 +89,11 @@ def check_jobs(path: Path, defaults: SamplingParams) -> set[str]:
     """The ids of a file's requests, once every line is known to be good.
 
     Raises:
-        InputError: the file cannot be read twice, or holds mistakes; it names the first few with their lines.
+        InputError: the file is not there, cannot be read twice, or holds mistakes; it names the first few with their
+            lines.
     """
+    if not path.exists():
+        raise InputError(f"there is no file {path}; give one with one JSON request a line")
     if not path.is_file():
         raise InputError(f"{path} is no file that can be read twice; give a file with one JSON request a line")
     first_lines: dict[str, int] = {}

@@ -5,6 +5,7 @@ from porcelet.config.hf import read_file, read_hf, write_hf
 from porcelet.config.model import ARCHITECTURES, ModelConfig, RopeScaling
 from porcelet.config.settings import (
     PAGE_SIZE,
+    REPLAYED_TOKENS,
     EngineConfig,
     TrainConfig,
     override,
@@ -15,6 +16,7 @@ from porcelet.config.settings import (
 __all__ = [
     "ARCHITECTURES",
     "PAGE_SIZE",
+    "REPLAYED_TOKENS",
     "EngineConfig",
     "ModelConfig",
     "RopeScaling",

@@ -13,6 +13,9 @@ from typing import Any, TypeVar
 from porcelet.errors import InputError
 
 PAGE_SIZE = 64  # tokens a cache page holds; FlashMLA's block size
+# Tokens up to which a step is replayed from its recording, and which guesses do not exceed; longer steps hold prompts,
+# for which Python's time is little.
+REPLAYED_TOKENS = 64
 
 
 @dataclass(frozen=True, kw_only=True)

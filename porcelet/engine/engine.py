@@ -1,7 +1,7 @@
 """The engine: a step is schedule, run, sample, commit.
 
 A library first; the server runs it in a process of its own (worker.py), reinforcement learning in the trainer's. It
-works on token ids; of text it only knows the tokens' bytes, to find stop strings.
+works on token ids; of text it only knows the tokens' bytes, to find stop strings and to keep constraints.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class Engine:
 
         Raises:
             InputError: it can never be served; nothing was queued.
-            ModelError: it has stop strings, and the model's tokenizer cannot be opened.
+            ModelError: it has stop strings or a constraint, and the model's tokenizer cannot be opened.
         """
         self.scheduler.add(request)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from porcelet.config import PAGE_SIZE, ModelConfig
+from porcelet.config import PAGE_SIZE, REPLAYED_TOKENS, ModelConfig
 from porcelet.engine.step import Inputs, RecordedStep, step
 from porcelet.kernels.linear import take_rows
 from porcelet.kernels.record import NotRecordable
@@ -16,8 +16,6 @@ from porcelet.types import Batch
 
 if TYPE_CHECKING:
     from jaxtyping import Float
-
-CAPACITY = 64  # tokens up to which a batch is replayed; longer ones hold prompts, for which Python's time is little
 
 
 class Runner:
@@ -35,7 +33,7 @@ class Runner:
         num_layers: int,
         *,
         cache_dtype: torch.dtype = torch.float32,
-        capacity: int = CAPACITY,
+        capacity: int = REPLAYED_TOKENS,
     ) -> None:
         self.model, self.capacity = model, capacity
         self.hidden = torch.empty(0)

@@ -18,7 +18,7 @@ from collections.abc import Sequence as ReadOnly
 from dataclasses import replace
 from typing import NamedTuple
 
-from porcelet.config import PAGE_SIZE, EngineConfig, ModelConfig
+from porcelet.config import PAGE_SIZE, REPLAYED_TOKENS, EngineConfig, ModelConfig
 from porcelet.engine.cache import PageHasher, PagePool
 from porcelet.engine.grammar import Matcher
 from porcelet.engine.sequence import Ending, Rules, Sequence, sample_seed
@@ -30,7 +30,6 @@ from porcelet.errors import InputError
 from porcelet.types import Batch, Constraint, Draw, Drawing, Output, Request
 
 Computed = tuple[Sequence, int, int]  # what a step computed: whose, its first row, its first position
-MAX_ROWS = 64  # guesses fill a step up to what the runner replays
 MAX_SCORED = 64  # prompt tokens scored a step, for each of which a row of the vocabulary is computed
 
 
@@ -315,7 +314,7 @@ class Scheduler:
         if self.drafter == "off":
             return
         decoding = [s for s in self.running if s.num_uncomputed == 1]
-        price, room, has_rested = self._price(len(decoding)), max(MAX_ROWS - len(decoding), 0), False
+        price, room, has_rested = self._price(len(decoding)), max(REPLAYED_TOKENS - len(decoding), 0), False
         for sequence in decoding:
             most = sequence.acceptance.worth(price, min(sequence.max_drafts, MAX_DRAFTS[self.drafter], room))
             if self.drafter == "lookup":

@@ -203,13 +203,14 @@ def test_many_mistakes_are_counted(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["missing", "folder", "pipe"])
 def test_only_a_file_can_be_read_twice(tmp_path: Path, kind: str) -> None:
-    """What is no regular file is refused instead of read halfway."""
+    """What is not there is said to be missing; what is no regular file is refused instead of read halfway."""
     path = tmp_path / "in.jsonl"
     if kind == "folder":
         path.mkdir()
     if kind == "pipe":
         os.mkfifo(path)
-    with pytest.raises(InputError, match="no file that can be read twice"):
+    reason = "there is no file .*in.jsonl" if kind == "missing" else "no file that can be read twice"
+    with pytest.raises(InputError, match=reason):
         check_jobs(path, GREEDY)
 
 

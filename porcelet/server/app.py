@@ -19,7 +19,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from porcelet.server import openai
 from porcelet.server.errors import error_response, install, problem_response
 from porcelet.server.loopback import is_loopback
-from porcelet.server.service import Service
+from porcelet.server.models import Models
+from porcelet.server.watch import LOCAL
 
 STATIC = Path(__file__).parent / "static"
 MAX_BODY_BYTES = 1 << 20
@@ -35,11 +36,11 @@ SECURITY_HEADERS = {
 }
 
 
-def create_app(service: Service) -> Guard:
-    """The application over one served model."""
+def create_app(models: Models) -> Guard:
+    """The application over the served models."""
     app = FastAPI(title="porcelet", docs_url=None, redoc_url=None)  # their pages load scripts from elsewhere
     install(app)
-    app.include_router(openai.routes(service))
+    app.include_router(openai.routes(models))
     app.mount("/static", StaticFiles(directory=STATIC))
 
     @app.get("/", include_in_schema=False)
@@ -48,10 +49,10 @@ def create_app(service: Service) -> Guard:
 
     @app.get("/healthz")
     async def health() -> Response:
-        failure = service.engine.failure
-        if failure:
-            return problem_response(failure, 503)
-        return JSONResponse({"status": "ok", "model": service.name, "engine": service.engine.stats})
+        if models.failure:
+            return problem_response(models.failure, 503)
+        stats = {name: model.engine.stats for name, model in models.all.items()}
+        return JSONResponse({"status": "ok", "models": stats})
 
     return Guard(app)  # no middleware of it: those are inside of what answers our own mistakes
 
@@ -67,6 +68,7 @@ class Guard:
             await self.app(scope, receive, send)
             return
         refusal = _refusal(Headers(scope=scope))
+        scope["caller"] = LOCAL
         await (refusal or self.app)(scope, _limited(receive), _secured(send))
 
 

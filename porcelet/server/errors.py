@@ -40,8 +40,7 @@ def error_response(
 
 def problem_response(problem: PorceletError, status: int) -> Response:
     """One of our errors; what passes by itself says when to come back."""
-    param = problem.param if isinstance(problem, FieldError) else None
-    response = error_response(status, str(problem), problem.kind, param)
+    response = error_response(status, str(problem), problem.kind, problem.param, problem.code)
     if isinstance(problem, CapacityError) and problem.retry_after is not None:
         response.headers["Retry-After"] = str(problem.retry_after)
     return response

@@ -1,20 +1,21 @@
-"""The serving process: start the engine's process, load the text side meanwhile, serve until told to stop.
+"""The serving process: start the engines' processes, listen while they load, serve until told to stop.
 
-The heavy imports are inside the function so that they happen while the model loads in the other process.
+The heavy imports are inside the function so that they happen while the models load in the other processes.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import signal
 import socket
-import time
-from contextlib import closing, suppress
+from collections.abc import Sequence
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from porcelet.config import EngineConfig
+from porcelet.config import ServeConfig
 from porcelet.engine.supervisor import Supervisor
 from porcelet.server.loopback import url
 from porcelet.types import Progress
@@ -22,52 +23,72 @@ from porcelet.types import Progress
 if TYPE_CHECKING:
     import uvicorn
 
-DRAIN_SECONDS = 5  # how long answers may go on after a signal
+    from porcelet.server.models import Models
+
 log = logging.getLogger(__name__)
 
 
-def run(path: Path, name: str, listener: socket.socket, config: EngineConfig, progress: Progress) -> None:
-    """Serve the model at `path` as `name` until SIGINT or SIGTERM; who connects to the `listener` earlier waits.
-    `progress` hears of the model's load.
+def run(config: ServeConfig, paths: Sequence[Path], listener: socket.socket, progress: Progress) -> None:
+    """Serve the models at `paths` until SIGINT or SIGTERM; who connects to the `listener` earlier waits. `progress`
+    hears of the models' load.
 
     Raises:
-        InputError, ModelError, EngineError: the engine's reason for not starting.
+        InputError, ModelError, CapacityError, EngineError: an engine's reason for not starting.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # both end it the same way, while loading too
     with suppress(KeyboardInterrupt):
-        asyncio.run(_serve(path, name, listener, config, progress))
+        asyncio.run(_serve(config, paths, listener, progress))
 
 
-async def _serve(path: Path, name: str, listener: socket.socket, config: EngineConfig, progress: Progress) -> None:
-    with closing(Supervisor(path, config)) as engine:
+async def _serve(config: ServeConfig, paths: Sequence[Path], listener: socket.socket, progress: Progress) -> None:
+    with ExitStack() as engines:
+        started = [
+            engines.enter_context(closing(Supervisor(path, entry.engine)))
+            for entry, path in zip(config.models.values(), paths, strict=True)
+        ]
         import uvicorn
 
-        from porcelet.engine.codec import open_codec
         from porcelet.server.app import create_app
-        from porcelet.server.service import Service
+        from porcelet.server.models import Model, Models
 
-        tokenizer, chat_format = open_codec(path)
-        facts = await engine.ready(progress)
-        app = create_app(Service(name, int(time.time()), engine, facts, tokenizer, chat_format))
+        named = zip(config.models, paths, started, strict=True)
+        models = Models(config, [Model(name, path, engine, config, []) for name, path, engine in named])
         options = uvicorn.Config(
-            app,
+            create_app(models),
             ws="none",
             log_config=None,
             log_level="warning",
             proxy_headers=False,
             server_header=False,
-            timeout_graceful_shutdown=2 * DRAIN_SECONDS,
+            timeout_graceful_shutdown=math.ceil(2 * config.server.drain),
         )
         server = uvicorn.Server(options)
-        draining = asyncio.create_task(_drain(server, engine))
-        log.info("serving %s on %s (weights %s, context %d)", name, url(listener), facts.weights, facts.max_length)
-        await server.serve(sockets=[listener])
-        draining.cancel()
+        draining = asyncio.create_task(_drain(server, models))
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        try:
+            await _load(models, serving, listener, progress)
+        finally:
+            server.should_exit = server.should_exit or not all(model.loaded for model in models.all.values())
+            await serving
+            draining.cancel()
 
 
-async def _drain(server: uvicorn.Server, engine: Supervisor) -> None:
+async def _load(models: Models, serving: asyncio.Task[None], listener: socket.socket, progress: Progress) -> None:
+    """Wait until all is loaded, or the server was told to stop."""
+    loading = asyncio.create_task(models.load(progress))
+    await asyncio.wait({loading, serving}, return_when=asyncio.FIRST_COMPLETED)
+    if not loading.done():
+        loading.cancel()
+        return
+    loading.result()
+    for name, model in models.all.items():
+        weights, length = model.facts.weights, model.max_length
+        log.info("serving %s on %s (weights %s, context %d)", name, url(listener), weights, length)
+
+
+async def _drain(server: uvicorn.Server, models: Models) -> None:
     """Once the server is told to stop, end the answers that go on for too long, each with an error."""
     while not server.should_exit:
         await asyncio.sleep(0.1)
-    await asyncio.sleep(DRAIN_SECONDS)
-    engine.close()
+    await asyncio.sleep(models.config.server.drain)
+    models.close()

@@ -16,10 +16,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from porcelet.engine.supervisor import Supervisor
+from porcelet.config import ModelEntry, ServeConfig
 from porcelet.server.app import MAX_BODY_BYTES, SECURITY_HEADERS, create_app
 from porcelet.server.loopback import is_loopback
-from porcelet.server.service import Service
+from porcelet.server.models import Models
 from tests.server.conftest import Server, start_server
 
 STATIC = Path(__file__).parents[2] / "porcelet/server/static"
@@ -29,7 +29,7 @@ def test_health(server: Server) -> None:
     """A healthy server names its model."""
     response = httpx.get(f"{server.url}/healthz")
     assert response.status_code == 200
-    assert response.json()["model"] == "tiny"
+    assert list(response.json()["models"]) == ["tiny"]
 
 
 def test_dead_engine_is_a_503_until_it_serves_again(model_folder: Path, tmp_path: Path) -> None:
@@ -125,13 +125,13 @@ def test_security_headers(server: Server, path: str) -> None:
 def test_our_own_mistakes_carry_the_headers() -> None:
     """The answer to a fault in the server itself is guarded like every other."""
 
-    class Broken(Service):
+    class Broken(Models):
         @property
-        def engine(self) -> Supervisor:
+        def failure(self) -> None:
             raise RuntimeError("broken")
 
     async def main() -> httpx.Response:
-        app = create_app(object.__new__(Broken))
+        app = create_app(Broken(ServeConfig(models={"tiny": ModelEntry("tiny")}), []))
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
             return await client.get("/healthz")

@@ -65,7 +65,7 @@ class ServerConfig:
 
     A silent answer sends a comment every `keep_alive`. A request that has waited `queue_timeout` for its first token
     is given up. After SIGTERM the answers under way have `drain` to end. `database` is an SQLAlchemy URL; empty is
-    SQLite in porcelet's home.
+    SQLite in this user's folder (server/store.py).
     """
 
     max_waiting: int = 256

@@ -16,14 +16,17 @@ from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from porcelet.server import openai
+from porcelet.server import api, openai
 from porcelet.server.errors import error_response, install, problem_response
+from porcelet.server.jobs import Jobs
 from porcelet.server.loopback import is_loopback
 from porcelet.server.models import Models
+from porcelet.server.store import Database
 from porcelet.server.watch import LOCAL
 
 STATIC = Path(__file__).parent / "static"
 MAX_BODY_BYTES = 1 << 20
+UPLOADS = "/api/files"  # counts its bodies itself
 SECURITY_HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -36,11 +39,12 @@ SECURITY_HEADERS = {
 }
 
 
-def create_app(models: Models) -> Guard:
-    """The application over the served models."""
+def create_app(models: Models, database: Database, jobs: Jobs) -> Guard:
+    """The application over the served models, and the conversations in a database."""
     app = FastAPI(title="porcelet", docs_url=None, redoc_url=None)  # their pages load scripts from elsewhere
     install(app)
     app.include_router(openai.routes(models))
+    app.include_router(api.routes(models, database, jobs))
     app.mount("/static", StaticFiles(directory=STATIC))
 
     @app.get("/", include_in_schema=False)
@@ -67,12 +71,13 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        refusal = _refusal(Headers(scope=scope))
+        is_upload = scope["path"] == UPLOADS
+        refusal = _refusal(Headers(scope=scope), is_upload)
         scope["caller"] = LOCAL
-        await (refusal or self.app)(scope, _limited(receive), _secured(send))
+        await (refusal or self.app)(scope, receive if is_upload else _limited(receive), _secured(send))
 
 
-def _refusal(headers: Headers) -> Response | None:
+def _refusal(headers: Headers, is_upload: bool) -> Response | None:
     host = headers.get("host", "")
     name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
     if not is_loopback(name.removeprefix("[").removesuffix("]")):
@@ -81,7 +86,7 @@ def _refusal(headers: Headers) -> Response | None:
     if origin is not None and origin != f"http://{host}":
         return error_response(403, f"Origin {origin!r} is another site; pages of other sites may not use this server")
     length = headers.get("content-length", "0")
-    if not length.isdigit() or int(length) > MAX_BODY_BYTES:
+    if not is_upload and (not length.isdigit() or int(length) > MAX_BODY_BYTES):
         return error_response(413, _TOO_LARGE)
     return None
 

@@ -23,6 +23,7 @@ from porcelet.types import Progress
 if TYPE_CHECKING:
     import uvicorn
 
+    from porcelet.server.jobs import Jobs
     from porcelet.server.models import Models
 
 log = logging.getLogger(__name__)
@@ -41,20 +42,25 @@ def run(config: ServeConfig, paths: Sequence[Path], listener: socket.socket, pro
 
 
 async def _serve(config: ServeConfig, paths: Sequence[Path], listener: socket.socket, progress: Progress) -> None:
-    with ExitStack() as engines:
+    with ExitStack() as opened:
         started = [
-            engines.enter_context(closing(Supervisor(path, entry.engine)))
+            opened.enter_context(closing(Supervisor(path, entry.engine)))
             for entry, path in zip(config.models.values(), paths, strict=True)
         ]
         import uvicorn
 
         from porcelet.server.app import create_app
+        from porcelet.server.jobs import Jobs
         from porcelet.server.models import Model, Models
+        from porcelet.server.store import Database, default_url
 
         named = zip(config.models, paths, started, strict=True)
         models = Models(config, [Model(name, path, engine, config, []) for name, path, engine in named])
+        database = opened.enter_context(closing(Database.open(config.server.database or default_url())))
+        jobs = Jobs(database)
+        await jobs.open()
         options = uvicorn.Config(
-            create_app(models),
+            create_app(models, database, jobs),
             ws="none",
             log_config=None,
             log_level="warning",
@@ -63,7 +69,7 @@ async def _serve(config: ServeConfig, paths: Sequence[Path], listener: socket.so
             timeout_graceful_shutdown=math.ceil(2 * config.server.drain),
         )
         server = uvicorn.Server(options)
-        draining = asyncio.create_task(_drain(server, models))
+        draining = asyncio.create_task(_drain(server, models, jobs))
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         try:
             await _load(models, serving, listener, progress)
@@ -71,6 +77,7 @@ async def _serve(config: ServeConfig, paths: Sequence[Path], listener: socket.so
             server.should_exit = server.should_exit or not all(model.loaded for model in models.all.values())
             await serving
             draining.cancel()
+            await jobs.close()
 
 
 async def _load(models: Models, serving: asyncio.Task[None], listener: socket.socket, progress: Progress) -> None:
@@ -86,9 +93,10 @@ async def _load(models: Models, serving: asyncio.Task[None], listener: socket.so
         log.info("serving %s on %s (weights %s, context %d)", name, url(listener), weights, length)
 
 
-async def _drain(server: uvicorn.Server, models: Models) -> None:
+async def _drain(server: uvicorn.Server, models: Models, jobs: Jobs) -> None:
     """Once the server is told to stop, end the answers that go on for too long, each with an error."""
     while not server.should_exit:
         await asyncio.sleep(0.1)
     await asyncio.sleep(models.config.server.drain)
+    await jobs.close()
     models.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -34,10 +35,11 @@ class Server:
 
 
 def start_server(folder: Path, log: Path, *python_options: str) -> Server:
-    """Start a server on a free port and wait for its one line."""
+    """Start a server on a free port and wait for its one line. Its database is in a folder `home` beside the log."""
     command = [sys.executable, *python_options, "-m", "porcelet", "serve", "--model", str(folder), "--port", "0"]
     with log.open("wb") as stderr:
-        process = subprocess.Popen([*command, "--set", "threads=1"], stderr=stderr)
+        environment = os.environ | {"PORCELET_HOME": str(log.with_name("home"))}
+        process = subprocess.Popen([*command, "--set", "threads=1"], stderr=stderr, env=environment)
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
         if ready := re.search(r"^serving tiny on (http://127\.0\.0\.1:\d+) \(", log.read_text(), re.MULTILINE):

@@ -18,8 +18,10 @@ import pytest
 
 from porcelet.config import ModelEntry, ServeConfig
 from porcelet.server.app import MAX_BODY_BYTES, SECURITY_HEADERS, create_app
+from porcelet.server.jobs import Jobs
 from porcelet.server.loopback import is_loopback
 from porcelet.server.models import Models
+from porcelet.server.store import Database
 from tests.server.conftest import Server, start_server
 
 STATIC = Path(__file__).parents[2] / "porcelet/server/static"
@@ -131,7 +133,8 @@ def test_our_own_mistakes_carry_the_headers() -> None:
             raise RuntimeError("broken")
 
     async def main() -> httpx.Response:
-        app = create_app(Broken(ServeConfig(models={"tiny": ModelEntry("tiny")}), []))
+        database = Database.open("sqlite://")
+        app = create_app(Broken(ServeConfig(models={"tiny": ModelEntry("tiny")}), []), database, Jobs(database))
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
             return await client.get("/healthz")

@@ -38,6 +38,10 @@ Effort = Literal["off", "low", "high", "max"]
 
 
 def _storable(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("it is not valid Unicode") from None
     if "\0" in text:
         raise ValueError("it holds a NUL character")
     return text
@@ -62,7 +66,7 @@ class Changes(_Body):
 
     title: Title = ""
     pinned: bool = False
-    leaf: str = ""
+    leaf: Text = ""
 
 
 class Regenerate(_Body):
@@ -71,9 +75,9 @@ class Regenerate(_Body):
 
 
 class NewMessage(Regenerate):
-    parent: str | None
+    parent: Text | None
     content: Annotated[Text, Field(max_length=MAX_CONTENT)]
-    attachments: Annotated[list[str], Field(max_length=MAX_FILES)] = []
+    attachments: Annotated[list[Text], Field(max_length=MAX_FILES)] = []
 
 
 def routes(models: Models, database: Database, jobs: Jobs) -> APIRouter:
@@ -124,8 +128,8 @@ def _add_conversations(router: APIRouter, database: Database, jobs: Jobs) -> Non
     @router.get("/conversations")
     async def list_conversations(
         request: Request,
-        q: Annotated[str, Query(max_length=200)] = "",
-        cursor: Annotated[str | None, Query(max_length=200)] = None,
+        q: Annotated[Text, Query(max_length=200)] = "",
+        cursor: Annotated[Text | None, Query(max_length=200)] = None,
         limit: Annotated[int, Query(ge=1, le=100)] = 50,
     ) -> Response:
         owner = caller_of(request).id

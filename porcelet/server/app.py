@@ -7,6 +7,8 @@ header is sent.
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from fastapi import FastAPI
@@ -41,7 +43,14 @@ SECURITY_HEADERS = {
 
 def create_app(models: Models, database: Database, jobs: Jobs) -> Guard:
     """The application over the served models, and the conversations in a database."""
-    app = FastAPI(title="porcelet", docs_url=None, redoc_url=None)  # their pages load scripts from elsewhere
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        await jobs.close()  # after the last connection, before the loop ends
+
+    # No pages of docs: they load scripts from elsewhere.
+    app = FastAPI(title="porcelet", docs_url=None, redoc_url=None, lifespan=lifespan)
     install(app)
     app.include_router(openai.routes(models))
     app.include_router(api.routes(models, database, jobs))

@@ -62,10 +62,10 @@ class Attachment:
 
 
 def add_file(connection: Connection, owner: str, file: File) -> None:
-    """Keep a new file, and drop those that nobody used in a day."""
-    connection.execute(insert(_files).values(owner=owner, **vars(file)))
+    """Drop what nobody used in a day, and keep a new file."""
     old = _files.c.created < time.time() - UNUSED_SECONDS
     connection.execute(delete(_files).where(old, ~_is_attached()))
+    connection.execute(insert(_files).values(owner=owner, **vars(file)))
 
 
 def find_file(connection: Connection, owner: str, id: str) -> File:

@@ -77,7 +77,6 @@ async def _serve(config: ServeConfig, paths: Sequence[Path], listener: socket.so
             server.should_exit = server.should_exit or not all(model.loaded for model in models.all.values())
             await serving
             draining.cancel()
-            await jobs.close()
 
 
 async def _load(models: Models, serving: asyncio.Task[None], listener: socket.socket, progress: Progress) -> None:

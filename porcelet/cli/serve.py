@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +13,8 @@ from porcelet.cli.progress import progress_bar
 
 if TYPE_CHECKING:
     from porcelet.config import ServeConfig
+
+log = logging.getLogger(__name__)
 
 
 def serve(
@@ -24,6 +27,8 @@ def serve(
     ] = None,
     host: Annotated[str, typer.Option(help="A loopback address; others await API keys.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    log_format: Annotated[str, typer.Option(help="What is written on standard error: plain lines, or json.")] = "plain",
+    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="Engine settings, such as weights=float32 or threads=2.")
     ] = None,
@@ -34,14 +39,23 @@ def serve(
 
     The default model is fetched first if it is not in the store.
     """
+    from porcelet.errors import PorceletError
+    from porcelet.server.logs import configure
     from porcelet.server.loopback import bind
     from porcelet.server.run import run
 
-    config = _config(models or [], config_file, settings or [])
-    with bind(host, port) as listener:
-        paths = [_path(entry.source) for entry in config.models.values()]
-        with progress_bar(f"loading {', '.join(config.models)}") as progress:
-            run(config, paths, listener, progress)
+    configure(log_format, log_level)
+    try:
+        config = _config(models or [], config_file, settings or [])
+        with bind(host, port) as listener:
+            paths = [_path(entry.source) for entry in config.models.values()]
+            with progress_bar(f"loading {', '.join(config.models)}") as progress:
+                run(config, paths, listener, progress)
+    except PorceletError as problem:
+        if log_format != "json":
+            raise
+        log.error("%s", problem, extra={"fields": {"kind": problem.kind}})
+        raise typer.Exit(problem.exit_code) from problem
 
 
 def _config(models: list[str], file: Path | None, settings: list[str]) -> ServeConfig:

@@ -13,12 +13,15 @@ from fastapi import FastAPI
 from fastapi.staticfiles import StaticFiles
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import FileResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from porcelet.server import openai
-from porcelet.server.errors import error_response, install, problem_response
+from porcelet.metrics import Metrics
+from porcelet.server import health, openai
+from porcelet.server.errors import error_response, install
+from porcelet.server.logs import RequestLog, TokenCount
 from porcelet.server.loopback import is_loopback
+from porcelet.server.meters import Meters, engine_readings
 from porcelet.server.models import Models
 from porcelet.server.watch import LOCAL
 
@@ -36,10 +39,16 @@ SECURITY_HEADERS = {
 }
 
 
-def create_app(models: Models) -> Guard:
+def create_app(models: Models) -> RequestLog:
     """The application over the served models."""
+    metrics = Metrics()
+    meters = Meters(metrics)
+    metrics.read(lambda: engine_readings(models))
+    for model in models.all.values():
+        model.watches = [*model.watches, meters, TokenCount()]
     app = FastAPI(title="porcelet", docs_url=None, redoc_url=None)  # their pages load scripts from elsewhere
     install(app)
+    app.include_router(health.routes(models, metrics))
     app.include_router(openai.routes(models))
     app.mount("/static", StaticFiles(directory=STATIC))
 
@@ -47,14 +56,8 @@ def create_app(models: Models) -> Guard:
     async def page() -> FileResponse:
         return FileResponse(STATIC / "index.html")
 
-    @app.get("/healthz")
-    async def health() -> Response:
-        if models.failure:
-            return problem_response(models.failure, 503)
-        stats = {name: model.engine.stats for name, model in models.all.items()}
-        return JSONResponse({"status": "ok", "models": stats})
-
-    return Guard(app)  # no middleware of it: those are inside of what answers our own mistakes
+    # No middleware of FastAPI's: those are inside of what answers our own mistakes.
+    return RequestLog(Guard(app), meters.answered)
 
 
 class Guard:

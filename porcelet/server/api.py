@@ -101,7 +101,7 @@ def _add_session(router: APIRouter, models: Models) -> None:
         return _json(
             {
                 "user": {"name": caller_of(request).name},
-                "login": bool(request.scope.get("login")),  # the guard sets it for who came with a cookie
+                "login": request.scope["login"],
                 "version": __version__,
                 "default_model": models.default.name,
                 "models": [_facts(model) for model in models.all.values()],

@@ -129,7 +129,7 @@ class Job:
         )
         try:
             await database.run(partial(save_answer, message=message))
-        except SQLAlchemyError as problem:
+        except (CapacityError, SQLAlchemyError) as problem:
             log.error("an answer could not be written: %s", problem)
             message = replace(message, status="error", error=_NOT_KEPT)
         self.buffer.add({"type": "ended", "message": message})

@@ -26,6 +26,16 @@ class FieldError(InputError):
         self.param = param
 
 
+class NotFoundError(InputError):
+    """What a path names is not there, or is another's."""
+
+    status = 404
+    code = "not_found"
+
+    def __init__(self, what: str, id: str) -> None:
+        super().__init__(f"there is no {what} {id[:80]!r}; it may have been deleted")
+
+
 def error_body(message: str, kind: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 

@@ -328,9 +328,12 @@ def test_ends_of_engine_and_server(chat_model: Path, tmp_path: Path) -> None:
         chat = Chat(client)
         answer = chat.begin()
     running.process.terminate()
+    while httpx.get(f"{running.url}/readyz").status_code == 200:
+        time.sleep(0.05)
+    running.process.terminate()  # a second time: the answer would go on for as long as a drain lets it
     assert running.process.wait(20) == 0
     assert not re.search("Traceback", running.log.read_text())
-    database = Database.open(f"sqlite:///{tmp_path / 'home' / 'porcelet.db'}")
+    database = Database.open(f"sqlite:///{tmp_path / 'porcelet.db'}")
     kept = database.run_now(lambda connection: messages_of(connection, "local", chat.id))[1]
     database.close()
     assert (kept.id, kept.status) == (answer["id"], "interrupted") and kept.reasoning.startswith("hm so hm")

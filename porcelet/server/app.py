@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from fastapi.staticfiles import StaticFiles
 from starlette.responses import FileResponse, JSONResponse, Response
 
-from porcelet.server import login, openai, usage
+from porcelet.server import account, login, openai
 from porcelet.server.errors import install, problem_response
 from porcelet.server.guard import Gate, Guard
 from porcelet.server.models import Models
@@ -28,7 +28,7 @@ def create_app(models: Models, database: Database, gate: Gate) -> Guard:
     install(app)
     app.include_router(openai.routes(models))
     app.include_router(login.routes(gate.logins, gate.keys))
-    app.include_router(usage.routes(database, gate.keys))
+    app.include_router(account.routes(database, gate.keys))
     app.mount("/static", StaticFiles(directory=STATIC))
 
     @app.get("/", include_in_schema=False)

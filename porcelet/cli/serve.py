@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +13,8 @@ from porcelet.cli.progress import progress_bar
 
 if TYPE_CHECKING:
     from porcelet.config import ServeConfig
+
+log = logging.getLogger(__name__)
 
 
 def serve(
@@ -34,6 +37,8 @@ def serve(
     ] = None,
     certificate: Annotated[Path | None, typer.Option(help="TLS: the certificate chain, a PEM file.")] = None,
     private_key: Annotated[Path | None, typer.Option(help="TLS: its private key, a PEM file.")] = None,
+    log_format: Annotated[str, typer.Option(help="What is written on standard error: plain lines, or json.")] = "plain",
+    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="Engine settings, such as weights=float32 or threads=2.")
     ] = None,
@@ -45,23 +50,32 @@ def serve(
 
     The default model is fetched first if it is not in the store.
     """
+    from porcelet.errors import PorceletError
     from porcelet.server.access import Access
+    from porcelet.server.logs import configure
     from porcelet.server.loopback import bind, is_loopback
     from porcelet.server.run import check, run
 
-    config = _config(models or [], config_file, settings or [])
-    with bind(host, port) as listener:
-        access = Access(
-            local=is_loopback(listener.getsockname()[0]),
-            require_key=require_key,
-            allowed_hosts=tuple(name.lower() for name in allowed_hosts or []),
-            certificate=certificate,
-            private_key=private_key,
-        )
-        check(config, access)
-        paths = [_path(entry.source) for entry in config.models.values()]
-        with progress_bar(f"loading {', '.join(config.models)}") as progress:
-            run(config, paths, listener, progress, access)
+    configure(log_format, log_level)
+    try:
+        config = _config(models or [], config_file, settings or [])
+        with bind(host, port) as listener:
+            access = Access(
+                local=is_loopback(listener.getsockname()[0]),
+                require_key=require_key,
+                allowed_hosts=tuple(name.lower() for name in allowed_hosts or []),
+                certificate=certificate,
+                private_key=private_key,
+            )
+            check(config, access)
+            paths = [_path(entry.source) for entry in config.models.values()]
+            with progress_bar(f"loading {', '.join(config.models)}") as progress:
+                run(config, paths, listener, progress, access)
+    except PorceletError as problem:
+        if log_format != "json":
+            raise
+        log.error("%s", problem, extra={"fields": {"kind": problem.kind}})
+        raise typer.Exit(problem.exit_code) from problem
 
 
 def _config(models: list[str], file: Path | None, settings: list[str]) -> ServeConfig:

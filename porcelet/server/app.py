@@ -1,4 +1,4 @@
-"""The HTTP application: the dialects' routes, the chat page, health, and the guard in front of them all."""
+"""The HTTP application: the dialects' routes, the chat page, operations, and what stands in front of them all."""
 
 from __future__ import annotations
 
@@ -6,19 +6,26 @@ from pathlib import Path
 
 from fastapi import FastAPI
 from fastapi.staticfiles import StaticFiles
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import FileResponse
 
-from porcelet.server import account, login, openai
-from porcelet.server.errors import install, problem_response
+from porcelet.metrics import Metrics
+from porcelet.server import account, health, login, openai
+from porcelet.server.errors import install
 from porcelet.server.guard import Gate, Guard
+from porcelet.server.logs import RequestLog, TokenCount
+from porcelet.server.meters import Meters, engine_readings
 from porcelet.server.models import Models
 from porcelet.server.store import Database
 
 STATIC = Path(__file__).parent / "static"
 
 
-def create_app(models: Models, database: Database, gate: Gate) -> Guard:
-    """The application over the served models."""
+def create_app(models: Models, database: Database, gate: Gate) -> RequestLog:
+    """The application over the served models, whose generations limits, metrics and log look on from now on."""
+    metrics = Metrics()
+    meters = Meters(metrics)
+    metrics.read(lambda: engine_readings(models))
+    models.watch(gate.limits, meters, TokenCount())
     app = FastAPI(
         title="porcelet",
         docs_url=None,  # their pages load scripts from elsewhere
@@ -26,6 +33,7 @@ def create_app(models: Models, database: Database, gate: Gate) -> Guard:
         redirect_slashes=False,  # a redirect would repeat the Host of whoever asked
     )
     install(app)
+    app.include_router(health.routes(models, metrics))
     app.include_router(openai.routes(models))
     app.include_router(login.routes(gate.logins, gate.keys))
     app.include_router(account.routes(database, gate.keys))
@@ -35,11 +43,5 @@ def create_app(models: Models, database: Database, gate: Gate) -> Guard:
     async def page() -> FileResponse:
         return FileResponse(STATIC / "index.html")
 
-    @app.get("/healthz")
-    async def health() -> Response:
-        if models.failure:
-            return problem_response(models.failure, 503)
-        stats = {name: model.engine.stats for name, model in models.all.items()}
-        return JSONResponse({"status": "ok", "models": stats})
-
-    return Guard(app, gate)  # no middleware of it: those are inside of what answers our own mistakes
+    # No middleware of FastAPI's: those are inside of what answers our own mistakes.
+    return RequestLog(Guard(app, gate), meters.answered)

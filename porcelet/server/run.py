@@ -1,18 +1,22 @@
 """The serving process: start the engines' processes, listen while they load, serve until told to stop.
 
 The heavy imports are inside the function so that they happen while the models load in the other processes.
+
+The first SIGINT or SIGTERM drains: /readyz says so, new work is refused, and what is under way may end within the
+configured time; what has not is told that it is over. A second one ends all of that at once.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import signal
 import socket
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from porcelet.config import ServeConfig
@@ -27,6 +31,9 @@ if TYPE_CHECKING:
     from porcelet.server.models import Models
 
 log = logging.getLogger(__name__)
+
+LAST_WORDS_SECONDS = 5  # to send what is left, once the engines are gone
+POLL_SECONDS = 0.05
 
 
 def check(config: ServeConfig, access: Access) -> None:
@@ -63,7 +70,7 @@ def run(
     Raises:
         InputError, ModelError, CapacityError, EngineError: an engine's reason for not starting.
     """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # both end it the same way, while loading too
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # both end it the same way, while it starts too
     with suppress(KeyboardInterrupt):
         asyncio.run(_serve(config, paths, listener, progress, access))
 
@@ -87,7 +94,7 @@ async def _serve(
         database = opened.enter_context(closing(Database.open(config.server.database or default_url())))
         gate = open_gate(database, access, config.aliases)
         named = zip(config.models, paths, started, strict=True)
-        models = Models(config, [Model(name, path, engine, config, [gate.limits]) for name, path, engine in named])
+        models = Models(config, [Model(name, path, engine, config) for name, path, engine in named])
         options = uvicorn.Config(
             create_app(models, database, gate),
             http=Connection,
@@ -96,12 +103,15 @@ async def _serve(
             ws="none",
             log_config=None,
             log_level="warning",
+            access_log=False,  # ours knows more
             proxy_headers=False,
             server_header=False,
-            timeout_graceful_shutdown=math.ceil(2 * config.server.drain),
+            timeout_graceful_shutdown=LAST_WORDS_SECONDS,
         )
         server = uvicorn.Server(options)
-        draining = asyncio.create_task(_drain(server, models))
+        stop = Stop()
+        server.handle_exit = stop.told  # type: ignore[method-assign]  # its own would close the listener at once
+        draining = asyncio.create_task(_drain(server, models, stop))
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         try:
             await _load(models, serving, url(listener, access.scheme), progress)
@@ -124,9 +134,34 @@ async def _load(models: Models, serving: asyncio.Task[None], address: str, progr
         log.info("serving %s on %s (weights %s, context %d)", name, address, weights, length)
 
 
-async def _drain(server: uvicorn.Server, models: Models) -> None:
-    """Once the server is told to stop, end the answers that go on for too long, each with an error."""
-    while not server.should_exit:
-        await asyncio.sleep(0.1)
-    await asyncio.sleep(models.config.server.drain)
-    models.close()
+class Stop:
+    """How often the server was told to stop."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def told(self, sig: int, frame: FrameType | None) -> None:
+        """A signal's handler."""
+        self.count += 1
+
+
+async def _drain(server: uvicorn.Server, models: Models, stop: Stop) -> None:
+    """Once told to stop, wait for what is under way, end the rest with an error, and let the server go."""
+    while not stop.count:
+        await asyncio.sleep(POLL_SECONDS)
+    models.draining = True
+    end = time.monotonic() + models.config.server.drain
+    if models.num_running:
+        log.info(
+            "ending: %d answers have %g s left; a second signal ends them",
+            models.num_running,
+            models.config.server.drain,
+        )
+    while models.num_running and stop.count == 1 and time.monotonic() < end:
+        await asyncio.sleep(POLL_SECONDS)
+    server.should_exit = True
+    if models.num_running:
+        models.close()
+    while stop.count == 1:
+        await asyncio.sleep(POLL_SECONDS)
+    server.force_exit = True

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import httpx
 import uvicorn
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
+from starlette.routing import Mount, Route
+from starlette.types import ASGIApp
 
 from porcelet.config import ModelEntry, ServeConfig
 from porcelet.server import keys
@@ -19,6 +24,7 @@ from porcelet.server.app import create_app
 from porcelet.server.connection import Connection
 from porcelet.server.guard import Gate, Guard, open_gate
 from porcelet.server.keys import Key, KeyLimits
+from porcelet.server.logs import RequestLog
 from porcelet.server.loopback import bind
 from porcelet.server.models import Models
 from porcelet.server.store import Database
@@ -32,7 +38,7 @@ HOST = "chat.example"
 class House:
     """The application, its database, and a client that comes from another machine."""
 
-    app: Guard
+    app: RequestLog
     database: Database
     gate: Gate
     client: httpx.AsyncClient
@@ -61,7 +67,7 @@ async def house(folder: Path, access: Access = OTHERS, host: str = HOST) -> Asyn
 
 
 @asynccontextmanager
-async def listening(app: Guard, access: Access = OTHERS) -> AsyncIterator[tuple[str, int]]:
+async def listening(app: ASGIApp, access: Access = OTHERS) -> AsyncIterator[tuple[str, int]]:
     """The application behind the real server's connections, on a free port of this machine."""
     listener = bind("127.0.0.1", 0)
     options = uvicorn.Config(
@@ -98,3 +104,27 @@ def in_house(
 
 def bearer(secret: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {secret}"}
+
+
+def routes(house: House) -> Iterator[tuple[str, str]]:
+    """Every method and path of the application."""
+    guard = house.app.app
+    assert isinstance(guard, Guard)
+    app = guard.app
+    assert isinstance(app, FastAPI)
+    found = list(_flat(app.routes))
+    assert len(found) > 8
+    for route in found:
+        if isinstance(route, Mount):
+            yield "GET", f"{route.path}/x"
+        else:
+            assert isinstance(route, Route | APIRoute), f"a new kind of route: {route!r}"
+            for method in route.methods or ():
+                yield method, re.sub(r"{[^}]*}", "x", route.path)
+
+
+def _flat(found: Any) -> Iterator[Any]:
+    """Routes, those of included routers too, which newer FastAPIs keep apart."""
+    for route in found:
+        inner = getattr(getattr(route, "original_router", None), "routes", None)
+        yield from _flat(inner) if inner is not None else [route]

@@ -11,7 +11,6 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import closing
 from pathlib import Path
 
 import httpx
@@ -19,13 +18,11 @@ import pytest
 from starlette.types import ASGIApp
 
 from porcelet.config import ModelEntry, ServeConfig
-from porcelet.server.access import Access
-from porcelet.server.app import create_app
 from porcelet.server.body import MAX_BODY_BYTES
-from porcelet.server.guard import SECURITY_HEADERS, open_gate
+from porcelet.server.guard import SECURITY_HEADERS
 from porcelet.server.loopback import is_loopback
 from porcelet.server.models import Models
-from porcelet.server.store import Database
+from tests.server.apps import local_app
 from tests.server.conftest import Server, start_server
 
 STATIC = Path(__file__).parents[2] / "porcelet/server/static"
@@ -137,9 +134,7 @@ def test_our_own_mistakes_carry_the_headers(tmp_path: Path) -> None:
             raise RuntimeError("broken")
 
     async def main() -> httpx.Response:
-        with closing(Database.open(f"sqlite:///{tmp_path / 'test.db'}")) as database:
-            gate = open_gate(database, Access(), {})
-            app = create_app(Broken(ServeConfig(models={"tiny": ModelEntry("tiny")}), []), database, gate)
+        with local_app(Broken(ServeConfig(models={"tiny": ModelEntry("tiny")}), []), tmp_path) as app:
             return await get(app)
 
     async def get(app: ASGIApp) -> httpx.Response:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-import re
 import ssl
 import string
 import subprocess
@@ -19,9 +18,6 @@ from typing import Any
 
 import httpx
 import pytest
-from fastapi import FastAPI
-from fastapi.routing import APIRoute
-from starlette.routing import Mount, Route
 
 from porcelet.errors import InputError
 from porcelet.server import body, connection, keys
@@ -31,33 +27,11 @@ from porcelet.server.guard import SECURITY_HEADERS
 from porcelet.server.keys import KeyLimits
 from porcelet.server.store import Database
 from tests.server.conftest import Server, start_server
-from tests.server.gate import HOST, OTHERS, House, bearer, in_house, listening
+from tests.server.gate import HOST, OTHERS, House, bearer, in_house, listening, routes
 
 LOOPBACK = Access()
 STRICT_LOOPBACK = Access(require_key=True)
 LOCALHOST = "127.0.0.1:8000"
-
-
-def routes(house: House) -> Iterator[tuple[str, str]]:
-    """Every method and path of the application."""
-    app = house.app.app
-    assert isinstance(app, FastAPI)
-    found = list(_flat(app.routes))
-    assert len(found) > 8
-    for route in found:
-        if isinstance(route, Mount):
-            yield "GET", f"{route.path}/x"
-        else:
-            assert isinstance(route, Route | APIRoute), f"a new kind of route: {route!r}"
-            for method in route.methods or ():
-                yield method, re.sub(r"{[^}]*}", "x", route.path)
-
-
-def _flat(found: Any) -> Iterator[Any]:
-    """Routes, those of included routers too, which newer FastAPIs keep apart."""
-    for route in found:
-        inner = getattr(getattr(route, "original_router", None), "routes", None)
-        yield from _flat(inner) if inner is not None else [route]
 
 
 @pytest.mark.parametrize("access", [OTHERS, STRICT_LOOPBACK], ids=["others", "loopback"])

@@ -11,7 +11,7 @@ from fastapi.staticfiles import StaticFiles
 from starlette.responses import FileResponse
 
 from porcelet.metrics import Metrics
-from porcelet.server import api, health, login, openai, usage
+from porcelet.server import account, api, health, login, openai
 from porcelet.server.errors import install
 from porcelet.server.guard import Gate, Guard
 from porcelet.server.jobs import Jobs
@@ -46,7 +46,7 @@ def create_app(models: Models, database: Database, gate: Gate, jobs: Jobs) -> Re
     app.include_router(health.routes(models, metrics))
     app.include_router(openai.routes(models))
     app.include_router(login.routes(gate.logins, gate.keys))
-    app.include_router(usage.routes(database, gate.keys))
+    app.include_router(account.routes(database, gate.keys))
     app.include_router(api.routes(models, database, jobs))
     app.mount("/static", StaticFiles(directory=STATIC))
 

@@ -47,7 +47,7 @@ def _prompts(value: object) -> tuple[Prompt, ...]:
     """One prompt or several, each a text or token ids."""
     if isinstance(value, str) or _are_tokens(value):
         return (_prompt(value),)
-    if not isinstance(value, list):
+    if not isinstance(value, list) or not value:
         raise wrong("it must be a text, token ids, or a list of either")
     if len(value) > MAX_PROMPTS:
         raise out_of_range(f"prompt holds {len(value)} prompts; at most {MAX_PROMPTS} are allowed")
@@ -113,26 +113,37 @@ MIDDLES = (
 )
 
 
-def tokens_of(prompt: Prompt, suffix: str | None, model: Model) -> list[int]:
+@dataclass(frozen=True)
+class Written:
+    """A prompt as it is given to the model. `num_added`: we put a beginning-of-text token before it."""
+
+    text: str
+    tokens: list[int]
+    num_added: int = 0
+
+
+def written(prompt: Prompt, suffix: str | None, model: Model) -> Written:
     """What the model is to continue.
 
     Raises:
         FieldError: it cannot fill in, or a token is none of its vocabulary.
     """
     tokenizer = model.tokenizer
-    if isinstance(prompt, tuple):
-        if strange := [token for token in prompt if not 0 <= token < tokenizer.vocab_size]:
-            raise FieldError("prompt", f"token {strange[0]} lies outside the vocabulary of {tokenizer.vocab_size}")
-        written = list(prompt)
+    if isinstance(prompt, str):
+        tokens = tokenizer.encode(prompt, special=suffix is None)
+    elif strange := [token for token in prompt if not 0 <= token < tokenizer.vocab_size]:
+        raise FieldError("prompt", f"token {strange[0]} lies outside the vocabulary of {tokenizer.vocab_size}")
     else:
-        written = tokenizer.encode(prompt, special=suffix is None)
+        tokens = list(prompt)
     if suffix is not None:
         before, between, after = _middle(tokenizer, model.name)
-        written = [before, *written, between, *tokenizer.encode(suffix), after]
+        tokens = [before, *tokens, between, *tokenizer.encode(suffix), after]
+    if not isinstance(prompt, str):
+        return Written(tokenizer.decode(prompt), tokens)
     beginning = _beginning(model)
-    if beginning is not None and isinstance(prompt, str) and written[:1] != [beginning]:
-        return [beginning, *written]
-    return written
+    if beginning is None or tokens[:1] == [beginning]:
+        return Written(prompt, tokens)
+    return Written(prompt, [beginning, *tokens], 1)
 
 
 def _middle(tokenizer: Tokenizer, name: str) -> tuple[int, int, int]:
@@ -192,15 +203,11 @@ class Writer:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._offset = 0  # characters so far
 
-    def echo(self, prompt: Prompt, tokens: Sequence[int], started: Started, scored: bool) -> CompletionChoice:
-        """The prompt, as if the model had said it. A beginning-of-text token that we put there is not repeated."""
-        scores: list[Scored] = [
-            (token, *score) for token, score in zip(tokens[1:], started.prompt_logprobs, strict=False)
-        ]
-        if isinstance(prompt, tuple) or len(self._tokenizer.encode(prompt, special=True)) == len(tokens):
-            scores.insert(0, (tokens[0], None, ()))
-        text = prompt if isinstance(prompt, str) else self._tokenizer.decode(prompt)
-        return self._choice(text, self._logprobs(scores) if scored else None)
+    def echo(self, prompt: Written, started: Started, scored: bool) -> CompletionChoice:
+        """The prompt, as if the model had said it."""
+        scores: list[Scored] = [(prompt.tokens[0], None, ())]
+        scores += [(token, *score) for token, score in zip(prompt.tokens[1:], started.prompt_logprobs, strict=False)]
+        return self._choice(prompt.text, self._logprobs(scores[prompt.num_added :]) if scored else None)
 
     def piece(self, piece: Piece) -> CompletionChoice:
         text = "".join(part.text for part in piece.parts if isinstance(part, Content))
@@ -245,15 +252,15 @@ async def choices_of(body: CompletionRequest, model: Model, caller: Caller) -> C
     """
     body.check()
     params = body.params(max(body.max_tokens, 1), body.logprobs, body.logprobs if body.echo else None)
-    prompts = await asyncio.to_thread(lambda: [tokens_of(prompt, body.suffix, model) for prompt in body.prompt])
+    prompts = await asyncio.to_thread(lambda: [written(prompt, body.suffix, model) for prompt in body.prompt])
     writers = [Writer(index, model.tokenizer) for index in range(body.n * len(prompts))]
     usages = []
-    async with aclosing(merged([model.complete(prompt, params, caller) for prompt in prompts])) as events:
+    async with aclosing(merged([model.complete(prompt.tokens, params, caller) for prompt in prompts])) as events:
         async for number, event in events:
             match event:
                 case Started() if body.echo:
                     for writer in writers[number * body.n : (number + 1) * body.n]:
-                        yield writer.echo(body.prompt[number], prompts[number], event, body.logprobs is not None)
+                        yield writer.echo(prompts[number], event, body.logprobs is not None)
                 case Piece() if body.max_tokens:
                     yield writers[number * body.n + event.index].piece(event)
                 case Ended():

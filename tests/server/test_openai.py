@@ -9,10 +9,14 @@ from typing import Any
 
 import httpx
 import openai
+import pydantic
 import pytest
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
+from porcelet.server.ask import EFFORTS
+from porcelet.server.openai import NO_JSON, ChatRequest
 from tests.server.conftest import Server
+from tests.server.scripts import ANSWER, MIXED, THOUGHT
 from tests.tiny_model import SPECIAL
 
 ASK: dict[str, Any] = {
@@ -21,9 +25,17 @@ ASK: dict[str, Any] = {
     "max_tokens": 60,
     "temperature": 0,
 }
+TOOLS: list[Any] = [
+    {
+        "type": "function",
+        "function": {
+            "name": "get_weather",
+            "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
+        },
+    }
+]
 
-
-USER = 256 + SPECIAL.index("<|user|>")
+USER, END = (256 + SPECIAL.index(token) for token in ("<|user|>", "<|end|>"))
 JSON = {"Content-Type": "application/json"}
 
 
@@ -37,10 +49,25 @@ def post(server: Server, **changes: Any) -> httpx.Response:
 
 
 def test_models(client: openai.OpenAI) -> None:
-    """The served model is listed under the name that requests use, and its aliases after it."""
+    """The served model is listed under the name that requests use, and its aliases after it; each can be asked for."""
     model, *aliases = client.models.list().data
     assert [alias.id for alias in aliases] == ["deepseek-chat", "deepseek-reasoner", "deepseek-flash"]
     assert (model.id, model.object) == ("tiny", "model")
+    assert model.model_dump()["thinking"] == "never" and model.model_dump()["context_length"] > 1000
+    assert client.models.retrieve("deepseek-chat").model_dump()["root"] == "tiny"
+    with pytest.raises(openai.NotFoundError, match="not served here"):
+        client.models.retrieve("gpt-4")
+
+
+@pytest.mark.parametrize("prefix", ["", "/v1", "/beta"])
+def test_deepseeks_paths(server: Server, prefix: str) -> None:
+    """DeepSeek's base URL has no version, and its beta features a path of their own; OpenAPI shows one of the three."""
+    assert httpx.get(f"{server.url}{prefix}/models").json()["data"][0]["id"] == "tiny"
+    assert httpx.post(f"{server.url}{prefix}/chat/completions", json=ASK, timeout=20).status_code == 200
+    body = {"model": "tiny", "prompt": "x", "max_tokens": 2}
+    assert httpx.post(f"{server.url}{prefix}/completions", json=body, timeout=20).status_code == 200
+    paths = httpx.get(f"{server.url}/openapi.json").json()["paths"]
+    assert (f"{prefix}/chat/completions" in paths) == (prefix == "/v1")
 
 
 @pytest.mark.parametrize("text", ["Hello", "wörld 你好", "", "<|end|> is text"])
@@ -54,14 +81,13 @@ def test_stream_equals_whole(client: openai.OpenAI, text: str) -> None:
     assert all(isinstance(chunk, ChatCompletionChunk) for chunk in chunks)
 
     *body, last = chunks
-    pieces = [chunk.choices[0].delta.content or "" for chunk in body]
+    pieces = [chunk.choices[0].delta.content or "" for chunk in chunks]
     assert "".join(pieces) == whole.choices[0].message.content
     assert whole.choices[0].message.content
     assert body[0].choices[0].delta.role == "assistant"
-    assert [chunk.choices[0].finish_reason for chunk in body[:-1]] == [None] * (len(body) - 1)
-    assert body[-1].choices[0].finish_reason == whole.choices[0].finish_reason
-    assert last.choices == []
-    assert last.usage == whole.usage
+    assert [(chunk.choices[0].finish_reason, chunk.usage) for chunk in body] == [(None, None)] * len(body)
+    assert last.choices[0].finish_reason == whole.choices[0].finish_reason
+    assert last.usage.total_tokens == whole.usage.total_tokens
     assert len({chunk.id for chunk in chunks}) == 1
     assert chunks[0].id.startswith("chatcmpl-")
 
@@ -74,7 +100,8 @@ def test_usage_and_ends(client: openai.OpenAI) -> None:
     assert answer.usage.total_tokens == prompt + 5
     assert answer.choices[0].finish_reason == "length"
 
-    drawn = client.chat.completions.create(**(ASK | {"max_tokens": 10_000, "temperature": 50, "seed": 1}))
+    likelier = {"temperature": 2, "seed": 1, "logit_bias": {str(END): 1.5}}
+    drawn = client.chat.completions.create(**(ASK | {"max_tokens": 10_000} | likelier))
     assert drawn.choices[0].finish_reason == "stop"
     assert 1 < drawn.usage.completion_tokens < 10_000
     assert "<|end|>" not in drawn.choices[0].message.content
@@ -157,14 +184,14 @@ def test_penalties_and_bias_shape_the_answer(client: openai.OpenAI) -> None:
 
 
 def test_raw_stream_is_openais(server: Server) -> None:
-    """On the wire: `data:` events, [DONE] at the end, no caching, no usage unless it was asked for."""
+    """On the wire: `data:` events, [DONE] at the end, no caching, and as DeepSeek does usage on the last chunk alone."""
     response = post(server, stream=True)
     assert response.headers["content-type"].startswith("text/event-stream")
     assert response.headers["cache-control"] == "no-cache"
     events = response.text.split("\n\n")
     assert events[-2:] == ["data: [DONE]", ""]
     assert all(event.startswith('data: {"id":"chatcmpl-') for event in events[:-2])
-    assert '"usage"' not in response.text
+    assert [index for index, event in enumerate(events) if '"usage"' in event] == [len(events) - 3]
 
 
 @pytest.mark.parametrize(
@@ -174,44 +201,117 @@ def test_raw_stream_is_openais(server: Server) -> None:
         ({"max_tokens": 1.5}, "max_tokens"),
         ({"max_tokens": True}, "max_tokens"),
         ({"messages": [{"role": "king", "content": "x"}]}, "messages[0].role"),
-        ({"messages": [{"role": "user"}]}, "messages[0].content"),
+        ({"messages": [{"role": "user"}]}, "messages[0]"),
+        ({"messages": [{"role": "user", "content": "x", "name": "Ann"}]}, "messages[0]"),
+        ({"messages": [{"role": "user", "content": "x", "colour": "red"}]}, "messages[0].colour"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content"),
         ({"messages": "hello"}, "messages"),
         ({"stop": 5}, "stop"),
         ({"stop": [1]}, "stop[0]"),
-        ({"n": 2}, "n"),
-        ({"tools": [{"type": "function"}]}, "tools"),
+        ({"tools": [{"type": "function"}]}, "tools[0].function"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tool_choice": "perhaps"}, "tool_choice"),
+        ({"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "other"}}}, "tool_choice"),
+        ({"response_format": {"type": "yaml"}}, "response_format.type"),
+        ({"response_format": {"type": "json_schema"}}, "response_format"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"frequency_penalty": "much"}, "frequency_penalty"),
         ({"logit_bias": {"the": 5}}, "logit_bias"),
         ({"logit_bias": [1]}, "logit_bias"),
         ({"logprobs": 3}, "logprobs"),
         ({"top_logprobs": 3}, "top_logprobs"),
+        ({"thinking": {"type": "sometimes"}}, "thinking.type"),
+        ({"thinking": {"type": "enabled"}, "reasoning_effort": "none"}, "reasoning_effort"),
+        ({"reasoning_effort": "herculean"}, "reasoning_effort"),
         ({"max_new_tokens": 5}, "max_new_tokens"),
         ({"\ud800": 1}, "\ud800"),
-        ({"temperature": -1}, None),
-        ({"max_tokens": 0}, None),
+        ({"thinking": {"type": "enabled"}}, None),
         ({"stop": ""}, None),
-        ({"stop": ["x"] * 17}, None),
         ({"stop": "\ud800"}, None),
-        ({"frequency_penalty": 2.5}, None),
-        ({"logit_bias": {"5": 101}}, None),
         ({"logit_bias": {"99999": 1}}, None),
-        ({"logprobs": True, "top_logprobs": 21}, None),
-        ({"messages": []}, None),
         ({"messages": [{"role": "user", "content": "\ud800"}]}, None),
-        ({"messages": [{"role": "user", "content": "x" * 20_000}]}, None),
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
 def test_bad_fields_are_named(server: Server, changes: dict[str, Any], param: str | None, stream: bool) -> None:
     """A field that cannot be honoured is a 400 in OpenAI's form that names it, before any stream begins."""
-    body = ASK | changes | {"stream": stream}
-    text = json.dumps(body)  # in ASCII: the only way to send half of a surrogate pair
+    error = refused(server, changes | {"stream": stream}, 400)
+    assert (error["type"], error["code"]) == ("invalid_request_error", "invalid_request_error")
+    assert error["param"] == param
+
+
+def refused(server: Server, changes: dict[str, Any], status: int) -> dict[str, Any]:
+    """The error of a request."""
+    text = json.dumps(ASK | changes)  # in ASCII: the only way to send half of a surrogate pair
     response = httpx.post(f"{server.url}/v1/chat/completions", content=text, headers=JSON, timeout=20)
-    error = response.json()["error"]
-    assert (response.status_code, error["type"], error["param"]) == (400, "invalid_request_error", param)
-    assert error["message"]
-    assert set(error) == {"message", "type", "param", "code"}
+    error: dict[str, Any] = response.json()["error"]
+    assert response.status_code == status, error
+    assert set(error) == {"message", "type", "param", "code"} and error["message"]
+    return error
+
+
+@pytest.mark.parametrize(
+    ("changes", "param", "message"),
+    [
+        ({"temperature": -1}, "temperature", "Invalid temperature value, the valid range of temperature is [0, 2]"),
+        ({"temperature": 2.1}, "temperature", "Invalid temperature value, the valid range of temperature is [0, 2]"),
+        ({"temperature": float("nan")}, "temperature", "Invalid temperature value, the valid range"),
+        ({"top_p": 0}, "top_p", "Invalid top_p value, the valid range of top_p is (0, 1.0]"),
+        ({"max_tokens": 0}, "max_tokens", "Invalid max_tokens value, the valid range of max_tokens is [1, 2147483647]"),
+        ({"n": 0}, "n", "Invalid n value, the valid range of n is [1, 128]"),
+        ({"frequency_penalty": 2.5}, "frequency_penalty", "Invalid frequency_penalty value"),
+        ({"logit_bias": {"5": 101}}, "logit_bias.5", "Invalid logit_bias value"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "Invalid top_logprobs value"),
+        ({"stop": ["x"] * 17}, "stop", "Stop string array too long: 17"),
+        ({"messages": []}, "messages", "Empty input messages"),
+        ({"tools": [{"function": {"name": "f"}}] * 129}, "tools", "tools has 129 entries; at most 128 are allowed"),
+    ],
+)
+def test_values_out_of_range(server: Server, changes: dict[str, Any], param: str, message: str) -> None:
+    """What lies out of its range is a 422 in DeepSeek's words."""
+    error = refused(server, changes, 422)
+    assert error["message"].startswith(message)
+    assert error["param"] == param
+
+
+def test_long_prompt_has_its_code(server: Server) -> None:
+    """Programs that shorten a conversation which no longer fits go by the error's code."""
+    error = refused(server, {"messages": [{"role": "user", "content": "x" * 20_000}]}, 400)
+    assert error["code"] == "context_length_exceeded"
+
+
+FIELDS = ["model", *sorted(ChatRequest.model_fields.keys() - {"model"})]
+DEEP: Any = []
+for _ in range(500):
+    DEEP = [DEEP]
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_strange_values_break_nothing(server: Server, field: str) -> None:
+    """Whatever a field holds is answered or refused, and the next request is served."""
+    strange = [
+        None,
+        -1,
+        0,
+        2**31,
+        2**63,
+        1e308,
+        "",
+        "NaN",
+        float("nan"),
+        float("inf"),
+        [],
+        {},
+        [None],
+        {"": DEEP},
+        DEEP,
+    ]
+    with httpx.Client(timeout=20) as http:
+        for value in strange:
+            content = json.dumps(ASK | {"max_tokens": 2} | {field: value})
+            response = http.post(f"{server.url}/v1/chat/completions", content=content, headers=JSON)
+            assert response.status_code < 500, (value, response.text)
+        assert http.post(f"{server.url}/v1/chat/completions", json=ASK | {"max_tokens": 2}).status_code == 200
 
 
 def test_harmless_fields_and_parts_are_accepted(server: Server) -> None:
@@ -219,14 +319,18 @@ def test_harmless_fields_and_parts_are_accepted(server: Server) -> None:
     parts = [{"type": "text", "text": "Hello, "}, {"type": "text", "text": "wörld"}]
     extra = {"user": "me", "metadata": {"a": "b"}, "n": 1, "stop": None, "frequency_penalty": 0, "top_p": 1}
     plain = post(server).json()["choices"]
-    assert post(server, **extra, messages=[{"role": "user", "content": parts, "name": None}]).json()["choices"] == plain
+    message = {"role": "user", "content": parts, "name": None, "audio": None}
+    assert post(server, **extra, messages=[message]).json()["choices"] == plain
 
 
 def test_errors_reach_the_sdk_as_its_classes(client: openai.OpenAI) -> None:
-    """A bad request and an unknown model are the classes that programs catch."""
-    with pytest.raises(openai.BadRequestError, match="n is not supported yet") as bad:
-        client.chat.completions.create(**(ASK | {"n": 2}))
-    assert bad.value.param == "n"
+    """A bad request, a value out of range and an unknown model are the classes that programs catch."""
+    with pytest.raises(openai.BadRequestError, match="'colour' is not supported") as bad:
+        client.chat.completions.create(**ASK, extra_body={"colour": "red"})
+    assert bad.value.param == "colour"
+    with pytest.raises(openai.UnprocessableEntityError, match="Invalid n value") as out:
+        client.chat.completions.create(**(ASK | {"n": 1000}))
+    assert out.value.param == "n"
     with pytest.raises(
         openai.NotFoundError, match="'gpt-4' is not served here; served: tiny, deepseek-chat"
     ) as missing:

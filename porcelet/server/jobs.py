@@ -50,7 +50,7 @@ class TooManyAnswersError(CapacityError):
 
 
 @dataclass
-class Progress:
+class Tally:
     """Counts and times of an answer as far as it has come; times are `time.monotonic`'s."""
 
     asked: float
@@ -92,7 +92,7 @@ class Job:
         self._message = message
         self._reasoning: list[str] = []
         self._content: list[str] = []
-        self._progress = Progress(time.monotonic())
+        self._tally = Tally(time.monotonic())
         self._saved = time.monotonic()
         self._end = INTERRUPTED  # the status that it gets when it is cancelled
 
@@ -118,23 +118,17 @@ class Job:
 
     async def _watch(self, database: Database) -> None:
         await asyncio.wait({self._writing})
-        status, error = self._outcome()
-        message = replace(
-            self._so_far(),
-            status=status,
-            error=error,
-            stream=None,
-            usage=self._progress.usage(),
-            seconds=self._progress.seconds(),
-        )
         try:
-            await database.run(partial(save_answer, message=message))
-        except (CapacityError, SQLAlchemyError) as problem:
-            log.error("an answer could not be written: %s", problem)
-            message = replace(message, status="error", error=_NOT_KEPT)
-        self.buffer.add({"type": "ended", "message": message})
-        self.buffer.close()
-        self.ended = time.monotonic()
+            message = await _kept(self._at_end(), database)
+            self.buffer.add({"type": "ended", "message": message})
+        finally:
+            self.buffer.close()
+            self.ended = time.monotonic()
+
+    def _at_end(self) -> Message:
+        status, error = self._outcome()
+        usage, seconds = self._tally.usage(), self._tally.seconds()
+        return replace(self._so_far(), status=status, error=error, stream=None, usage=usage, seconds=seconds)
 
     def _outcome(self) -> tuple[str, dict[str, Any] | None]:
         if self._writing.cancelled():
@@ -150,31 +144,31 @@ class Job:
 
     def _take(self, event: Event) -> str | None:
         """Add one event to the buffer and to the text; an answer's end gives its status."""
-        progress = self._progress
+        tally = self._tally
         match event:
             case Started(num_prompt, num_cached):
-                progress.started = time.monotonic()
-                progress.num_prompt_tokens, progress.num_cached_tokens = num_prompt, num_cached
+                tally.started = time.monotonic()
+                tally.num_prompt_tokens, tally.num_cached_tokens = num_prompt, num_cached
                 self.buffer.add({"type": "started", "prompt_tokens": num_prompt, "cached_tokens": num_cached})
             case Piece(parts=parts, num_generated=num_generated):
-                progress.num_generated = num_generated
+                tally.num_generated = num_generated
                 for part in parts:
                     self._take_part(part)
             case Ended(reason=reason):
                 return _STATUS[reason]
             case Usage():
-                progress.num_generated, progress.num_reasoning = event.num_generated, event.num_reasoning
+                tally.num_generated, tally.num_reasoning = event.num_generated, event.num_reasoning
         return None
 
     def _take_part(self, part: Part) -> None:
         kind, text = _text(part)
         if kind == "reasoning":
             self._reasoning.append(text)
-            self._progress.num_reasoning = self._progress.num_generated
+            self._tally.num_reasoning = self._tally.num_generated
         else:
             self._content.append(text)
-            self._progress.answering = self._progress.answering or time.monotonic()
-        self.buffer.add({"type": kind, "text": text, "tokens": self._progress.num_generated})
+            self._tally.answering = self._tally.answering or time.monotonic()
+        self.buffer.add({"type": kind, "text": text, "tokens": self._tally.num_generated})
 
     def _save_now_and_then(self, database: Database) -> None:
         if time.monotonic() - self._saved > SAVE_SECONDS:
@@ -254,6 +248,16 @@ class Jobs:
         for place, job in enumerate(sorted(ended, key=lambda job: job.ended or 0.0, reverse=True)):
             if place >= MAX_FINISHED or (job.ended or 0.0) < old:
                 del self._jobs[job.id]
+
+
+async def _kept(message: Message, database: Database) -> Message:
+    """The message once it is in the database; with an error if it cannot be."""
+    try:
+        await database.run(partial(save_answer, message=message))
+    except (CapacityError, SQLAlchemyError) as problem:
+        log.error("an answer could not be written: %s", problem)
+        return replace(message, status="error", error=_NOT_KEPT)
+    return message
 
 
 def _text(part: Part) -> tuple[str, str]:

@@ -165,6 +165,7 @@ async def _drain(server: uvicorn.Server, models: Models, jobs: Jobs, stop: Stop)
         await asyncio.sleep(POLL_SECONDS)
     await jobs.close()  # the chat's answers are kept as far as they came
     server.should_exit = True
+    await jobs.close()
     if models.num_running:
         models.close()
     while stop.count == 1:

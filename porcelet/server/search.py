@@ -39,6 +39,8 @@ def excerpt(text: str, word: str) -> str:
 def _place(text: str, word: str) -> int:
     """Where in `text` the `word` begins that was found in its folded form, which may be longer or shorter."""
     found, length = fold(text).find(word), 0
+    if text.isascii():
+        return found
     for place, letter in enumerate(text):
         length += len(fold(letter))
         if length > found:

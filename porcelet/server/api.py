@@ -23,7 +23,8 @@ from porcelet.errors import PorceletError
 from porcelet.server import attachments, export, history
 from porcelet.server.errors import FieldError, error_body
 from porcelet.server.history import Conversation, Message
-from porcelet.server.jobs import STOPPED, Jobs
+from porcelet.server.job import STOPPED
+from porcelet.server.jobs import Jobs
 from porcelet.server.models import Model, Models
 from porcelet.server.question import ask_of, question_turn, require_room, turns_to
 from porcelet.server.sse import frame, stream

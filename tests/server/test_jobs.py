@@ -18,7 +18,8 @@ from porcelet.server import history, jobs
 from porcelet.server.ask import Ask
 from porcelet.server.buffer import Buffer
 from porcelet.server.errors import NotFoundError
-from porcelet.server.jobs import Job, Jobs, TooManyAnswersError
+from porcelet.server.job import Job
+from porcelet.server.jobs import Jobs, TooManyAnswersError
 from porcelet.server.models import Model
 from porcelet.server.question import ask_of
 from porcelet.server.store import Database

@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from porcelet.server import openai
+from porcelet.server import anthropic, openai, responses, tokenize
 from porcelet.server.errors import error_response, install, problem_response
 from porcelet.server.loopback import is_loopback
 from porcelet.server.models import Models
@@ -40,7 +40,8 @@ def create_app(models: Models) -> Guard:
     """The application over the served models."""
     app = FastAPI(title="porcelet", docs_url=None, redoc_url=None)  # their pages load scripts from elsewhere
     install(app)
-    app.include_router(openai.routes(models))
+    for dialect in (openai, responses, anthropic, tokenize):
+        app.include_router(dialect.routes(models))
     app.mount("/static", StaticFiles(directory=STATIC))
 
     @app.get("/", include_in_schema=False)

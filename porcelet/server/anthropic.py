@@ -8,7 +8,6 @@ editing of the context on its way.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -25,7 +24,17 @@ from porcelet.chat.tools import AUTO, NONE, REQUIRED, ToolChoice
 from porcelet.config.serving import Efforts
 from porcelet.errors import PorceletError
 from porcelet.server.ask import Ask
-from porcelet.server.bodies import Body, effort_budget, function_call, function_tool, json_answer, listed, of_types
+from porcelet.server.bodies import (
+    Body,
+    effort_budget,
+    function_call,
+    function_tool,
+    json_answer,
+    json_text,
+    listed,
+    of_types,
+    possible,
+)
 from porcelet.server.encoder import send
 from porcelet.server.errors import FieldError, anthropic_form, fault_of
 from porcelet.server.events import Ended, Event, Piece, Started, Usage, call_id
@@ -68,7 +77,7 @@ class ToolUseBlock(Body):
     input: dict[str, Any]
 
     def call(self) -> dict[str, Any]:
-        return function_call(self.id, self.name, json.dumps(self.input, ensure_ascii=False))
+        return function_call(self.id, self.name, json_text(self.input, "input"))
 
 
 class ToolResultBlock(Body):
@@ -169,6 +178,11 @@ class Thinking(Body):
     type: Literal["enabled", "disabled", "adaptive"]
     budget_tokens: int | None = None
 
+    def asked(self, model: Model) -> bool | None:
+        if self.type == "adaptive":  # if the model can
+            return model.format.thinking(model.tokenizer) != "never" or None
+        return self.type == "enabled"
+
 
 class AnswerFormat(Body):
     type: Literal["json_schema"]
@@ -230,25 +244,22 @@ class CountRequest(Body):
         return messages
 
     def ask(self, model: Model, aliased: bool | None, efforts: Efforts, params: SamplingParams) -> Ask:
-        """What is asked of a model whose alias thinks, does not, or leaves it to the request."""
+        """What it comes down to; `aliased` is whether the model's alias thinks.
+
+        Raises:
+            InputError: fields that contradict each other.
+        """
         config = self.output_config
         return Ask(
             messages=self.messages_for_model(),
             params=params,
             tools=[function_tool(tool.name, tool.description, tool.input_schema, tool.strict) for tool in self.tools],
-            tool_choice=self.tool_choice.choice(),
+            tool_choice=possible(self.tool_choice.choice(), [tool.name for tool in self.tools]),
             parallel_calls=not self.tool_choice.disable_parallel_tool_use,
-            thinking=self._thinks(model) if aliased is None else aliased,
+            thinking=aliased if self.thinking is None else self.thinking.asked(model),
             budget=self._budget(efforts),
-            answer=json_answer(config.format.schema_) if config.format else None,
+            answer=json_answer(config.format.schema_, "output_config.format.schema") if config.format else None,
         )
-
-    def _thinks(self, model: Model) -> bool | None:
-        if self.thinking is None:
-            return None
-        if self.thinking.type == "adaptive":  # as the model can
-            return model.format.thinking(model.tokenizer) != "never" or None
-        return self.thinking.type == "enabled"
 
     def _budget(self, efforts: Efforts) -> int | None:
         if self.thinking and self.thinking.budget_tokens is not None:

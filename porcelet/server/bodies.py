@@ -12,6 +12,8 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, ConfigDict, model_validator
 from pydantic_core import PydanticCustomError
 
+from porcelet.chat.messages import MAX_DEPTH, is_deep
+from porcelet.chat.tools import ToolChoice
 from porcelet.config.serving import Efforts
 from porcelet.server.ask import EFFORTS
 from porcelet.server.errors import FieldError
@@ -74,9 +76,37 @@ def function_call(id: str, name: str, arguments: str) -> dict[str, Any]:
     return {"id": id, "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
-def json_answer(schema: Mapping[str, Any]) -> Constraint:
-    """An answer that fits a JSON schema."""
-    return Constraint("json_schema", json.dumps(schema))
+def json_text(value: Mapping[str, Any], param: str) -> str:
+    """An object as JSON text.
+
+    Raises:
+        FieldError: it is nested too deep.
+    """
+    if is_deep(value):
+        raise FieldError(param, f"{param} is nested more than {MAX_DEPTH} deep; make it flatter")
+    return json.dumps(value, ensure_ascii=False)
+
+
+def json_answer(schema: Mapping[str, Any], param: str) -> Constraint:
+    """An answer that fits a JSON schema.
+
+    Raises:
+        FieldError: it is nested too deep.
+    """
+    return Constraint("json_schema", json_text(schema, param))
+
+
+def possible(choice: ToolChoice, tools: Collection[str]) -> ToolChoice:
+    """The choice, if there is a tool for it.
+
+    Raises:
+        FieldError: there is none.
+    """
+    if choice.mode == "required" and not tools:
+        raise FieldError("tool_choice", "tool_choice asks for a call, but there are no tools; send some")
+    if choice.name is not None and choice.name not in tools:
+        raise FieldError("tool_choice", f"tool_choice names {choice.name[:80]!r}, which is none of the tools")
+    return choice
 
 
 def effort_budget(effort: str, efforts: Efforts, param: str) -> int | None:

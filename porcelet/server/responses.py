@@ -14,11 +14,11 @@ import binascii
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 from uuid import uuid4
 
 from fastapi import APIRouter, Request
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from starlette.responses import Response
 
 from porcelet.chat import Content, Message, Reasoning, ToolCallArguments, ToolCallStart
@@ -27,8 +27,18 @@ from porcelet.chat.tools import AUTO, NONE, REQUIRED, ToolChoice
 from porcelet.config.serving import Efforts
 from porcelet.errors import PorceletError
 from porcelet.server.ask import Ask
-from porcelet.server.bodies import Body, effort_budget, function_call, function_tool, json_answer, listed, of_types
+from porcelet.server.bodies import (
+    Body,
+    effort_budget,
+    function_call,
+    function_tool,
+    json_answer,
+    listed,
+    of_types,
+    possible,
+)
 from porcelet.server.encoder import send
+from porcelet.server.errors import FieldError
 from porcelet.server.events import Ended, Event, Piece, Started, TokenLogprob, Usage, call_id
 from porcelet.server.models import Models
 from porcelet.server.openai import LEAST_LOGPROB
@@ -116,13 +126,21 @@ class Chosen(Body):
 
 
 class AnswerFormat(Body):
-    ignored = ("name", "description", "strict")
-
     type: Literal["text", "json_object", "json_schema"]
-    schema_: dict[str, Any] = Field(default={"type": "object"}, alias="schema")
+    name: str = ""
+    description: str = ""
+    strict: bool = False
+    schema_: dict[str, Any] | None = Field(default=None, alias="schema")
+
+    @model_validator(mode="after")
+    def _has_schema(self) -> Self:
+        if (self.schema_ is not None) != (self.type == "json_schema"):
+            name = "text.format.schema"
+            raise FieldError(name, f"{name} belongs to the type 'json_schema', and the other way around")
+        return self
 
     def constraint(self) -> Constraint | None:
-        return None if self.type == "text" else json_answer(self.schema_)
+        return None if self.type == "text" else json_answer(self.schema_ or {"type": "object"}, "text.format.schema")
 
 
 class TextConfig(Body):
@@ -197,16 +215,20 @@ class ResponsesRequest(Body):
         )
 
     def ask(self, aliased: bool | None, efforts: Efforts, max_length: int) -> Ask:
-        """What is asked of a model whose alias thinks, does not, or leaves it to the request."""
+        """What it comes down to; `aliased` is whether the model's alias thinks.
+
+        Raises:
+            InputError: fields that contradict each other.
+        """
         effort = self.reasoning.effort
         thinks = None if effort is None else effort != "none"
         return Ask(
             messages=self._messages(),
             params=self.params(max_length),
             tools=[function_tool(tool.name, tool.description, tool.parameters, tool.strict) for tool in self.tools],
-            tool_choice=self._choice(),
+            tool_choice=possible(self._choice(), [tool.name for tool in self.tools]),
             parallel_calls=self.parallel_tool_calls,
-            thinking=thinks if aliased is None else aliased,
+            thinking=aliased if thinks is None else thinks,
             budget=effort_budget(effort, efforts, "reasoning.effort") if effort and thinks else None,
             answer=self.text.format.constraint(),
         )
@@ -338,6 +360,7 @@ class Reply:
                 self._content["logprobs"] += logprobs
                 yield self._item_event("output_text.delta", content_index=0, delta=text, logprobs=logprobs)
             case ToolCallStart(index, name):
+                self._logprobs = []  # of the marks around a call
                 yield from self._close("completed")
                 yield from self._add("function_call", "fc", call_id=call_id(index), name=name, arguments="")
             case ToolCallArguments(_, text):
@@ -375,13 +398,13 @@ class Reply:
                 self._item["encrypted_content"] = _sealed(self._content["text"])
         elif self._item["type"] == "message":
             self._content["logprobs"] += self._logprobs
+            self._logprobs = []
             text, logprobs = self._content["text"], self._content["logprobs"]
             yield self._item_event("output_text.done", content_index=0, text=text, logprobs=logprobs)
         else:
             yield self._item_event("function_call_arguments.done", arguments=self._item["arguments"])
         if "content" in self._item:
             yield self._item_event("content_part.done", content_index=0, part=self._content)
-        self._logprobs = []
         self._item["status"] = status
         yield self._event("output_item.done", output_index=self._index, item=self._item)
 
@@ -421,7 +444,7 @@ def _asked(body: ResponsesRequest) -> dict[str, Any]:
         "service_tier": "default",
         "store": False,
         "temperature": body.temperature,
-        "text": {"format": {"type": body.text.format.type}},
+        "text": {"format": body.text.format.model_dump(by_alias=True, exclude_unset=True)},
         "tool_choice": choice,
         "tools": [tool.model_dump() for tool in body.tools],
         "top_logprobs": body.top_logprobs or 0,

@@ -1,7 +1,7 @@
 """What a text or a conversation is in a model's tokens, and back: /v1/tokenize and /v1/detokenize, with vLLM's fields.
 
-A conversation gives exactly the prompt that /v1/chat/completions would answer. A text gives its own tokens; special
-tokens are never read from it.
+A conversation gives exactly the prompt that /v1/chat/completions would answer, a text the one that /v1/completions
+would continue: special tokens are read from it, and the model's first one is put before it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self
 from fastapi import APIRouter
 from pydantic import Field, model_validator
 
+from porcelet.chat.builtin import BOS
 from porcelet.server.ask import Ask
 from porcelet.server.bodies import Body
 from porcelet.server.errors import FieldError
@@ -30,7 +31,7 @@ class TokenizeRequest(Body):
     messages: list[dict[str, Any]] | None = None
     tools: list[dict[str, Any]] = []
     add_generation_prompt: Literal[True] = True
-    add_special_tokens: Literal[False] = False
+    add_special_tokens: bool = True  # of a prompt; a conversation has its own
     return_token_strs: bool = False
 
     @model_validator(mode="after")
@@ -49,9 +50,17 @@ class DetokenizeRequest(Body):
 
 async def _tokens(body: TokenizeRequest, model: Model, thinking: bool | None) -> list[int]:
     if body.prompt is not None:
-        return await asyncio.to_thread(model.tokenizer.encode, body.prompt)
+        tokens = await asyncio.to_thread(model.tokenizer.encode, body.prompt, special=True)
+        beginning = _beginning(model) if body.add_special_tokens else []
+        return tokens if tokens[:1] == beginning else beginning + tokens
     ask = Ask(messages=body.messages or [], params=SamplingParams(), tools=body.tools, thinking=thinking)
     return list((await model.render(ask)).tokens)
+
+
+def _beginning(model: Model) -> list[int]:
+    text = BOS if model.format.form else model.format.bos
+    token = model.tokenizer.token_id(text)
+    return [] if token is None else [token]
 
 
 def _texts(tokens: list[int], model: Model) -> list[str]:

@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from porcelet.chat import builtin
+from tests.chat.test_format import V3_1_TEMPLATE
+from tests.scripted_model import save_scripted_model
 from tests.tiny_model import save_tiny_model
 
 START_SECONDS = 60
@@ -40,7 +43,7 @@ def start_server(folder: Path, log: Path, *python_options: str) -> Server:
         process = subprocess.Popen([*command, "--set", "threads=1"], stderr=stderr)
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
-        if ready := re.search(r"^serving tiny on (http://127\.0\.0\.1:\d+) \(", log.read_text(), re.MULTILINE):
+        if ready := re.search(r"^serving \S+ on (http://127\.0\.0\.1:\d+) \(", log.read_text(), re.MULTILINE):
             return Server(ready[1], process, log)
         time.sleep(0.02)
     process.kill()
@@ -56,6 +59,24 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     # -X importtime writes one line for every module that this process, and not its worker, imports.
     running = start_server(model_folder, tmp_path_factory.mktemp("logs") / "stderr", "-X", "importtime")
+    yield running
+    running.process.terminate()
+    assert running.process.wait(20) == 0
+
+
+# What the model "scripted" says; told not to think, it begins after "</think>".
+THOUGHT = ("Let me", " think", ".")
+ANSWER = ("Hi", " there", "!")
+ARGUMENTS = ('{"city": ', '"Paris"', "}")
+
+
+@pytest.fixture(scope="session")
+def scripted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server whose model thinks if it is told to, answers, and calls a tool."""
+    call = (builtin.CALLS, builtin.CALL, "get_weather", builtin.SEP, *ARGUMENTS, builtin.END_CALL, builtin.END_CALLS)
+    script = (builtin.THINK, *THOUGHT, builtin.END_THINK, *ANSWER, *call)
+    folder = save_scripted_model(tmp_path_factory.mktemp("models") / "scripted", [script], V3_1_TEMPLATE)
+    running = start_server(folder, tmp_path_factory.mktemp("logs") / "stderr")
     yield running
     running.process.terminate()
     assert running.process.wait(20) == 0

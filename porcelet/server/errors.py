@@ -2,8 +2,8 @@
 
     {"error": {"message": ..., "type": ..., "param": the field or null, "code": ...}}
 
-400 is what cannot be understood, 422 a value outside of its range, as DeepSeek publishes it. `code` repeats `type` where
-there is nothing more exact to say, as DeepSeek's does.
+400 is what cannot be understood, 422 a value outside of its range, as DeepSeek publishes it. `code` repeats `type`
+where there is nothing more exact to say, as DeepSeek's does.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-from uuid import uuid4
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -22,6 +21,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from porcelet.errors import CapacityError, InputError, PorceletError
+from porcelet.server.logs import request_id
 
 INVALID = InputError.kind
 _MISTAKE = "the server made a mistake; its log says more"
@@ -89,7 +89,7 @@ def anthropic_form(fault: Fault) -> dict[str, Any]:
     """Anthropic's form, which names the kind by the status."""
     kind = _ANTHROPIC_KINDS.get(fault.status, INVALID if fault.status < 500 else "api_error")
     error = {"type": kind, "message": fault.message}
-    return {"type": "error", "error": error, "request_id": f"req_{uuid4().hex}"}
+    return {"type": "error", "error": error, "request_id": request_id()}
 
 
 # The form of the errors below a path; the longest path counts.

@@ -16,6 +16,7 @@ from porcelet.chat import Content, Reasoning, ToolCallArguments, ToolCallStart
 from porcelet.errors import CapacityError
 from porcelet.server.anthropic import Reply
 from porcelet.server.events import Ended, Event, Piece, Started, Usage
+from porcelet.server.keys import PREFIX
 from tests.server.conftest import Server
 from tests.server.test_openai import JSON, running, wait_for
 
@@ -258,6 +259,11 @@ def test_errors_reach_the_sdk_as_its_classes(client: anthropic.Anthropic) -> Non
     assert body["request_id"].startswith("req_")
     with pytest.raises(anthropic.BadRequestError, match="max_tokens is 0"):
         client.messages.create(**(ASK | {"max_tokens": 0}))
+    with pytest.raises(anthropic.AuthenticationError) as refused:
+        client.with_options(api_key=f"{PREFIX}unknown").messages.create(**ASK)
+    body = refused.value.body
+    assert body["error"]["type"] == "authentication_error"
+    assert body["request_id"] == refused.value.request_id
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from starlette.responses import Response
 
 from porcelet.chat import Content, Message, Reasoning, ToolCallArguments, ToolCallStart
 from porcelet.chat import Event as Part
+from porcelet.chat.builtin import CALLS, END_CALLS
 from porcelet.chat.tools import AUTO, NONE, REQUIRED, ToolChoice
 from porcelet.config.serving import Efforts
 from porcelet.errors import PorceletError
@@ -310,6 +311,7 @@ class Reply:
     _num_events: int = 0
     _open: bool = False  # the last item goes on
     _logprobs: list[dict[str, Any]] = field(default_factory=list)  # of text that is held back
+    _in_calls: bool = False
 
     def encode(self, event: Event) -> Iterator[dict[str, Any]]:
         match event:
@@ -317,7 +319,7 @@ class Reply:
                 yield self._event("created", response=self.whole())
                 yield self._event("in_progress", response=self.whole())
             case Piece():
-                self._logprobs += [_logprob(entry) for entry in event.logprobs if not entry.reasoning]
+                self._logprobs += self._of_text(event.logprobs)
                 for part in event.parts:
                     yield from self._part(part)
             case Ended(_, reason):
@@ -360,13 +362,19 @@ class Reply:
                 self._content["logprobs"] += logprobs
                 yield self._item_event("output_text.delta", content_index=0, delta=text, logprobs=logprobs)
             case ToolCallStart(index, name):
-                self._logprobs = []  # of the marks around a call
                 yield from self._close("completed")
                 yield from self._add("function_call", "fc", call_id=call_id(index), name=name, arguments="")
             case ToolCallArguments(_, text):
-                self._logprobs = []
                 self._item["arguments"] += text
                 yield self._item_event("function_call_arguments.delta", delta=text)
+
+    def _of_text(self, entries: Sequence[TokenLogprob]) -> Iterator[dict[str, Any]]:
+        """The log-probabilities of what is neither reasoning nor a call."""
+        for entry in entries:
+            self._in_calls = self._in_calls or entry.text == CALLS.encode()
+            if not (self._in_calls or entry.reasoning):
+                yield _logprob(entry)
+            self._in_calls = self._in_calls and entry.text != END_CALLS.encode()
 
     def _grow(self, kind: str) -> Iterator[dict[str, Any]]:
         """The item of this type that is open, or a new one with its one part."""

@@ -11,7 +11,7 @@ from fastapi.staticfiles import StaticFiles
 from starlette.responses import FileResponse
 
 from porcelet.metrics import Metrics
-from porcelet.server import account, api, health, login, openai
+from porcelet.server import account, anthropic, api, health, login, openai, responses, tokenize
 from porcelet.server.errors import install
 from porcelet.server.guard import Gate, Guard
 from porcelet.server.jobs import Jobs
@@ -44,7 +44,8 @@ def create_app(models: Models, database: Database, gate: Gate, jobs: Jobs) -> Re
     )
     install(app)
     app.include_router(health.routes(models, metrics))
-    app.include_router(openai.routes(models))
+    for dialect in (openai, responses, anthropic, tokenize):
+        app.include_router(dialect.routes(models))
     app.include_router(login.routes(gate.logins, gate.keys))
     app.include_router(account.routes(database, gate.keys))
     app.include_router(api.routes(models, database, jobs))

@@ -129,13 +129,22 @@ class Model:
 
     # ---- answers ----------------------------------------------------------------------------------------------------
 
+    async def render(self, ask: Ask) -> Prompt:
+        """A conversation's prompt.
+
+        Raises:
+            InputError: the conversation cannot be written in the model's format.
+        """
+        # A long conversation takes a while to tokenize; the other streams go on meanwhile.
+        return await asyncio.to_thread(prompt_of, ask, self._parts)
+
     async def count(self, ask: Ask) -> int:
         """Tokens of a conversation's prompt.
 
         Raises:
             InputError: the conversation cannot be written in the model's format.
         """
-        return len((await self._render(ask)).tokens)
+        return len((await self.render(ask)).tokens)
 
     async def answer(self, ask: Ask, caller: Caller) -> Events:
         """The events of one answered conversation. Close it (`aclosing`) to stop the engine's work.
@@ -143,7 +152,7 @@ class Model:
         Raises:
             PorceletError: the conversation or the request cannot be served, or the engine failed.
         """
-        prompt = await self._render(ask)
+        prompt = await self.render(ask)
         splitters = [Splitter(prompt.opens_reasoning) for _ in range(ask.params.n)]
         params = replace(ask.params, constraint=ask.answer, reasoning=prompt.reasoning)
         async with aclosing(self._run(prompt.tokens, params, caller, splitters)) as events:
@@ -159,10 +168,6 @@ class Model:
         async with aclosing(self._run(prompt, params, caller, [None] * params.n)) as events:
             async for event in events:
                 yield event
-
-    async def _render(self, ask: Ask) -> Prompt:
-        # A long conversation takes a while to tokenize; the other streams go on meanwhile.
-        return await asyncio.to_thread(prompt_of, ask, self._parts)
 
     async def _run(
         self, prompt: Sequence[int], params: SamplingParams, caller: Caller, splitters: Sequence[Splitter | None]

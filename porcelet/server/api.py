@@ -83,7 +83,7 @@ class NewMessage(Regenerate):
 
 def routes(models: Models, database: Database, jobs: Jobs) -> APIRouter:
     """Everything under /api."""
-    router = APIRouter(prefix="/api")
+    router = APIRouter(prefix="/api", include_in_schema=False)  # it is the page's, and changes with it
     _add_session(router, models)
     _add_conversations(router, database, jobs)
     _add_exports(router, database)

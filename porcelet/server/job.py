@@ -31,8 +31,8 @@ from porcelet.server.watch import Caller
 log = logging.getLogger(__name__)
 SAVE_SECONDS = 1.0
 STOPPED = "stopped"
-_MISTAKE = {"message": "the server made a mistake; its log says more", "code": None}
-_NOT_KEPT = {"message": "the answer could not be kept; the server's log says more", "code": None}
+_MISTAKE = {"message": "the server made a mistake; its log says more", "code": PorceletError.kind}
+_NOT_KEPT = {"message": "the answer could not be kept; the server's log says more", "code": PorceletError.kind}
 _STATUS = {"stop": "done", "length": "length", "tool_calls": "done"}
 
 
@@ -188,5 +188,5 @@ def _text(part: Part) -> tuple[str, str]:
 
 
 def _error(problem: PorceletError) -> dict[str, Any]:
-    code = problem.code or ("engine_unavailable" if isinstance(problem, EngineError) else None)
+    code = problem.code or ("engine_unavailable" if isinstance(problem, EngineError) else problem.kind)
     return {"message": str(problem), "code": code}

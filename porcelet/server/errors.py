@@ -36,6 +36,16 @@ class FieldError(InputError):
         self.param = param
 
 
+class NotFoundError(InputError):
+    """What a path names is not there, or is another's."""
+
+    status = 404
+    code = "not_found"
+
+    def __init__(self, what: str, id: str) -> None:
+        super().__init__(f"there is no {what} {id[:80]!r}; it may have been deleted")
+
+
 class RangeError(FieldError):
     """A field whose value has the right type, but lies outside of its range."""
 
@@ -116,10 +126,29 @@ ERROR_SCHEMA = {
     },
     "required": ["error"],
 }
-ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"description": description, "content": {"application/json": {"schema": ERROR_SCHEMA}}}
-    for status, description in {"4XX": "the request cannot be served", "5XX": "the server cannot serve it now"}.items()
+ANTHROPIC_ERROR_SCHEMA = {
+    "type": "object",
+    "properties": {
+        "type": {"const": "error"},
+        "error": {
+            "type": "object",
+            "properties": {"type": {"type": "string"}, "message": {"type": "string"}},
+            "required": ["type", "message"],
+        },
+        "request_id": {"type": "string"},
+    },
+    "required": ["type", "error", "request_id"],
 }
+
+
+def _documented(schema: dict[str, Any]) -> dict[int | str, dict[str, Any]]:
+    families = {"4XX": "the request cannot be served", "5XX": "the server cannot serve it now"}
+    content = {"application/json": {"schema": schema}}
+    return {status: {"description": description, "content": content} for status, description in families.items()}
+
+
+ERRORS = _documented(ERROR_SCHEMA)
+ANTHROPIC_ERRORS = _documented(ANTHROPIC_ERROR_SCHEMA)
 
 
 def fault_body(fault: Fault, path: str) -> dict[str, Any]:
@@ -181,6 +210,9 @@ def _fault_of_field(error: Mapping[str, Any]) -> Fault:
             return Fault(400, f"{param!r} is not supported; leave it out", param=param)
         case "wrong":
             return Fault(400, f"{place}: {error['msg']}", param=param)
+        case "too_long":
+            length, most = error["ctx"]["actual_length"], error["ctx"]["max_length"]
+            return Fault(RangeError.status, f"{place} has {length} entries; at most {most} are allowed", param=param)
         case "out_of_range":
             return Fault(RangeError.status, error["msg"], param=param)
     return Fault(400, f"{place} is {_brief.repr(error['input'])}: {error['msg']}", param=param)

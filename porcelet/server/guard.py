@@ -168,7 +168,10 @@ def _refusal(scope: Scope, problem: PorceletError) -> Response:
         response = problem_response(problem, problem.status, scope["path"])
         response.headers["WWW-Authenticate"] = "Bearer"
         return response
-    return problem_response(problem, problem.status, scope["path"])
+    response = problem_response(problem, problem.status, scope["path"])
+    if problem.status == 408:
+        response.headers["Connection"] = "close"
+    return response
 
 
 def _secured(scope: Scope, send: Send, more: dict[str, str]) -> Send:

@@ -26,7 +26,7 @@ WEATHER: Any = {
     "input_schema": {"type": "object", "properties": {"city": {"type": "string"}}},
 }
 ASK: Any = {
-    "model": "scripted",
+    "model": "agent",
     "max_tokens": 100,
     "messages": [{"role": "user", "content": "Hello"}],
     "tools": [WEATHER],
@@ -64,7 +64,7 @@ def test_an_answer_with_all_kinds_of_blocks(client: anthropic.Anthropic) -> None
     assert (thinking.type, thinking.thinking, thinking.signature) == ("thinking", "Let me think.", message.id)
     assert (text.type, text.text) == ("text", "Hi there!")
     assert (call.type, call.name, call.input) == ("tool_use", "get_weather", {"city": "Paris"})
-    assert (message.stop_reason, message.stop_sequence, message.model) == ("tool_use", None, "scripted")
+    assert (message.stop_reason, message.stop_sequence, message.model) == ("tool_use", None, "agent")
     assert message.usage.output_tokens == 17
     assert message.usage.output_tokens_details.thinking_tokens == 4
 
@@ -129,10 +129,10 @@ def test_how_answers_end(client: anthropic.Anthropic) -> None:
     assert client.messages.create(**(ASK | {"max_tokens": 2})).stop_reason == "max_tokens"
 
 
-def test_end_turn_is_a_plain_end(server: Server) -> None:
+def test_end_turn_is_a_plain_end(scripted: Server) -> None:
     """An answer that ends by itself."""
-    ask = {"model": "tiny", "max_tokens": 10_000, "temperature": 50, "messages": ASK["messages"]}
-    assert httpx.post(f"{server.url}/v1/messages", json=ask, timeout=20).json()["stop_reason"] == "end_turn"
+    answer = post(scripted, model="talker", tools=[]).json()
+    assert (answer["stop_reason"], answer["content"]) == ("end_turn", [{"type": "text", "text": "Hi there"}])
 
 
 def test_thinking_is_left_to_the_alias_and_the_model(client: anthropic.Anthropic) -> None:
@@ -192,7 +192,7 @@ def count(client: anthropic.Anthropic, talk: list[Any], is_error: bool) -> int:
     last = talk[-1]["content"][0] | {"is_error": is_error}
     talk = [*talk[:-1], {"role": "user", "content": [last, *talk[-1]["content"][1:]]}]
     system = [{"type": "text", "text": "Be brief."}]
-    return client.messages.count_tokens(model="scripted", system=system, tools=[WEATHER], messages=talk).input_tokens
+    return client.messages.count_tokens(model="agent", system=system, tools=[WEATHER], messages=talk).input_tokens
 
 
 def test_an_answer_can_be_begun(scripted: Server) -> None:
@@ -233,7 +233,9 @@ def test_litellm_speaks_it(scripted: Server, monkeypatch: pytest.MonkeyPatch) ->
     import litellm
 
     ask: Any = {
-        "model": "anthropic/deepseek-reasoner",
+        "model": "anthropic/agent",
+        "thinking": THINK,
+        "allowed_openai_params": ["thinking"],
         "api_base": scripted.url,
         "api_key": "any",
         "messages": ASK["messages"],
@@ -257,7 +259,7 @@ def test_errors_reach_the_sdk_as_its_classes(client: anthropic.Anthropic) -> Non
     body: Any = missing.value.body
     assert (body["type"], body["error"]["type"]) == ("error", "not_found_error")
     assert body["request_id"].startswith("req_")
-    with pytest.raises(anthropic.BadRequestError, match="max_tokens is 0"):
+    with pytest.raises(anthropic.UnprocessableEntityError, match="max_tokens"):
         client.messages.create(**(ASK | {"max_tokens": 0}))
     with pytest.raises(anthropic.AuthenticationError) as refused:
         client.with_options(api_key=f"{PREFIX}unknown").messages.create(**ASK)

@@ -26,7 +26,7 @@ WEATHER: Any = {
     "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
     "strict": False,
 }
-ASK: Any = {"model": "scripted", "input": "Hello", "tools": [WEATHER]}
+ASK: Any = {"model": "agent", "input": "Hello", "tools": [WEATHER]}
 THINK: Any = {"effort": "high"}
 SEALED: Any = ["reasoning.encrypted_content"]
 
@@ -258,7 +258,8 @@ def test_instructions_are_a_system_message(client: openai.OpenAI) -> None:
         ({"input": []}, None, "messages"),
         ({"input": None}, "input", "missing"),
         ({"temperature": "hot"}, "temperature", "temperature"),
-        ({"max_output_tokens": 0}, None, "max_tokens"),
+        ({"max_output_tokens": 0}, "max_output_tokens", "max_output_tokens"),
+        ({"temperature": 2.5}, "temperature", "temperature"),
     ],
 )
 def test_bad_fields_are_named(scripted: Server, changes: dict[str, Any], param: str | None, named: str) -> None:

@@ -13,9 +13,11 @@ from tests.server.conftest import Server
 
 TALK = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello, wörld"}]
 
+TOOL = {"type": "function", "function": {"name": "get_weather", "parameters": {}}}
+
 
 def post(server: Server, path: str, **body: Any) -> Any:
-    return httpx.post(f"{server.url}{path}", json={"model": "scripted"} | body, timeout=20).json()
+    return httpx.post(f"{server.url}{path}", json={"model": "agent"} | body, timeout=20).json()
 
 
 @pytest.mark.parametrize("text", ["Hello, wörld 你好", "", f"{builtin.USER}x"])
@@ -44,10 +46,10 @@ def test_a_conversation_is_what_would_be_answered(scripted: Server) -> None:
     assert post(scripted, "/v1/detokenize", tokens=tokens["tokens"])["prompt"] == prompt
     answer = post(scripted, "/v1/chat/completions", messages=TALK, max_tokens=1)
     assert answer["usage"]["prompt_tokens"] == tokens["count"]
-    thinking = post(scripted, "/v1/tokenize", model="deepseek-reasoner", messages=TALK)
-    assert post(scripted, "/v1/detokenize", tokens=thinking["tokens"][-1:])["prompt"] == builtin.THINK
-    tool = {"type": "function", "function": {"name": "get_weather", "parameters": {}}}
-    assert post(scripted, "/v1/tokenize", messages=TALK, tools=[tool])["count"] > tokens["count"]
+    thinking = post(scripted, "/v1/tokenize", model="deepseek-reasoner", messages=TALK)["tokens"]
+    last = post(scripted, "/v1/detokenize", model="deepseek-reasoner", tokens=thinking[-1:])
+    assert last == {"prompt": builtin.THINK}
+    assert post(scripted, "/v1/tokenize", messages=TALK, tools=[TOOL])["count"] > tokens["count"]
 
 
 @pytest.mark.parametrize(
@@ -55,11 +57,11 @@ def test_a_conversation_is_what_would_be_answered(scripted: Server) -> None:
     [
         ("tokenize", {}, "prompt"),
         ("tokenize", {"prompt": "x", "messages": TALK}, "prompt"),
-        ("tokenize", {"prompt": "x", "tools": [{}]}, "tools"),
+        ("tokenize", {"prompt": "x", "tools": [TOOL]}, "tools"),
         ("tokenize", {"prompt": 5}, "prompt"),
         ("tokenize", {"prompt": "x", "chat_template": "y"}, "chat_template"),
         ("tokenize", {"messages": TALK, "add_generation_prompt": False}, "add_generation_prompt"),
-        ("tokenize", {"messages": [{"role": "king", "content": "x"}]}, None),
+        ("tokenize", {"messages": [{"role": "king", "content": "x"}]}, "messages[0].role"),
         ("tokenize", {"model": "other", "prompt": "x"}, "model"),
         ("detokenize", {}, "tokens"),
         ("detokenize", {"tokens": "x"}, "tokens"),

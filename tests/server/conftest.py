@@ -129,21 +129,3 @@ def scripted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     yield running
     running.process.terminate()
     assert running.process.wait(20) == 0
-
-
-# What the model "scripted" says; told not to think, it begins after "</think>".
-THOUGHT = ("Let me", " think", ".")
-ANSWER = ("Hi", " there", "!")
-ARGUMENTS = ('{"city": ', '"Paris"', "}")
-
-
-@pytest.fixture(scope="session")
-def assistant(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server whose model thinks if it is told to, answers, and calls a tool."""
-    call = (builtin.CALLS, builtin.CALL, "get_weather", builtin.SEP, *ARGUMENTS, builtin.END_CALL, builtin.END_CALLS)
-    script = (builtin.THINK, *THOUGHT, builtin.END_THINK, *ANSWER, *call)
-    folder = save_scripted_model(tmp_path_factory.mktemp("models") / "scripted", [script], V3_1_TEMPLATE)
-    running = start_server(folder, tmp_path_factory.mktemp("logs") / "stderr")
-    yield running
-    running.process.terminate()
-    assert running.process.wait(20) == 0

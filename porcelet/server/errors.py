@@ -126,10 +126,29 @@ ERROR_SCHEMA = {
     },
     "required": ["error"],
 }
-ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"description": description, "content": {"application/json": {"schema": ERROR_SCHEMA}}}
-    for status, description in {"4XX": "the request cannot be served", "5XX": "the server cannot serve it now"}.items()
+ANTHROPIC_ERROR_SCHEMA = {
+    "type": "object",
+    "properties": {
+        "type": {"const": "error"},
+        "error": {
+            "type": "object",
+            "properties": {"type": {"type": "string"}, "message": {"type": "string"}},
+            "required": ["type", "message"],
+        },
+        "request_id": {"type": "string"},
+    },
+    "required": ["type", "error", "request_id"],
 }
+
+
+def _documented(schema: dict[str, Any]) -> dict[int | str, dict[str, Any]]:
+    families = {"4XX": "the request cannot be served", "5XX": "the server cannot serve it now"}
+    content = {"application/json": {"schema": schema}}
+    return {status: {"description": description, "content": content} for status, description in families.items()}
+
+
+ERRORS = _documented(ERROR_SCHEMA)
+ANTHROPIC_ERRORS = _documented(ANTHROPIC_ERROR_SCHEMA)
 
 
 def fault_body(fault: Fault, path: str) -> dict[str, Any]:

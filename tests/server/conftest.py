@@ -16,7 +16,7 @@ import pytest
 
 from porcelet.chat import builtin
 from tests.scripted_model import save_scripted_model
-from tests.server.scripts import CALLER, TALKER, V3_1_TEMPLATE
+from tests.server.scripts import AGENT, CALLER, TALKER, V3_1_TEMPLATE
 from tests.tiny_model import save_tiny_model
 
 START_SECONDS = 60
@@ -124,25 +124,8 @@ def scripted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("models")
     talker = save_scripted_model(folder / "talker", TALKER, V3_1_TEMPLATE)
     caller = save_scripted_model(folder / "caller", CALLER)
-    running = start_server(talker, folder / "stderr", others=[caller])
-    yield running
-    running.process.terminate()
-    assert running.process.wait(20) == 0
-
-
-# What the model "scripted" says; told not to think, it begins after "</think>".
-THOUGHT = ("Let me", " think", ".")
-ANSWER = ("Hi", " there", "!")
-ARGUMENTS = ('{"city": ', '"Paris"', "}")
-
-
-@pytest.fixture(scope="session")
-def assistant(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server whose model thinks if it is told to, answers, and calls a tool."""
-    call = (builtin.CALLS, builtin.CALL, "get_weather", builtin.SEP, *ARGUMENTS, builtin.END_CALL, builtin.END_CALLS)
-    script = (builtin.THINK, *THOUGHT, builtin.END_THINK, *ANSWER, *call)
-    folder = save_scripted_model(tmp_path_factory.mktemp("models") / "scripted", [script], V3_1_TEMPLATE)
-    running = start_server(folder, tmp_path_factory.mktemp("logs") / "stderr")
+    agent = save_scripted_model(folder / "agent", AGENT, V3_1_TEMPLATE)
+    running = start_server(talker, folder / "stderr", others=[caller, agent])
     yield running
     running.process.terminate()
     assert running.process.wait(20) == 0

@@ -92,7 +92,7 @@ def test_stream_equals_whole(client: openai.OpenAI, text: str) -> None:
     assert body[0].choices[0].delta.role == "assistant"
     assert [(chunk.choices[0].finish_reason, chunk.usage) for chunk in body] == [(None, None)] * len(body)
     assert last.choices[0].finish_reason == whole.choices[0].finish_reason
-    assert last.usage.total_tokens == whole.usage.total_tokens
+    assert last.usage and whole.usage and last.usage.total_tokens == whole.usage.total_tokens
     assert len({chunk.id for chunk in chunks}) == 1
     assert chunks[0].id.startswith("chatcmpl-")
 
@@ -646,7 +646,7 @@ def test_sdk_streams_tools(scripted: Server) -> None:
             for event in stream
             if event.type == "chunk"
         ]
-        (call,) = stream.get_final_completion().choices[0].message.tool_calls
+        (call,) = stream.get_final_completion().choices[0].message.tool_calls or []
     assert "".join(reasoning) == "need"
     assert json.loads(call.function.arguments) == {"city": "Paris"}
 
@@ -662,7 +662,7 @@ def test_litellm(scripted: Server, monkeypatch: pytest.MonkeyPatch, provider: st
     message = litellm.completion(model=name, **common).choices[0].message
     assert (message.reasoning_content, message.content) == ("".join(THOUGHT), "".join(ANSWER))
     chunks = list(litellm.completion(model=name, stream=True, stream_options={"include_usage": True}, **common))
-    built = litellm.stream_chunk_builder(chunks)
+    built: Any = litellm.stream_chunk_builder(chunks)
     assert built.choices[0].message.content == "".join(ANSWER)
     assert built.choices[0].message.reasoning_content == "".join(THOUGHT)
     assert built.usage.completion_tokens == len([*THOUGHT, "</think>", *ANSWER, "end"])

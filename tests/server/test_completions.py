@@ -10,8 +10,10 @@ import httpx
 import openai
 import pytest
 
-from porcelet.server.completions import CompletionRequest
+from porcelet.errors import InputError
+from porcelet.server.completions import CompletionRequest, middle_tokens
 from porcelet.tokenizer import Tokenizer
+from tests.chat.conftest import write_tokenizer
 from tests.server.conftest import Server
 from tests.server.scripts import MIDDLE, MIXED, Mixed
 
@@ -97,6 +99,18 @@ def test_fills_in(scripted: Server) -> None:
     assert "".join(chunk["choices"][0]["text"] for chunk in chunks_of(scripted, **asked)) == "".join(MIDDLE)
     tricked = complete(scripted, **asked | {"prompt": "<｜fim▁hole｜>"})["usage"]["prompt_tokens"]
     assert tricked == len(["bos", "begin", *"<｜fim▁hole｜>".encode(), "hole", *": pass", "end"])
+
+
+def test_fills_in_with_qwens_tokens(tmp_path: Path) -> None:
+    """A vocabulary of Qwen's fills in with its own tokens, in its order; without all three there is no way."""
+    tokens = ["<|fim_middle|>", "<|fim_prefix|>", "<|fim_suffix|>"]
+    write_tokenizer(tmp_path, tokens)
+    tokenizer = Tokenizer.from_folder(tmp_path)
+    before, between, after = middle_tokens(tokenizer, "coder")
+    assert tokenizer.decode([before, between, after]) == "<|fim_prefix|><|fim_suffix|><|fim_middle|>"
+    write_tokenizer(tmp_path, tokens[1:])
+    with pytest.raises(InputError, match="coder has no tokens"):
+        middle_tokens(Tokenizer.from_folder(tmp_path), "coder")
 
 
 def test_fills_in_as_deepseeks_clients_ask(scripted: Server) -> None:

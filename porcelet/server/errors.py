@@ -21,6 +21,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from porcelet.errors import CapacityError, InputError, PorceletError
+from porcelet.server.logs import request_id
 
 INVALID = InputError.kind
 _MISTAKE = "the server made a mistake; its log says more"
@@ -33,6 +34,16 @@ class FieldError(InputError):
     def __init__(self, param: str, message: str) -> None:
         super().__init__(message)
         self.param = param
+
+
+class NotFoundError(InputError):
+    """What a path names is not there, or is another's."""
+
+    status = 404
+    code = "not_found"
+
+    def __init__(self, what: str, id: str) -> None:
+        super().__init__(f"there is no {what} {id[:80]!r}; it may have been deleted")
 
 
 class RangeError(FieldError):
@@ -71,8 +82,32 @@ def openai_form(fault: Fault) -> dict[str, Any]:
     return error_body(fault.message, fault.kind, fault.param, fault.code)
 
 
+# Anthropic's names, where neither of the two families' own fits: a client's fault and the server's.
+_ANTHROPIC_KINDS = {
+    401: "authentication_error",
+    402: "billing_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+
+
+def anthropic_form(fault: Fault) -> dict[str, Any]:
+    """Anthropic's form, which names the kind by the status."""
+    kind = _ANTHROPIC_KINDS.get(fault.status, INVALID if fault.status < 500 else "api_error")
+    error = {"type": kind, "message": fault.message}
+    return {"type": "error", "error": error, "request_id": request_id()}
+
+
 # The form of the errors below a path; the longest path counts.
-FORMS: dict[str, Callable[[Fault], dict[str, Any]]] = {"/": openai_form}
+FORMS: dict[str, Callable[[Fault], dict[str, Any]]] = {
+    "/": openai_form,
+    "/v1/messages": anthropic_form,
+    "/anthropic/": anthropic_form,
+}
 
 # What a dialect's routes may answer beside their answers, for OpenAPI.
 ERROR_SCHEMA = {

@@ -36,7 +36,7 @@ from porcelet.server.bodies import (
     possible,
 )
 from porcelet.server.encoder import send
-from porcelet.server.errors import FieldError, anthropic_form, fault_of
+from porcelet.server.errors import ANTHROPIC_ERRORS, FieldError, anthropic_form, fault_of
 from porcelet.server.events import Ended, Event, Piece, Started, Usage, call_id
 from porcelet.server.models import Model, Models
 from porcelet.server.watch import caller_of
@@ -429,7 +429,7 @@ def _usage(usage: Usage) -> dict[str, Any]:
 
 def routes(models: Models) -> APIRouter:
     """The dialect over the served models."""
-    router = APIRouter()
+    router = APIRouter(responses=ANTHROPIC_ERRORS)
     config = models.config
 
     @router.post("/anthropic/v1/messages", include_in_schema=False)

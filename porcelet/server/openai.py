@@ -22,7 +22,7 @@ from porcelet.chat.tools import AUTO, ToolChoice
 from porcelet.config import Efforts
 from porcelet.server import completions
 from porcelet.server.ask import EFFORTS, Ask
-from porcelet.server.errors import ERRORS, FieldError
+from porcelet.server.errors import FieldError
 from porcelet.server.fields import Content, Fields, Sampling, TokenCount, TopLogprobs, out_of_range, wrong
 from porcelet.server.models import Model, Models
 from porcelet.server.replies import STREAMED, ChatCompletion, Head, chunk_frames, failed, whole_body
@@ -290,7 +290,7 @@ def routes(models: Models) -> APIRouter:
 
 
 def _routes(models: Models) -> APIRouter:
-    router = APIRouter(responses=ERRORS, tags=["OpenAI"])
+    router = APIRouter(tags=["OpenAI"])
     router.include_router(completions.routes(models))
     server, efforts = models.config.server, models.config.efforts
 

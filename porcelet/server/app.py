@@ -12,7 +12,7 @@ from starlette.responses import FileResponse
 
 from porcelet.metrics import Metrics
 from porcelet.server import account, anthropic, api, health, login, openai, responses, tokenize
-from porcelet.server.errors import install
+from porcelet.server.errors import ERRORS, install
 from porcelet.server.guard import Gate, Guard
 from porcelet.server.jobs import Jobs
 from porcelet.server.logs import RequestLog, TokenCount
@@ -37,6 +37,7 @@ def create_app(models: Models, database: Database, gate: Gate, jobs: Jobs) -> Re
     models.watch(gate.limits, meters, TokenCount())
     app = FastAPI(
         title="porcelet",
+        responses=ERRORS,
         docs_url=None,  # their pages load scripts from elsewhere
         redoc_url=None,
         lifespan=lifespan,

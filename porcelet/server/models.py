@@ -131,12 +131,13 @@ class Model:
         Raises:
             PorceletError: the conversation or the request cannot be served, or the engine failed.
         """
-        prompt = await self._render(ask)
-        splitters = [Splitter(prompt.opens_reasoning) for _ in range(ask.params.n)]
-        params = replace(ask.params, constraint=ask.answer, reasoning=prompt.reasoning)
-        async with aclosing(self._run(prompt.tokens, params, caller, splitters)) as events:
-            async for event in events:
-                yield event
+        with self.queue.place():  # before the work of rendering, which one too many shall not cause
+            prompt = await self._render(ask)
+            splitters = [Splitter(prompt.opens_reasoning) for _ in range(ask.params.n)]
+            params = replace(ask.params, constraint=ask.answer, reasoning=prompt.reasoning)
+            async with aclosing(self._run(prompt.tokens, params, caller, splitters)) as events:
+                async for event in events:
+                    yield event
 
     async def complete(self, prompt: Sequence[int], params: SamplingParams, caller: Caller) -> Events:
         """The events of a plain continuation of `prompt`, all of it content.
@@ -144,9 +145,10 @@ class Model:
         Raises:
             PorceletError: the request cannot be served, or the engine failed.
         """
-        async with aclosing(self._run(prompt, params, caller, [None] * params.n)) as events:
-            async for event in events:
-                yield event
+        with self.queue.place():
+            async with aclosing(self._run(prompt, params, caller, [None] * params.n)) as events:
+                async for event in events:
+                    yield event
 
     async def _render(self, ask: Ask) -> Prompt:
         # A long conversation takes a while to tokenize; the other streams go on meanwhile.
@@ -158,7 +160,7 @@ class Model:
         job = Job(uuid4().hex, self.name, caller, len(prompt), params.max_tokens, params.n)
         request = Request(id=job.id, prompt=tuple(prompt), params=params, tenant=caller.id)
         readers = [Reader(self.tokenizer, splitter) for splitter in splitters]
-        with self.queue.place(), watched(self.watches, job):
+        with watched(self.watches, job):
             async with aclosing(self.engine.submit(request)) as outputs:
                 async for event in self._events(job, outputs, readers):
                     yield event

@@ -23,7 +23,7 @@ ASK: dict[str, Any] = {
     "temperature": 0,
     "max_tokens": 5,
 }
-ENDLESS = ASK | {"max_tokens": 15_000, "stream": True}
+ENDLESS = ASK | {"max_tokens": 90_000, "stream": True}
 
 
 @contextmanager
@@ -46,14 +46,14 @@ def test_burst_of_ten_times_what_fits(at_rest: Running) -> None:
     async def burst() -> list[httpx.Response]:
         limits = httpx.Limits(max_connections=count)
         async with httpx.AsyncClient(timeout=60, limits=limits) as client:
-            asks = [client.post(at_rest.url + CHAT, json=ASK | {"max_tokens": 100}) for _ in range(count)]
+            asks = [client.post(at_rest.url + CHAT, json=ASK | {"max_tokens": 20}) for _ in range(count)]
             return await asyncio.gather(*asks)
 
     responses = asyncio.run(burst())
     taken = [response for response in responses if response.status_code == 200]
     refused = [response for response in responses if response.status_code == 503]
     assert len(taken) >= MAX_WAITING and len(taken) + len(refused) == count and refused
-    assert all(response.json()["usage"]["completion_tokens"] == 100 for response in taken)
+    assert all(response.json()["usage"]["completion_tokens"] == 20 for response in taken)
     for response in refused:
         assert response.json()["error"]["code"] == "overloaded"
         assert 1 <= int(response.headers["retry-after"]) <= 60
@@ -99,18 +99,6 @@ def test_a_whole_body_comes_after_empty_lines(at_rest: Running) -> None:
             body = first + b"".join(pieces)
     assert first == b"\n"
     assert json.loads(body)["choices"] == alone["choices"]
-
-
-def test_over_long_prompts_are_refused_at_once(at_rest: Running) -> None:
-    """A prompt that can never fit is a 400 within moments, though others wait before it."""
-    with busy(at_rest):
-        start = time.monotonic()
-        content = "x" * 50_000
-        response = httpx.post(
-            at_rest.url + CHAT, json=ASK | {"messages": [{"role": "user", "content": content}]}, timeout=20
-        )
-        assert response.status_code == 400 and "tokens" in response.json()["error"]["message"]
-        assert time.monotonic() - start < 2
 
 
 def test_slow_reader(at_rest: Running) -> None:

@@ -44,14 +44,12 @@ class UnknownModelError(InputError):
 class Model:
     """One served model: its engine process, and its text side. `created` is in Unix seconds."""
 
-    def __init__(
-        self, name: str, path: Path, engine: Supervisor, config: ServeConfig, watches: Sequence[Watch]
-    ) -> None:
+    def __init__(self, name: str, path: Path, engine: Supervisor, config: ServeConfig) -> None:
         self.name = name
         self.path = path
         self.engine = engine
         self.config = config
-        self.watches = watches
+        self.watches: tuple[Watch, ...] = ()
         self.created = int(time.time())
         self.progress: tuple[int, int] | None = (0, 0)  # bytes loaded and in all; None once it is loaded
         self.queue = Queue(name, config.server.max_waiting, config.server.queue_timeout)
@@ -203,6 +201,11 @@ class Models:
         self.config = config
         self.draining = False  # once the server has been told to end
         self.all = {model.name: model for model in models}
+
+    def watch(self, *watches: Watch) -> None:
+        """Let these look on at every model's generations."""
+        for model in self.all.values():
+            model.watches = watches
 
     @property
     def default(self) -> Model:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from porcelet.config import ServeConfig
 from porcelet.engine.supervisor import Supervisor
+from porcelet.server.access import Access
 from porcelet.server.loopback import url
 from porcelet.types import Progress
 
@@ -35,33 +36,70 @@ LAST_WORDS_SECONDS = 5  # to send what is left, once the engines are gone
 POLL_SECONDS = 0.05
 
 
-def run(config: ServeConfig, paths: Sequence[Path], listener: socket.socket, progress: Progress) -> None:
+def check(config: ServeConfig, access: Access) -> None:
+    """See, before anything heavy begins, that those who need a key to get in have one.
+
+    Raises:
+        InputError: there is no key, or the certificate cannot be used.
+        CapacityError: the database cannot be opened.
+    """
+    access.check()
+    if access.needs_key:
+        from porcelet.server.keys import check_any
+        from porcelet.server.store import Database, default_url
+
+        with closing(Database.open(config.server.database or default_url())) as database:
+            check_any(database)
+    if not access.local and not access.certificate:
+        log.warning(
+            "warning: others on the network can read along, keys included: give --certificate and --private-key, or "
+            "listen on 127.0.0.1 behind a proxy that speaks TLS"
+        )
+
+
+def run(
+    config: ServeConfig,
+    paths: Sequence[Path],
+    listener: socket.socket,
+    progress: Progress,
+    access: Access,
+) -> None:
     """Serve the models at `paths` until SIGINT or SIGTERM; who connects to the `listener` earlier waits. `progress`
-    hears of the models' load.
+    hears of the models' load, `access` says who gets in.
 
     Raises:
         InputError, ModelError, CapacityError, EngineError: an engine's reason for not starting.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # both end it the same way, while it starts too
     with suppress(KeyboardInterrupt):
-        asyncio.run(_serve(config, paths, listener, progress))
+        asyncio.run(_serve(config, paths, listener, progress, access))
 
 
-async def _serve(config: ServeConfig, paths: Sequence[Path], listener: socket.socket, progress: Progress) -> None:
-    with ExitStack() as engines:
+async def _serve(
+    config: ServeConfig, paths: Sequence[Path], listener: socket.socket, progress: Progress, access: Access
+) -> None:
+    with ExitStack() as opened:
         started = [
-            engines.enter_context(closing(Supervisor(path, entry.engine)))
+            opened.enter_context(closing(Supervisor(path, entry.engine)))
             for entry, path in zip(config.models.values(), paths, strict=True)
         ]
         import uvicorn
 
         from porcelet.server.app import create_app
+        from porcelet.server.connection import Connection
+        from porcelet.server.guard import open_gate
         from porcelet.server.models import Model, Models
+        from porcelet.server.store import Database, default_url
 
+        database = opened.enter_context(closing(Database.open(config.server.database or default_url())))
+        gate = open_gate(database, access, config.aliases)
         named = zip(config.models, paths, started, strict=True)
-        models = Models(config, [Model(name, path, engine, config, []) for name, path, engine in named])
+        models = Models(config, [Model(name, path, engine, config) for name, path, engine in named])
         options = uvicorn.Config(
-            create_app(models),
+            create_app(models, database, gate),
+            http=Connection,
+            ssl_certfile=access.certificate,
+            ssl_keyfile=access.private_key,
             ws="none",
             log_config=None,
             log_level="warning",
@@ -76,14 +114,14 @@ async def _serve(config: ServeConfig, paths: Sequence[Path], listener: socket.so
         draining = asyncio.create_task(_drain(server, models, stop))
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         try:
-            await _load(models, serving, listener, progress)
+            await _load(models, serving, url(listener, access.scheme), progress)
         finally:
             server.should_exit = server.should_exit or not all(model.loaded for model in models.all.values())
             await serving
             draining.cancel()
 
 
-async def _load(models: Models, serving: asyncio.Task[None], listener: socket.socket, progress: Progress) -> None:
+async def _load(models: Models, serving: asyncio.Task[None], address: str, progress: Progress) -> None:
     """Wait until all is loaded, or the server was told to stop."""
     loading = asyncio.create_task(models.load(progress))
     await asyncio.wait({loading, serving}, return_when=asyncio.FIRST_COMPLETED)
@@ -93,7 +131,7 @@ async def _load(models: Models, serving: asyncio.Task[None], listener: socket.so
     loading.result()
     for name, model in models.all.items():
         weights, length = model.facts.weights, model.max_length
-        log.info("serving %s on %s (weights %s, context %d)", name, url(listener), weights, length)
+        log.info("serving %s on %s (weights %s, context %d)", name, address, weights, length)
 
 
 class Stop:

@@ -15,10 +15,12 @@ from porcelet.types import Output
 
 @dataclass(frozen=True)
 class Caller:
-    """Who asks. `id` separates tenants in the engine: their shares, and their cached prefixes."""
+    """Who asks. `id` separates tenants in the engine: their shares, and their cached prefixes. `key` is the id of the
+    API key by which they came, empty without one."""
 
     id: str
     name: str
+    key: str = ""
 
 
 LOCAL = Caller("local", "local")  # whoever sits at this machine, where no key is needed

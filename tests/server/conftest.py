@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,14 +34,16 @@ class Server:
         return [int(line) for line in found.stdout.split()]
 
 
-def start_server(folder: Path, log: Path, *python_options: str) -> Server:
-    """Start a server on a free port and wait for its one line."""
-    command = [sys.executable, *python_options, "-m", "porcelet", "serve", "--model", str(folder), "--port", "0"]
+def start_server(folder: Path, log: Path, *python_options: str, options: Sequence[str] = ()) -> Server:
+    """Start a server on a free port, its database beside its log, and wait for its one line."""
+    runs = [] if "-c" in python_options else ["-m", "porcelet"]
+    command = [sys.executable, *python_options, *runs, "serve", "--model", str(folder), "--port", "0", *options]
     with log.open("wb") as stderr:
-        process = subprocess.Popen([*command, "--set", "threads=1"], stderr=stderr)
+        home = os.environ | {"PORCELET_HOME": str(log.parent)}
+        process = subprocess.Popen([*command, "--set", "threads=1"], stderr=stderr, env=home)
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
-        if ready := re.search(r"^serving tiny on (http://127\.0\.0\.1:\d+) \(", log.read_text(), re.MULTILINE):
+        if ready := re.search(r"^serving tiny on (https?://[\d.]+:\d+) \(", log.read_text(), re.MULTILINE):
             return Server(ready[1], process, log)
         time.sleep(0.02)
     process.kill()

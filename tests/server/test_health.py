@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import closing
 from pathlib import Path
 
 import httpx
 
 from porcelet.config import EngineConfig, ModelEntry, ServeConfig
 from porcelet.engine.supervisor import Supervisor
-from porcelet.server.app import create_app
 from porcelet.server.models import Model, Models
+from tests.server.apps import local_app
 from tests.server.conftest import Server
 
 ENGINE = EngineConfig(threads=1)
@@ -24,16 +25,16 @@ def test_a_server_that_serves(server: Server) -> None:
     assert ready.json() == {"status": "ready", "models": {"tiny": {"status": "ready"}}}
 
 
-def test_loading_restarting_and_draining(model_folder: Path) -> None:
+def test_loading_restarting_and_draining(model_folder: Path, tmp_path: Path) -> None:
     """A server that loads is healthy and not ready; after its engine's death it is neither; one that ends is healthy
     and not ready."""
 
     async def main() -> None:
         engine = Supervisor(model_folder, ENGINE)
         config = ServeConfig(models={"tiny": ModelEntry("tiny", ENGINE)})
-        models = Models(config, [Model("tiny", model_folder, engine, config, [])])
-        transport = httpx.ASGITransport(create_app(models))
-        try:
+        models = Models(config, [Model("tiny", model_folder, engine, config)])
+        with local_app(models, tmp_path) as app, closing(models):
+            transport = httpx.ASGITransport(app)
             async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
 
                 async def states() -> tuple[int, int, str]:
@@ -58,8 +59,6 @@ def test_loading_restarting_and_draining(model_folder: Path) -> None:
                 assert await states() == (200, 503, "ready")
                 refused = await client.post("/v1/chat/completions", json={"model": "tiny", "messages": [USER]})
                 assert refused.status_code == 503 and "shutting down" in refused.json()["error"]["message"]
-        finally:
-            models.close()
 
     asyncio.run(asyncio.wait_for(main(), 60))
 
@@ -76,9 +75,9 @@ def test_down_for_good_names_no_path(model_folder: Path, tmp_path: Path) -> None
     async def main() -> None:
         engine = Supervisor(moved, ENGINE)
         config = ServeConfig(models={"tiny": ModelEntry("tiny", ENGINE)})
-        models = Models(config, [Model("tiny", moved, engine, config, [])])
-        transport = httpx.ASGITransport(create_app(models))
-        try:
+        models = Models(config, [Model("tiny", moved, engine, config)])
+        with local_app(models, tmp_path) as app, closing(models):
+            transport = httpx.ASGITransport(app)
             await models.load(lambda done, total: None)
             moved.unlink()
             engine.client.process.kill()
@@ -88,7 +87,5 @@ def test_down_for_good_names_no_path(model_folder: Path, tmp_path: Path) -> None
                 response = await client.get("/healthz")
                 assert response.status_code == 503 and response.headers["retry-after"]
                 assert "tiny" in response.text and "secret" not in response.text
-        finally:
-            models.close()
 
     asyncio.run(asyncio.wait_for(main(), 60))

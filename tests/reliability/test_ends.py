@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -85,10 +86,14 @@ def test_second_signal(folder: Path, tmp_path: Path) -> None:
 # ---- starts that fail -----------------------------------------------------------------------------------------------
 
 
-def serve(*arguments: str) -> tuple[int, str]:
+def environment(home: Path) -> dict[str, str]:
+    return os.environ | {"PORCELET_HOME": str(home)}
+
+
+def serve(home: Path, *arguments: str) -> tuple[int, str]:
     """Exit code, and the one line on standard error."""
     command = [sys.executable, "-m", "porcelet", "serve", "--port", "0", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment(home))
     lines = done.stderr.splitlines()
     assert len(lines) == 1 and lines[0].startswith("porcelet: ") and not done.stdout, done.stderr
     return done.returncode, lines[0]
@@ -108,6 +113,25 @@ def flipped(content: bytes) -> bytes:
     return content[:8] + bytes([content[8] ^ 0x40]) + content[9:]
 
 
+def test_databases_that_cannot_be_used(folder: Path, tmp_path: Path) -> None:
+    """A file that is no database, a folder that nobody may make, and a file that another program holds."""
+    broken = tmp_path / "broken.db"
+    broken.write_bytes(b"no database at all" * 1000)
+    config = tmp_path / "serve.toml"
+    for url, reason in ((f"sqlite:///{broken}", "not a database"), ("sqlite:////dev/null/x.db", "unable to open")):
+        config.write_text(f'[server]\ndatabase = "{url}"\n[models.tiny]\nsource = "{folder}"\nthreads = 1\n')
+        code, line = serve(tmp_path, "--config", str(config))
+        assert code == 4 and reason in line
+    holder = sqlite3.connect(tmp_path / "locked.db")
+    holder.execute("BEGIN EXCLUSIVE")
+    config.write_text(
+        f'[server]\ndatabase = "sqlite:///{tmp_path}/locked.db"\n[models.tiny]\nsource = "{folder}"\nthreads = 1\n'
+    )
+    code, line = serve(tmp_path, "--config", str(config))
+    holder.close()
+    assert code == 4 and "locked" in line
+
+
 @pytest.mark.parametrize(
     ("name", "change", "part"),
     [
@@ -121,17 +145,17 @@ def flipped(content: bytes) -> bytes:
 )
 def test_damaged_files(folder: Path, tmp_path: Path, name: str, change: Any, part: str) -> None:
     """A file that is cut or flipped is refused at the start, in one line that names it."""
-    code, line = serve("--model", str(damaged(folder, tmp_path, name, change)))
+    code, line = serve(tmp_path, "--model", str(damaged(folder, tmp_path, name, change)))
     assert code == 3 and part in line
 
 
 def test_too_large_and_absent(folder: Path, tmp_path: Path) -> None:
     """What does not fit or is not there is told with its remedy, each with its exit code."""
-    code, line = serve("--model", str(folder), "--set", "cache_tokens=1000000000000")
+    code, line = serve(tmp_path, "--model", str(folder), "--set", "cache_tokens=1000000000000")
     assert code == 4 and "lower cache_tokens" in line
-    code, line = serve("--model", str(tmp_path / "nowhere"))
+    code, line = serve(tmp_path, "--model", str(tmp_path / "nowhere"))
     assert code == 3 and "nowhere" in line
-    code, line = serve("--config", str(tmp_path / "none.toml"))
+    code, line = serve(tmp_path, "--config", str(tmp_path / "none.toml"))
     assert code == 2 and "none.toml" in line
 
 
@@ -140,7 +164,7 @@ def test_engine_killed_while_it_loads(folder: Path, tmp_path: Path) -> None:
     log = tmp_path / "stderr"
     command = [sys.executable, "-m", "porcelet", "serve", "--port", "0", "--model", str(folder)]
     with log.open("wb") as stderr:
-        process = subprocess.Popen(command, stderr=stderr)
+        process = subprocess.Popen(command, stderr=stderr, env=environment(tmp_path))
     running = Running("", process, log)
     running.wait_for(lambda: len(running.engines()) == 1, 30)
     os.kill(running.engines()[0], signal.SIGKILL)

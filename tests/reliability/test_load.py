@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from tests.reliability.conftest import KEEP_ALIVE, MAX_WAITING, QUEUE_TIMEOUT
-from tests.reliability.processes import Running
+from tests.reliability.processes import Running, resident_bytes
 
 CHAT = "/v1/chat/completions"
 ASK: dict[str, Any] = {
@@ -114,9 +114,9 @@ def test_slow_reader(at_rest: Running) -> None:
         reader.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
         at_rest.wait_for(lambda: at_rest.counts()[0] == 1)
         time.sleep(0.5)
-        before = at_rest.resident_bytes()
+        before = resident_bytes(at_rest.process.pid)
         at_rest.wait_for(lambda: at_rest.counts()[0] == 0, 60)
-        assert at_rest.resident_bytes() - before < 8_000_000
+        assert resident_bytes(at_rest.process.pid) - before < 8_000_000
         assert httpx.post(at_rest.url + CHAT, json=ASK, timeout=20).status_code == 200
         reader.settimeout(30)
         received = bytearray()

@@ -12,7 +12,7 @@ from tests.tiny_model import save_tiny_model
 
 MAX_WAITING = 8
 KEEP_ALIVE = 0.3
-QUEUE_TIMEOUT = 3.0
+QUEUE_TIMEOUT = 8.0
 
 
 @pytest.fixture(scope="session")

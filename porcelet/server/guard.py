@@ -165,10 +165,13 @@ def _refusal(scope: Scope, problem: PorceletError) -> Response:
     if problem.status == KeyRefused.status:
         if scope["path"] == "/" and "text/html" in Headers(scope=scope).get("accept", ""):
             return RedirectResponse("/login", 303)
-        response = problem_response(problem, problem.status)
+        response = problem_response(problem, problem.status, scope["path"])
         response.headers["WWW-Authenticate"] = "Bearer"
         return response
-    return problem_response(problem, problem.status)
+    response = problem_response(problem, problem.status, scope["path"])
+    if problem.status == 408:
+        response.headers["Connection"] = "close"
+    return response
 
 
 def _secured(scope: Scope, send: Send, more: dict[str, str]) -> Send:

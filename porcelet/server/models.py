@@ -11,9 +11,11 @@ import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from uuid import uuid4
 
+from porcelet import __version__
 from porcelet.chat import ChatFormat, Splitter
 from porcelet.config import Alias, ServeConfig
 from porcelet.engine.codec import open_codec
@@ -39,6 +41,12 @@ class UnknownModelError(InputError):
     status = 404
     code = "model_not_found"
     param = "model"
+
+
+class ContextError(InputError):
+    """A prompt that leaves no room for an answer."""
+
+    code = "context_length_exceeded"
 
 
 class Model:
@@ -88,6 +96,12 @@ class Model:
         return self.facts.max_length
 
     @property
+    def fingerprint(self) -> str:
+        """Tells one configuration from another: DeepSeek's and OpenAI's `system_fingerprint`."""
+        served = f"{__version__} {self.path} {self.facts.model} {self.facts.weights}"
+        return f"fp_{sha256(served.encode()).hexdigest()[:10]}"
+
+    @property
     def tokenizer(self) -> Tokenizer:
         return self._parts.tokenizer
 
@@ -115,13 +129,22 @@ class Model:
 
     # ---- answers ----------------------------------------------------------------------------------------------------
 
+    async def render(self, ask: Ask) -> Prompt:
+        """A conversation's prompt.
+
+        Raises:
+            InputError: the conversation cannot be written in the model's format.
+        """
+        # A long conversation takes a while to tokenize; the other streams go on meanwhile.
+        return await asyncio.to_thread(prompt_of, ask, self._parts)
+
     async def count(self, ask: Ask) -> int:
         """Tokens of a conversation's prompt.
 
         Raises:
             InputError: the conversation cannot be written in the model's format.
         """
-        return len((await self._render(ask)).tokens)
+        return len((await self.render(ask)).tokens)
 
     async def answer(self, ask: Ask, caller: Caller) -> Events:
         """The events of one answered conversation. Close it (`aclosing`) to stop the engine's work.
@@ -129,7 +152,7 @@ class Model:
         Raises:
             PorceletError: the conversation or the request cannot be served, or the engine failed.
         """
-        prompt = await self._render(ask)
+        prompt = await self.render(ask)
         splitters = [Splitter(prompt.opens_reasoning) for _ in range(ask.params.n)]
         params = replace(ask.params, constraint=ask.answer, reasoning=prompt.reasoning)
         async with aclosing(self._run(prompt.tokens, params, caller, splitters)) as events:
@@ -146,13 +169,14 @@ class Model:
             async for event in events:
                 yield event
 
-    async def _render(self, ask: Ask) -> Prompt:
-        # A long conversation takes a while to tokenize; the other streams go on meanwhile.
-        return await asyncio.to_thread(prompt_of, ask, self._parts)
-
     async def _run(
         self, prompt: Sequence[int], params: SamplingParams, caller: Caller, splitters: Sequence[Splitter | None]
     ) -> Events:
+        if len(prompt) >= self.max_length:
+            raise ContextError(
+                f"the prompt has {len(prompt)} tokens; with room for an answer {self.name} takes at most "
+                f"{self.max_length - 1}; shorten the conversation"
+            )
         job = Job(uuid4().hex, self.name, caller, len(prompt), params.max_tokens, params.n)
         request = Request(id=job.id, prompt=tuple(prompt), params=params, tenant=caller.id)
         readers = [Reader(self.tokenizer, splitter) for splitter in splitters]
@@ -168,8 +192,10 @@ class Model:
         async for output in self._in_time(outputs):
             job.num_generated[output.index] = output.num_generated
             job.num_cached_tokens = max(job.num_cached_tokens, output.num_cached_tokens)
-            events: list[Event] = [] if started else [Started(job.num_prompt_tokens, job.num_cached_tokens)]
-            started = True
+            events: list[Event] = []
+            if not started:
+                events.append(Started(job.num_prompt_tokens, job.num_cached_tokens, output.prompt_logprobs))
+                started = True
             events += readers[output.index].read(output)
             job.num_reasoning = sum(reader.num_reasoning for reader in readers)
             for watch in self.watches:  # now, and not when a slow reader has taken the events
@@ -227,6 +253,18 @@ class Models:
 
         await asyncio.gather(*(model.load(report) for model in self.all.values()))
 
+    def named(self, name: str) -> tuple[Model, bool | None]:
+        """The model of that name, which may still be loading, and whether its alias thinks.
+
+        Raises:
+            UnknownModelError: none is called so.
+        """
+        alias = self.config.aliases.get(name, Alias(name))
+        model = self.all.get(alias.model)
+        if model is None:
+            raise UnknownModelError(f"model {name[:200]!r} is not served here; served: {', '.join(self.names)}")
+        return model, alias.thinking
+
     async def find(self, name: str) -> tuple[Model, bool | None]:
         """The model of that name, loaded, and whether its alias thinks.
 
@@ -236,12 +274,9 @@ class Models:
         """
         if self.draining:
             raise OverloadedError("the server is shutting down; ask again once it has started", DRAINING_SECONDS)
-        alias = self.config.aliases.get(name, Alias(name))
-        model = self.all.get(alias.model)
-        if model is None:
-            raise UnknownModelError(f"model {name[:200]!r} is not served here; served: {', '.join(self.names)}")
+        model, thinking = self.named(name)
         await model.wait()
-        return model, alias.thinking
+        return model, thinking
 
     @property
     def num_running(self) -> int:

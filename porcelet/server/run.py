@@ -28,6 +28,7 @@ from porcelet.types import Progress
 if TYPE_CHECKING:
     import uvicorn
 
+    from porcelet.server.jobs import Jobs
     from porcelet.server.models import Models
 
 log = logging.getLogger(__name__)
@@ -88,15 +89,18 @@ async def _serve(
         from porcelet.server.app import create_app
         from porcelet.server.connection import Connection
         from porcelet.server.guard import open_gate
+        from porcelet.server.jobs import Jobs
         from porcelet.server.models import Model, Models
         from porcelet.server.store import Database, default_url
 
         database = opened.enter_context(closing(Database.open(config.server.database or default_url())))
         gate = open_gate(database, access, config.aliases)
+        jobs = Jobs(database)
+        await jobs.open()
         named = zip(config.models, paths, started, strict=True)
         models = Models(config, [Model(name, path, engine, config) for name, path, engine in named])
         options = uvicorn.Config(
-            create_app(models, database, gate),
+            create_app(models, database, gate, jobs),
             http=Connection,
             ssl_certfile=access.certificate,
             ssl_keyfile=access.private_key,
@@ -111,7 +115,7 @@ async def _serve(
         server = uvicorn.Server(options)
         stop = Stop()
         server.handle_exit = stop.told  # type: ignore[method-assign]  # its own would close the listener at once
-        draining = asyncio.create_task(_drain(server, models, stop))
+        draining = asyncio.create_task(_drain(server, models, jobs, stop))
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         try:
             await _load(models, serving, url(listener, access.scheme), progress)
@@ -145,7 +149,7 @@ class Stop:
         self.count += 1
 
 
-async def _drain(server: uvicorn.Server, models: Models, stop: Stop) -> None:
+async def _drain(server: uvicorn.Server, models: Models, jobs: Jobs, stop: Stop) -> None:
     """Once told to stop, wait for what is under way, end the rest with an error, and let the server go."""
     while not stop.count:
         await asyncio.sleep(POLL_SECONDS)
@@ -160,6 +164,7 @@ async def _drain(server: uvicorn.Server, models: Models, stop: Stop) -> None:
     while models.num_running and stop.count == 1 and time.monotonic() < end:
         await asyncio.sleep(POLL_SECONDS)
     server.should_exit = True
+    await jobs.close()
     if models.num_running:
         models.close()
     while stop.count == 1:

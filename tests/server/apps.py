@@ -11,6 +11,7 @@ from starlette.types import ASGIApp
 from porcelet.server.access import Access
 from porcelet.server.app import create_app
 from porcelet.server.guard import open_gate
+from porcelet.server.jobs import Jobs
 from porcelet.server.models import Models
 from porcelet.server.store import Database
 
@@ -19,4 +20,4 @@ from porcelet.server.store import Database
 def local_app(models: Models, folder: Path) -> Iterator[ASGIApp]:
     """The application over `models`, its database in `folder`."""
     with closing(Database.open(f"sqlite:///{folder / 'test.db'}")) as database:
-        yield create_app(models, database, open_gate(database, Access(), models.config.aliases))
+        yield create_app(models, database, open_gate(database, Access(), models.config.aliases), Jobs(database))

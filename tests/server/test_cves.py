@@ -34,6 +34,7 @@ from porcelet.errors import InputError, ModelError
 from porcelet.models.transformer import build, initialize
 from porcelet.server import guard, keys, login
 from porcelet.server.app import create_app
+from porcelet.server.jobs import Jobs
 from porcelet.server.models import Models
 from porcelet.types import Constraint, SamplingParams
 from porcelet.weights import gguf
@@ -406,7 +407,9 @@ def test_errors_tell_nothing_of_the_inside(tmp_path: Path) -> None:
     async def visit(house: House) -> None:
         _, secret = house.key()
         broken = Broken(ServeConfig(models={"tiny": ModelEntry("tiny")}), [])
-        transport = httpx.ASGITransport(create_app(broken, house.database, house.gate), raise_app_exceptions=False)
+        transport = httpx.ASGITransport(
+            create_app(broken, house.database, house.gate, Jobs(house.database)), raise_app_exceptions=False
+        )
         async with httpx.AsyncClient(transport=transport, base_url="http://chat.example") as client:
             client.headers.update(bearer(secret) | {"Content-Type": "application/json"})
             answer = await client.post("/v1/chat/completions", json=ASK)

@@ -1,0 +1,52 @@
+// What a screen reader hears. Answers are spoken sentence by sentence as they come, never token by token; short events
+// ("Copied") are spoken at once. The two live regions are in index.html.
+
+import { byId, h } from "./dom.js";
+import { text } from "./language.js";
+
+const KEPT = 12; // announcements left in the region; a reader speaks additions, the old ones only cost memory
+const SENTENCES = /^[\s\S]*[.!?…:]["'”»)]?(?=\s)|^[\s\S]*[。！？：]|^[\s\S]*\n/; // up to the last end of a sentence
+const FENCE = /^\s*(```|~~~)/;
+
+/** Say a text of the catalogue at once. */
+export function announce(key, values) {
+  byId("announcements").textContent = text(key, values);
+}
+
+/** {hear(text), finish()} for one answer: hear what it is so far; whole new sentences are spoken. */
+export function createAnnouncer() {
+  let heard = 0;
+  let inCode = false;
+
+  function speak(piece) {
+    const spoken = [];
+    for (const line of piece.split("\n")) {
+      if (FENCE.test(line)) {
+        inCode = !inCode;
+        if (inCode) spoken.push(text("code"));
+      } else if (!inCode) spoken.push(plain(line));
+    }
+    const sentence = spoken.join(" ").trim();
+    const region = byId("spoken");
+    if (sentence) region.append(h("p", {}, sentence));
+    while (region.childElementCount > KEPT) region.firstElementChild.remove();
+  }
+
+  return {
+    hear(whole) {
+      const piece = SENTENCES.exec(whole.slice(heard))?.[0];
+      if (!piece) return;
+      heard += piece.length;
+      speak(piece);
+    },
+    finish(whole) {
+      speak(whole.slice(heard));
+      heard = whole.length;
+    },
+  };
+}
+
+/** A line of Markdown without its marks. */
+function plain(line) {
+  return line.replace(/^\s*(#+|>|[-*+]|\|)\s*/, "").replace(/[*`|]|\[(?=[^\]]*\]\()|\]\([^)]*\)/g, "").trim();
+}

@@ -1,7 +1,7 @@
 // Dark or light: by the system, or as chosen in the settings. A plain script, so that it runs before the first paint.
 
 (() => {
-  const PAPER = { light: "#faf9f6", dark: "#16181c" }; // as in style/base.css: what the phone's own bars are painted with
+  const PAPER = { light: "#faf9f6", dark: "#16181c" }; // as in style/base.css, for the bars of a phone
   const systemDark = matchMedia("(prefers-color-scheme: dark)");
 
   function show() {

@@ -5,7 +5,7 @@ import { byId, h } from "./dom.js";
 import { text } from "./language.js";
 
 const KEPT = 12; // announcements left in the region; a reader speaks additions, the old ones only cost memory
-const SENTENCES = /^[\s\S]*[.!?…:]["'”»)]?(?=\s)|^[\s\S]*[。！？：]|^[\s\S]*\n/; // up to the last end of a sentence
+const SENTENCES = /^[\s\S]*(?:[.!?…:]["'”»)]?(?=\s)|[。！？：]|\n)/; // up to the last end of a sentence
 const FENCE = /^\s*(```|~~~)/;
 
 /** Say a text of the catalogue at once. */
@@ -13,7 +13,7 @@ export function announce(key, values) {
   byId("announcements").textContent = text(key, values);
 }
 
-/** {hear(text), finish()} for one answer: hear what it is so far; whole new sentences are spoken. */
+/** {hear(text), finish(text)} for one answer: hear what it is so far; new sentences are spoken once they are whole. */
 export function createAnnouncer() {
   let heard = 0;
   let inCode = false;
@@ -46,7 +46,8 @@ export function createAnnouncer() {
   };
 }
 
-/** A line of Markdown without its marks. */
+/** A line of Markdown without its marks; nothing of one that has only marks. */
 function plain(line) {
+  if (!/[\p{L}\p{N}]/u.test(line)) return "";
   return line.replace(/^\s*(#+|>|[-*+]|\|)\s*/, "").replace(/[*`|]|\[(?=[^\]]*\]\()|\]\([^)]*\)/g, "").trim();
 }

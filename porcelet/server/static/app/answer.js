@@ -20,7 +20,6 @@ export function createAnswer(first, actions) {
   const speaker = h("h2", { class: "unseen" }, first.model ?? "porcelet");
   const element = h("li", { class: "answer" }, speaker, thinking.element, prose, waiting, ending, row);
   const markdown = createMarkdown(prose);
-  const paint = createPainter();
 
   /** Show the message as the server keeps it; one that still runs is shown by progress(). */
   function update(message, versions) {
@@ -30,7 +29,6 @@ export function createAnswer(first, actions) {
       row.replaceChildren();
       return;
     }
-    paint.cancel();
     waiting.hidden = true;
     thinking.element.hidden = !message.reasoning;
     thinking.write(message.reasoning, false);
@@ -49,10 +47,8 @@ export function createAnswer(first, actions) {
     thinking.element.hidden = !reasoning;
     if (content) thinking.showDone(thought);
     else thinking.showProgress(thought, rate);
-    paint(() => {
-      thinking.write(reasoning, !content);
-      markdown.write(content, true);
-    });
+    thinking.write(reasoning, !content);
+    markdown.write(content, true);
   }
 
   function endingOf(message) {
@@ -70,27 +66,4 @@ function speedOf({ usage, seconds }) {
   const rate = usage.completion_tokens / spent;
   const values = { count: usage.completion_tokens, rate: rate < 10 ? rate : Math.round(rate) };
   return setText(h("span", { class: "note speed" }), "speed", values);
-}
-
-/** Runs the newest of the drawings it is given: once a frame, and at most a third of the time when they are slow. */
-function createPainter() {
-  let [pending, timer, cost] = [null, 0, 0];
-
-  function run() {
-    const begun = performance.now();
-    timer = 0;
-    pending();
-    cost = performance.now() - begun;
-  }
-
-  function paint(draw) {
-    pending = draw;
-    timer ||= setTimeout(() => requestAnimationFrame(() => timer && run()), 2 * cost);
-  }
-
-  paint.cancel = () => {
-    clearTimeout(timer);
-    timer = 0;
-  };
-  return paint;
 }

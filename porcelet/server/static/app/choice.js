@@ -15,7 +15,8 @@ export function createChoice(onChange) {
   const model = () => models.find(({ name }) => name === modelSelect.value);
 
   function offer(offered, preferred) {
-    const chosen = [modelSelect.value, stored.model, preferred].find((name) => offered.some((one) => one.name === name));
+    const isOffered = (name) => offered.some((one) => one.name === name);
+    const chosen = [modelSelect.value, stored.model, preferred].find(isOffered);
     models = offered;
     modelSelect.replaceChildren(...models.map(({ name }) => h("option", { value: name }, name)));
     modelSelect.value = chosen ?? models[0].name;

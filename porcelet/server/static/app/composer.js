@@ -5,8 +5,8 @@ import { createUploads } from "./uploads.js";
 
 const DRAFT = "porcelet.draft"; // in the tab's own storage, so that a reload loses nothing
 
-/** {focus(), running(bool), ready(bool), write(text), tokens()}. `onSend(text, file ids)` resolves to whether it was
- * taken; only then the field is emptied. */
+/** {focus(), running(bool), ready(bool), write(text), tokens()}. `onSend(text, file ids, again)` resolves to whether
+ * it was taken; only then the field is emptied. `again` sends once more. */
 export function createComposer({ onSend, onStop, onChange }) {
   const [form, prompt, send, stop] = ["composer", "prompt", "send", "stop"].map(byId);
   const uploads = createUploads(refresh);
@@ -30,7 +30,7 @@ export function createComposer({ onSend, onStop, onChange }) {
     if (send.disabled || send.hidden) return;
     isSending = true;
     refresh();
-    const taken = await onSend(prompt.value.trim(), uploads.ids());
+    const taken = await onSend(prompt.value.trim(), uploads.ids(), () => form.requestSubmit());
     isSending = false;
     if (taken) {
       uploads.clear();

@@ -1,8 +1,10 @@
-// The open conversation: asking, editing, regenerating, switching between branches, and following the answer in the making.
+// The open conversation: asking, editing, regenerating, switching between branches, following the answer in the making.
 // The server keeps everything; this holds a copy of one conversation's tree.
 
 import * as api from "./api.js";
 import { announce, createAnnouncer } from "./announcer.js";
+import { createPainter } from "./painter.js";
+import { problemText } from "./problem.js";
 import { createThread } from "./thread.js";
 import { createTree } from "./tree.js";
 import { follow } from "./stream.js";
@@ -47,18 +49,18 @@ export function createConversation(page) {
     page.tokens(usage ? usage.prompt_tokens + usage.completion_tokens : 0);
   }
 
-  /** Ask; true when the server has taken the question. */
-  async function send(content, attachments) {
-    return post({ parent: tree.leaf, content, attachments });
+  /** Ask; true when the server has taken the question, else the page offers `again`. */
+  function send(content, attachments, again) {
+    return post({ parent: tree.leaf, content, attachments }, again);
   }
 
   function edit(message, content) {
     const attachments = message.attachments.map((file) => file.id);
-    return post({ parent: message.parent, content, attachments });
+    return post({ parent: message.parent, content, attachments }, () => edit(message, content));
   }
 
-  async function post(message) {
-    return attempt(() => post(message), async () => {
+  function post(message, again) {
+    return attempt(again, async () => {
       id ??= (await api.createConversation()).id;
       const { user, assistant } = await api.postMessage(id, { ...message, ...page.choice() });
       tree.put(user);
@@ -66,7 +68,7 @@ export function createConversation(page) {
     });
   }
 
-  async function regenerate(message) {
+  function regenerate(message) {
     return attempt(() => regenerate(message), async () => {
       begin((await api.regenerate(message.id, page.choice())).assistant);
     });
@@ -109,6 +111,8 @@ export function createConversation(page) {
     turn();
     draw();
     page.changed();
+    const { error } = tree.get(message.id);
+    if (error) announce(problemText(error));
   }
 
   /** Show the answer as it comes; the message as it ended. */
@@ -117,8 +121,12 @@ export function createConversation(page) {
     const meter = createMeter(resumed ? message.created : null);
     const state = { reasoning: "", content: "" };
     let prompt = 0;
-    const paint = () => thread.view(message.id)?.progress({ ...state, ...meter.read() });
-    const clock = setInterval(() => state.reasoning && !state.content && paint(), TICK);
+    const painter = createPainter(() => {
+      thread.view(message.id)?.progress({ ...state, ...meter.read() });
+      page.tokens(prompt + meter.tokens());
+      announcer.hear(state.content);
+    });
+    const clock = setInterval(() => state.reasoning && !state.content && painter.ask(), TICK);
     try {
       for await (const event of follow(message.stream, { signal, onConnection: page.connection })) {
         if (event.type === "ended") {
@@ -129,13 +137,12 @@ export function createConversation(page) {
         else {
           state[event.type] += event.text;
           meter.count(event);
-          announcer.hear(state.content);
-          page.tokens(prompt + event.tokens);
-          paint();
+          painter.ask();
         }
       }
     } finally {
       clearInterval(clock);
+      painter.cancel();
     }
   }
 
@@ -175,6 +182,7 @@ function createMeter(asked) {
       tokens = event.tokens;
       if (event.type === "content") ended ??= api.serverTime();
     },
+    tokens: () => tokens,
     read() {
       if (asked && ended) return { thought: null };
       const thought = begun ? (ended ?? api.serverTime()) - begun : 0;

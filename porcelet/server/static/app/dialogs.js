@@ -10,10 +10,10 @@ export function confirm(title, question, values, action) {
 
 /** Ask for a name; resolves to it, or to null. */
 export async function askName(title, value) {
-  const field = h("input", { type: "text", required: true, maxlength: 200, autocomplete: "off" });
+  const field = h("input", { id: "new-name", type: "text", required: true, maxlength: 200, autocomplete: "off" });
   field.value = value;
-  const label = h("label", {}, setText(h("span"), "name"), field);
-  const confirmed = await open(title, [label], "save", false, field);
+  const label = setText(h("label", { for: field.id }), "name");
+  const confirmed = await open(title, [h("div", {}, label, field)], "save", false, field);
   return confirmed && field.value.trim();
 }
 

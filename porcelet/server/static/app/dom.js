@@ -21,7 +21,7 @@ const LINES = {
   regenerate: "M15.5 8.5A5.8 5.8 0 0 0 5 7M4.5 4v3.3h3.3M4.5 11.5A5.8 5.8 0 0 0 15 13M15.5 16v-3.3h-3.3",
   remove: "M4.5 6h11M8 6V4h4v2M6 6l.7 10h6.6L14 6",
   search: "M9 4a5 5 0 1 0 0 10A5 5 0 0 0 9 4zM12.7 12.7l3.3 3.3",
-  settings: "M4 6.5h6M14 6.5h2M4 13.5h2M10 13.5h6M12 4.5a2 2 0 1 0 0 4 2 2 0 0 0 0-4zM8 11.5a2 2 0 1 0 0 4 2 2 0 0 0 0-4z",
+  settings: "M4 6.5h6m4 0h2M4 13.5h2m4 0h6M12 4.5a2 2 0 1 0 0 4 2 2 0 0 0 0-4zM8 11.5a2 2 0 1 0 0 4 2 2 0 0 0 0-4z",
   sidebar: "M3.5 4.5h13v11h-13zM8 4.5v11",
   stop: "M6.5 6.5h7v7h-7z",
   thought: "M10 3.5a4.7 4.7 0 0 0-2.5 8.7v2h5v-2A4.7 4.7 0 0 0 10 3.5zM8 16.7h4",
@@ -45,7 +45,7 @@ export function icon(name) {
   const drawing = document.createElementNS(SVG, "svg");
   drawing.setAttribute("viewBox", "0 0 20 20");
   drawing.setAttribute("aria-hidden", "true");
-  drawing.setAttribute("class", `icon ${name}`);
+  drawing.setAttribute("class", `icon icon-${name}`);
   drawing.append(document.createElementNS(SVG, "path"));
   drawing.firstChild.setAttribute("d", LINES[name]);
   return drawing;

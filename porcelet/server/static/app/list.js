@@ -3,13 +3,14 @@
 import * as api from "./api.js";
 import { announce } from "./announcer.js";
 import { byId, h, icon } from "./dom.js";
-import { setLabel, setText } from "./language.js";
+import { setText } from "./language.js";
+import { iconButton } from "./versions.js";
 
 const PAUSE = 180; // ms after the last key before searching
 const DAY = 86_400;
-const GROUPS = [[0, "group_today"], [1, "group_yesterday"], [7, "group_week"], [Infinity, "group_earlier"]]; // in days
+const GROUPS = [[0, "group_today"], [1, "group_yesterday"], [7, "group_week"], [Infinity, "group_earlier"]]; // days
 
-/** {refresh(), mark(id), find(id)}. Calls onMenu(conversation, button), onProblem(problem) and, when drawn, onChange(). */
+/** {refresh(), mark(id), find(id)}. Calls onMenu(conversation, button), onProblem(problem) and, drawn, onChange(). */
 export function createList({ onMenu, onProblem, onChange }) {
   const [container, sentinel, search] = [byId("conversations"), byId("more"), byId("search")];
   let [items, next, current, request] = [[], null, null, new AbortController()];
@@ -32,7 +33,8 @@ export function createList({ onMenu, onProblem, onChange }) {
     const focused = container.contains(document.activeElement) && document.activeElement.closest("li")?.dataset.id;
     const groups = Map.groupBy(items, search.value.trim() ? () => "group_found" : groupOf);
     container.replaceChildren(...[...groups].map(([key, members]) => group(key, members)));
-    if (!items.length) container.append(setText(h("p", { class: "note" }), search.value ? "no_matches" : "no_conversations"));
+    const note = search.value.trim() ? "no_matches" : "no_conversations";
+    if (!items.length) container.append(setText(h("p", { class: "note" }), note));
     if (focused) container.querySelector(`[data-id="${CSS.escape(focused)}"] a`)?.focus();
     sentinel.hidden = !next;
     nearEnd.unobserve(sentinel);
@@ -51,9 +53,9 @@ export function createList({ onMenu, onProblem, onChange }) {
     const name = title ? h("span", { class: "title" }, title) : setText(h("span", { class: "title" }), "untitled");
     const found = excerpt && h("span", { class: "excerpt" }, excerpt);
     const link = h("a", { href: `#${id}` }, pinned && icon("pin"), h("span", {}, name, found));
-    const button = h("button", { type: "button", class: "plain", "aria-haspopup": "menu", "aria-expanded": "false" }, icon("menu"));
-    button.addEventListener("click", () => onMenu(conversation, button));
-    setLabel(button, "options", { title });
+    const button = iconButton("menu", "options", () => onMenu(conversation, button), { title });
+    button.ariaHasPopup = "menu";
+    button.ariaExpanded = "false";
     return h("li", { "data-id": id }, link, button);
   }
 

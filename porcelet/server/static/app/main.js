@@ -89,13 +89,15 @@ function create() {
 }
 
 function openOptions(one, button) {
-  const attempt = (action) => () => action().then(list.refresh).catch(showProblem);
+  const change = (action) => () => action().then(list.refresh).catch(showProblem);
+  const save = (format) => () => download(api.exportAddress(one.id, format));
+  const pin = () => api.changeConversation(one.id, { pinned: !one.pinned });
   openMenu(button, [
-    { icon: "pin", label: one.pinned ? "unpin" : "pin", action: attempt(() => api.changeConversation(one.id, { pinned: !one.pinned })) },
-    { icon: "edit", label: "rename", action: attempt(() => rename(one)) },
-    { icon: "archive", label: "export_markdown", action: () => download(api.exportAddress(one.id, "markdown")) },
-    { icon: "archive", label: "export_json", action: () => download(api.exportAddress(one.id, "json")) },
-    { icon: "remove", label: "delete", danger: true, action: attempt(() => remove(one)) },
+    { icon: "pin", label: one.pinned ? "unpin" : "pin", action: change(pin) },
+    { icon: "edit", label: "rename", action: change(() => rename(one)) },
+    { icon: "archive", label: "export_markdown", action: save("markdown") },
+    { icon: "archive", label: "export_json", action: save("json") },
+    { icon: "remove", label: "delete", danger: true, action: change(() => remove(one)) },
   ]);
 }
 
@@ -124,6 +126,13 @@ function download(address) {
   link.click();
 }
 
+async function copyLast() {
+  const answer = conversation.lastAnswer();
+  if (!answer) return;
+  await copy(answer.content);
+  announce("copied");
+}
+
 function search() {
   sidebar.open();
   byId("search").focus();
@@ -140,12 +149,14 @@ createShortcuts({
   create, search,
   compose: () => byId("prompt").focus(),
   stop: conversation.stop,
-  copyLast: () => conversation.lastAnswer() && copy(conversation.lastAnswer().content).then(() => announce("copied")),
+  copyLast,
   toggleSidebar: sidebar.toggle,
 });
-byId("new-chat").addEventListener("click", create);
+for (const button of document.querySelectorAll(".new-chat")) button.addEventListener("click", create);
 byId("export-all").addEventListener("click", () => download(api.exportAllAddress));
-byId("conversation-menu").addEventListener("click", (event) => openOptions(list.find(conversation.id), event.currentTarget));
+byId("conversation-menu").addEventListener("click", ({ currentTarget }) => {
+  openOptions(list.find(conversation.id), currentTarget);
+});
 for (const suggestion of document.querySelectorAll("#suggestions button")) {
   suggestion.addEventListener("click", () => {
     composer.write(suggestion.textContent);
@@ -154,7 +165,7 @@ for (const suggestion of document.querySelectorAll("#suggestions button")) {
 }
 byId("skip").addEventListener("click", () => byId("prompt").focus());
 addEventListener("hashchange", visit);
-if ("serviceWorker" in navigator) navigator.serviceWorker.register("/worker.js").catch(console.warn); // no shell offline
+if ("serviceWorker" in navigator) navigator.serviceWorker.register("/worker.js").catch(console.warn);
 watchModels(knowSession, showProblem);
 list.refresh();
 visit();

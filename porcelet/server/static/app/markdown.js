@@ -82,6 +82,7 @@ function elementsOf(tokens, env) {
   fragment.querySelectorAll("a").forEach(secure);
   fragment.querySelectorAll("pre").forEach(replaceByCode);
   fragment.querySelectorAll("table").forEach(letScroll);
+  fragment.querySelectorAll(".math.display").forEach(keepReachable);
   typeset(fragment);
   return fragment;
 }

@@ -1,5 +1,5 @@
-// LaTeX in Markdown: a rule that finds $…$, $$…$$, \(…\) and \[…\] without taking prices for formulas, and the typesetting
-// by KaTeX, which is loaded when the first formula comes. KaTeX draws into elements, so no style attribute is ever parsed.
+// LaTeX in Markdown: rules that find $…$, $$…$$, \(…\) and \[…\] without taking prices for formulas, and
+// typesetting by KaTeX, which is loaded with the first formula. It draws into elements: no style attribute is parsed.
 
 const KATEX = "../vendor/katex-0.19.1/katex.min.js";
 const CLOSING = { "$$": "$$", "\\[": "\\]", "\\(": "\\)", "$": "$" };

@@ -7,7 +7,7 @@ import { currentLanguage, LANGUAGES, useLanguage } from "./language.js";
 import { stored } from "./preferences.js";
 import { TEXTS } from "./texts.js";
 
-/** {open(), know(session)}. `onDeleted()` is called when all conversations are gone. */
+/** {know(session)}. `onDeleted()` is called when all conversations are gone. */
 export function createSettings({ onDeleted, onProblem }) {
   const dialog = byId("settings");
   const attempt = (action) => action().catch(onProblem);
@@ -43,7 +43,8 @@ export function createSettings({ onDeleted, onProblem }) {
 
 /** Fill a select with the languages, each in its own name. */
 export function offerLanguages(select) {
-  select.replaceChildren(...LANGUAGES.map((code) => h("option", { value: code, lang: code }, TEXTS[code].language_name)));
+  const options = LANGUAGES.map((code) => h("option", { value: code, lang: code }, TEXTS[code].language_name));
+  select.replaceChildren(...options);
   select.value = currentLanguage();
   select.addEventListener("change", () => useLanguage(select.value));
 }

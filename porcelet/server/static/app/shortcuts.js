@@ -1,5 +1,5 @@
-// The keyboard shortcuts, and the dialog that lists them. All but Escape need a modifier, so that none disturbs typing or
-// a screen reader's own keys.
+// The keyboard shortcuts, and the dialog that lists them. All but Escape need a modifier, so that none disturbs typing
+// or a screen reader's own keys.
 
 import { closeable } from "./dialogs.js";
 import { byId, h } from "./dom.js";
@@ -25,15 +25,17 @@ export function createShortcuts(actions) {
   byId("open-help").addEventListener("click", all.help);
   closeable(dialog);
   addEventListener("keydown", (event) => {
-    const command = MAC ? event.metaKey : event.ctrlKey;
-    const found = SHORTCUTS.find(
-      ({ key, command: needed = false, shift = false }) =>
-        event.key.toLowerCase() === key.toLowerCase() && command === needed && (event.shiftKey === shift || key === "/"),
-    );
-    if (!found || event.altKey || event.isComposing || document.querySelector("dialog[open], [popover]:popover-open")) return;
+    const found = SHORTCUTS.find((shortcut) => isPressed(shortcut, event));
+    if (!found || document.querySelector("dialog[open], :popover-open")) return;
     if (found.action !== "stop") event.preventDefault();
     all[found.action]();
   });
+}
+
+function isPressed({ key, command = false, shift = false }, event) {
+  if (event.altKey || event.isComposing || (MAC ? event.metaKey : event.ctrlKey) !== command) return false;
+  const shiftFits = event.shiftKey === shift || key === "/"; // some keyboards need shift for it
+  return shiftFits && event.key.toLowerCase() === key.toLowerCase();
 }
 
 function explain({ key, command, shift, text }) {

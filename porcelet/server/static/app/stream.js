@@ -1,5 +1,5 @@
-// An answer as the server streams it: server-sent events, read with fetch, resumed after the last event seen whenever the
-// connection breaks. EventSource would do most of this but hides why a stream was refused.
+// An answer as the server streams it: server-sent events, read with fetch, resumed after the last event seen whenever
+// the connection breaks. EventSource would do most of this but hides why a stream was refused.
 
 import { ApiError, openStream } from "./api.js";
 

@@ -4,7 +4,7 @@ import { h, icon } from "./dom.js";
 import { setText } from "./language.js";
 import { createMarkdown } from "./markdown.js";
 
-/** {element, write(reasoning, growing), showProgress(seconds, rate), showDone(seconds)}; nothing is drawn while folded. */
+/** {element, write(reasoning, growing), showProgress(seconds, rate), showDone(seconds)}; folded, nothing is drawn. */
 export function createThinking() {
   const label = h("span");
   const content = h("div", { class: "prose" });

@@ -3,7 +3,8 @@
 import { uploadFile } from "./api.js";
 import { announce } from "./announcer.js";
 import { byId, h, icon } from "./dom.js";
-import { isText, setLabel, setText } from "./language.js";
+import { setLabel, setText } from "./language.js";
+import { problemText } from "./problem.js";
 
 /** {ids(), tokens(), busy(), clear(), add(files)} over the composer's list of files. */
 export function createUploads(onChange) {
@@ -25,9 +26,7 @@ export function createUploads(onChange) {
     } catch (problem) {
       if (upload.controller.signal.aborted) return;
       upload.chip.classList.add("refused");
-      const known = isText(`error_${problem.code}`);
-      if (known) setText(state, `error_${problem.code}`);
-      else state.replaceChildren(problem.message);
+      setText(state, problemText(problem));
       announce("file_refused", { name: file.name });
     }
     upload.controller = null;

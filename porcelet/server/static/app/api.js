@@ -35,8 +35,9 @@ export const postMessage = (id, message) => json("POST", `/api/conversations/${i
 export const regenerate = (id, choice) => json("POST", `/api/messages/${id}/regenerate`, { body: choice });
 export const stopStream = (id) => request("POST", `/api/streams/${id}/stop`);
 
-export function uploadFile(file, signal) {
-  const address = `/api/files?${new URLSearchParams({ name: file.name })}`;
+/** Have the server read a file, for a model whose context it must fit. */
+export function uploadFile(file, model, signal) {
+  const address = `/api/files?${new URLSearchParams({ name: file.name, model })}`;
   return json("POST", address, { raw: file, signal });
 }
 

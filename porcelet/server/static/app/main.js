@@ -142,7 +142,7 @@ function knowSession(session) {
   settings.know(session);
   choice.offer(session.models, session.default_model);
   showLoad(choice.model());
-  composer.ready(!choice.model().loading && !choice.model().failure);
+  composer.ready(choice.model().context !== null);
 }
 
 createShortcuts({

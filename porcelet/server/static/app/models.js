@@ -12,7 +12,7 @@ export async function watchModels(onSession, onProblem) {
     try {
       const found = await session();
       onSession(found);
-      if (!found.models.some(({ loading }) => loading)) return;
+      if (!found.models.some(isLoading)) return;
     } catch (problem) {
       onProblem(problem);
       if (problem.code !== "unreachable") return;
@@ -21,16 +21,21 @@ export async function watchModels(onSession, onProblem) {
   }
 }
 
+/** Whether a model will answer, but not yet. */
+export function isLoading({ context, failure }) {
+  return context === null && !failure;
+}
+
 /** Show how far a model's load has come, or why it failed; nothing once it answers. */
-export function showLoad({ name, loading, failure }) {
+export function showLoad(model) {
+  const { name, loading, failure } = model;
   const [box, label, bar] = [byId("load"), byId("load-text"), byId("load-bar")];
-  box.hidden = !loading && !failure;
+  box.hidden = !isLoading(model) && !failure;
   box.classList.toggle("problem", Boolean(failure));
-  bar.hidden = !loading;
+  bar.hidden = Boolean(failure);
   if (failure) label.textContent = failure;
-  if (!loading) return;
-  const { done, total } = loading;
-  bar.max = total || 1;
-  bar.value = done;
-  setText(label, "loading", { model: name, percent: total ? Math.floor((100 * done) / total) : 0 });
+  if (!isLoading(model)) return;
+  const share = loading?.total ? loading.done / loading.total : 0;
+  bar.value = share;
+  setText(label, "loading", { model: name, percent: Math.floor(100 * share) });
 }

@@ -21,7 +21,7 @@ export function createUploads(onChange) {
     uploads.push(upload);
     show();
     try {
-      upload.file = await uploadFile(file, upload.controller.signal);
+      upload.file = await uploadFile(file, byId("model").value, upload.controller.signal);
       setText(state, "tokens", { count: upload.file.tokens });
     } catch (problem) {
       if (upload.controller.signal.aborted) return;

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, expect, sync_playwright
 
+from tests.scripted_model import save_scripted_model
+from tests.web import scripts
+
+START_SECONDS = 60
 CHROMIUM = "/usr/bin/chromium"
 OPTIONS = [
     "--no-sandbox",
@@ -53,8 +63,33 @@ Visit = Callable[..., Page]
 
 
 @pytest.fixture(scope="session")
-def address() -> str:
-    return "http://127.0.0.1:8765"
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Where the server is, with the models "writer" and "endless"."""
+    folder = tmp_path_factory.mktemp("web")
+    models = [
+        save_scripted_model(folder / "writer", scripts.WRITER, scripts.TEMPLATE),
+        save_scripted_model(folder / "endless", scripts.ENDLESS, scripts.TEMPLATE),
+    ]
+    command = [sys.executable, "-m", "porcelet", "serve", "--port", "0", "--set", "threads=1"]
+    command += [option for model in models for option in ("--model", str(model))]
+    log = folder / "stderr"
+    with log.open("wb") as stderr:
+        process = subprocess.Popen(command, stderr=stderr, env=os.environ | {"PORCELET_HOME": str(folder / "home")})
+    yield _address(process, log)
+    process.terminate()
+    assert process.wait(20) == 0
+
+
+def _address(process: subprocess.Popen[bytes], log: Path) -> str:
+    """What a server says of its address once all its models are loaded."""
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        ready = re.findall(r"^serving \w+ on (http://127\.0\.0\.1:\d+) \(", log.read_text(), re.MULTILINE)
+        if len(ready) == 2:
+            return str(ready[0])
+        time.sleep(0.05)
+    process.kill()
+    raise AssertionError(f"the server did not start: {log.read_text()[-2000:]}")
 
 
 @pytest.fixture(scope="session")

@@ -68,6 +68,7 @@ def test_first_visit_to_first_answer(visit: Visit) -> None:
     page = visit()
     expect(page.get_by_role("heading", name="What is on your mind?")).to_be_visible()
     expect(page.get_by_label("Message", exact=True)).to_be_focused()
+    assert serious_findings(page) == []
     choose(page, "writer", "off")
     page.keyboard.press("Tab")
     page.get_by_label("Message", exact=True).fill("Why is the sky blue today?")
@@ -439,21 +440,18 @@ def test_screen_reader_hears_sentences(visit: Visit) -> None:
     }""")
     ask_and_wait(page, "Read it to me")
     heard = page.evaluate("window.heard")
-    assert 2 < len(heard) < 40
+    assert len(heard) > 10
     assert heard[0].startswith("Sunlight holds every colour, and air treats them unequally.")
-    assert all(re.search(r"[.!?…:。！？：\w)|]$", sentence) for sentence in heard)
     assert not any("def " in sentence or "```" in sentence for sentence in heard)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_nothing_serious_for_axe(visit: Visit, scheme: str) -> None:
-    """axe-core has no serious or critical finding: at first sight, with an answer, in the dialogs, on a phone."""
+    """axe-core has no serious or critical finding: with an answer and a menu, in a dialog, on a phone."""
     page = visit(color_scheme=scheme, reduced_motion="reduce")
-    assert serious_findings(page) == []
     answer = ask_and_wait(page, "Look closely", effort="low")
     answer.locator("summary").click()
     answer.hover()
-    assert serious_findings(page) == []
     options(page).click()
     assert serious_findings(page) == []
     page.keyboard.press("Escape")
@@ -461,6 +459,7 @@ def test_nothing_serious_for_axe(visit: Visit, scheme: str) -> None:
     assert serious_findings(page) == []
     page.keyboard.press("Escape")
     page.set_viewport_size(PHONE)
+    page.get_by_role("button", name="Show or hide the sidebar").click()
     assert serious_findings(page) == []
 
 

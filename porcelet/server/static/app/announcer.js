@@ -4,7 +4,7 @@
 import { byId, h } from "./dom.js";
 import { text } from "./language.js";
 
-const KEPT = 12; // announcements left in the region; a reader speaks additions, the old ones only cost memory
+const KEPT = 60; // announcements left in the region; a reader speaks additions, the old ones only cost memory
 const SENTENCES = /^[\s\S]*(?:[.!?…:]["'”»)]?(?=\s)|[。！？：]|\n)/; // up to the last end of a sentence
 const FENCE = /^\s*(```|~~~)/;
 
@@ -19,17 +19,17 @@ export function createAnnouncer() {
   let inCode = false;
 
   function speak(piece) {
-    const spoken = [];
-    for (const line of piece.split("\n")) {
-      if (FENCE.test(line)) {
-        inCode = !inCode;
-        if (inCode) spoken.push(text("code"));
-      } else if (!inCode) spoken.push(plain(line));
-    }
-    const sentence = spoken.join(" ").trim();
     const region = byId("spoken");
-    if (sentence) region.append(h("p", {}, sentence));
+    region.append(...piece.split("\n").map(spoken).filter(Boolean).map((sentence) => h("p", {}, sentence)));
     while (region.childElementCount > KEPT) region.firstElementChild.remove();
+  }
+
+  /** What is said for a line: of a block of code only that there is one. */
+  function spoken(line) {
+    const isFence = FENCE.test(line);
+    if (isFence) inCode = !inCode;
+    if (isFence && inCode) return text("code");
+    return isFence || inCode ? "" : plain(line);
   }
 
   return {

@@ -13,11 +13,14 @@ A message names the value, the place and the remedy in one line.
 
 
 class PorceletError(Exception):
-    """Base of all errors meant for a person. `status` is the HTTP status, `exit_code` the process's."""
+    """Base of all errors meant for a person. `status` is the HTTP status, `exit_code` the process's; a program tells
+    them apart by `kind` and, where that is too coarse, by `code`."""
 
     status = 500
     exit_code = 1
     kind = "internal_error"
+    code: str | None = None
+    param: str | None = None  # the request's field that it is about
 
 
 class InputError(PorceletError):

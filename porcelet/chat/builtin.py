@@ -63,11 +63,13 @@ class Part:
 
 @dataclass(frozen=True)
 class BuiltIn:
-    """A form: its name, the function that writes a conversation, and special tokens that a vocabulary for it has."""
+    """A form: its name, the function that writes a conversation, special tokens that a vocabulary for it has, and
+    whether its answers begin with reasoning; None leaves that to the caller."""
 
     name: str
     write: Callable[[Conversation], Iterator[Part]]
     tokens: tuple[str, ...]
+    thinking: bool | None = False
 
     def pieces(self, conversation: Conversation, tokenizer: Tokenizer) -> list[Piece]:
         """The conversation, its special tokens looked up.
@@ -304,6 +306,6 @@ _THINKING = (*_DEEPSEEK, THINK, END_THINK)
 _R1 = _DeepSeek("R1", thinking=True, fenced=True, after_think="\n", before_end="\n", after_end="\n\n")
 V2 = BuiltIn("V2", _write_v2, (BOS, EOS))
 V3 = BuiltIn("V3", _DeepSeek("V3", thinking=False, fenced=True), _DEEPSEEK)
-R1 = BuiltIn("R1", _R1, _THINKING)
-V3_1 = BuiltIn("V3.1", _DeepSeek("V3.1", thinking=None, fenced=False), _THINKING)
+R1 = BuiltIn("R1", _R1, _THINKING, thinking=True)
+V3_1 = BuiltIn("V3.1", _DeepSeek("V3.1", thinking=None, fenced=False), _THINKING, thinking=None)
 CHATML = BuiltIn("ChatML", _write_chatml, (IM_START, IM_END))

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from porcelet.chat import builtin
 from porcelet.chat.builtin import BuiltIn
@@ -102,6 +102,14 @@ class ChatFormat:
             return mask_of(marked, tokenizer)
 
         return Rendered(tokens_of(pieces, tokenizer), _opens_reasoning(pieces, tokenizer), mask)
+
+    def thinking(self, tokenizer: Tokenizer) -> Literal["never", "always", "choice"]:
+        """Whether answers begin with reasoning, or whether `render`'s `thinking` decides."""
+        writer = self._writer(tokenizer)
+        if isinstance(writer, Template):
+            # The two names under which templates take the choice.
+            return "choice" if "thinking" in self.template else "always" if builtin.THINK in self.template else "never"
+        return "choice" if writer.thinking is None else "always" if writer.thinking else "never"
 
     def _writer(self, tokenizer: Tokenizer) -> BuiltIn | Template:
         form = self.form or self._recognised

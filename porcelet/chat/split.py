@@ -63,7 +63,7 @@ Event = Reasoning | Content | ToolCallStart | ToolCallArguments
 class Splitter:
     """Feed it text with `push` and end with `flush`; each returns the events that have become certain.
 
-    `starts_in_reasoning`: the prompt ended with `<think>` (`Rendered.opens_reasoning`).
+    `starts_in_reasoning`: the prompt ended with `<think>` (`Rendered.opens_reasoning`). `num_calls` have begun so far.
     """
 
     def __init__(self, starts_in_reasoning: bool = False) -> None:
@@ -72,8 +72,15 @@ class Splitter:
         self._buffer = ""
         self._final = False
         self._fenced = False
-        self._num_calls = 0
+        self.num_calls = 0
         self._opened_at = -1  # calls so far when the marker of a list was met
+
+    @property
+    def in_reasoning(self) -> bool:
+        """Whether the text so far ends inside the reasoning, or may yet turn out to."""
+        if self._state == self._beginning:
+            return self._starts_in_reasoning
+        return self._state in (self._after_think, self._in_reasoning)
 
     def push(self, text: str) -> list[Event]:
         """What is certain, now that `text` has come."""
@@ -124,11 +131,11 @@ class Splitter:
         if text:
             yield Content(text)
         if opened:
-            self._opened_at, self._state = self._num_calls, self._before_call
+            self._opened_at, self._state = self.num_calls, self._before_call
 
     def _before_call(self) -> Iterator[Event]:
         """A call, the end of the list, or neither: then all of it is content, with the list's marker if it is empty."""
-        empty = self._num_calls == self._opened_at
+        empty = self.num_calls == self._opened_at
         try:
             end = None if empty else self._match((END_CALLS,))
             fenced = self._match(_FENCED) if end is None else None
@@ -143,15 +150,15 @@ class Splitter:
         elif self._final and self._buffer.isspace():
             self._buffer = ""
         if found and not end:
-            yield ToolCallStart(self._num_calls, found[1])
-            self._num_calls, self._fenced, self._state = self._num_calls + 1, fenced is not None, self._in_arguments
+            yield ToolCallStart(self.num_calls, found[1])
+            self.num_calls, self._fenced, self._state = self.num_calls + 1, fenced is not None, self._in_arguments
 
     def _in_arguments(self) -> Iterator[Event]:
         text, ended = self._take((_FENCE + END_CALL, END_CALL) if self._fenced else (END_CALL,))
         if self._final and self._fenced and not ended:
             text = text.removesuffix(_FENCE)
         if text:
-            yield ToolCallArguments(self._num_calls - 1, text)
+            yield ToolCallArguments(self.num_calls - 1, text)
         if ended:
             self._state = self._before_call
 

@@ -8,9 +8,12 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from porcelet.errors import InputError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 PAGE_SIZE = 64  # tokens a cache page holds; FlashMLA's block size
 # Tokens up to which a step is replayed from its recording, and which guesses do not exceed; longer steps hold prompts,
@@ -80,7 +83,7 @@ def parse_memory(text: str) -> float:
     return amount
 
 
-Config = TypeVar("Config", EngineConfig, "TrainConfig")
+Config = TypeVar("Config", bound="DataclassInstance")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,6 +26,16 @@ class FieldError(InputError):
         self.param = param
 
 
+class NotFoundError(InputError):
+    """What a path names is not there, or is another's."""
+
+    status = 404
+    code = "not_found"
+
+    def __init__(self, what: str, id: str) -> None:
+        super().__init__(f"there is no {what} {id[:80]!r}; it may have been deleted")
+
+
 def error_body(message: str, kind: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
@@ -40,8 +50,7 @@ def error_response(
 
 def problem_response(problem: PorceletError, status: int) -> Response:
     """One of our errors; what passes by itself says when to come back."""
-    param = problem.param if isinstance(problem, FieldError) else None
-    response = error_response(status, str(problem), problem.kind, param)
+    response = error_response(status, str(problem), problem.kind, problem.param, problem.code)
     if isinstance(problem, CapacityError) and problem.retry_after is not None:
         response.headers["Retry-After"] = str(problem.retry_after)
     return response

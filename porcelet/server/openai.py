@@ -7,29 +7,26 @@ that other servers gave them. Left out so far: tools, structured output, n > 1.
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 from uuid import uuid4
 
 import msgspec
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, field_validator, model_validator
-from starlette.requests import ClientDisconnect
-from starlette.responses import Response, StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.responses import Response
 
+from porcelet.chat import Content, Reasoning
 from porcelet.errors import PorceletError
-from porcelet.server.errors import FieldError, error_body, error_response
-from porcelet.server.service import Message, Pieces, Service
-from porcelet.tokenizer import Tokenizer
-from porcelet.types import Output, SamplingParams, join_outputs
-
-Result = TypeVar("Result")
-Events = AsyncGenerator[bytes, None]
+from porcelet.server.ask import Ask
+from porcelet.server.errors import FieldError, error_body
+from porcelet.server.events import Ended, Events, Piece, Sample, Started, TokenLogprob, Usage, collect
+from porcelet.server.models import Models
+from porcelet.server.sse import Frames, frame, stream, whole
+from porcelet.server.watch import caller_of
+from porcelet.types import SamplingParams
 
 LEAST_LOGPROB = -9999.0
 
@@ -90,7 +87,7 @@ class ChatMessage(_Body):
             raise ValueError("only parts of the form {'type': 'text', 'text': '...'} are supported")
         return "".join(strings)
 
-    def plain(self) -> Message:
+    def plain(self) -> dict[str, str]:
         return {"role": "system" if self.role == "developer" else self.role, "content": self.content}
 
 
@@ -182,28 +179,29 @@ class Reply:
     id: str
     created: int
     model: str
-    tokenizer: Tokenizer
 
-    def whole(self, text: str, output: Output) -> dict[str, Any]:
-        message = {"role": "assistant", "content": text, "refusal": None}
-        logprobs = _logprobs(output, self.tokenizer)
-        choice = {"index": 0, "message": message, "logprobs": logprobs, "finish_reason": output.finish_reason}
-        return self._body("chat.completion", [choice]) | {"usage": _usage(output)}
+    def whole(self, sample: Sample, usage: Usage) -> dict[str, Any]:
+        message = {"role": "assistant", "content": sample.content, "refusal": None}
+        if sample.reasoning:
+            message["reasoning_content"] = sample.reasoning
+        logprobs = _logprobs(sample.logprobs)
+        choice = {"index": 0, "message": message, "logprobs": logprobs, "finish_reason": sample.reason}
+        return self._body("chat.completion", [choice]) | {"usage": _usage(usage)}
 
     def first_chunk(self) -> dict[str, Any]:
         return self._chunk({"role": "assistant", "content": ""})
 
-    def chunk(self, text: str, output: Output) -> dict[str, Any] | None:
-        """A piece of the answer; None if there is nothing to tell."""
-        if not text and not (output.tokens and output.raw_logprobs):
-            return None
-        return self._chunk({"content": text}, _logprobs(output, self.tokenizer))
+    def chunk(self, piece: Piece) -> dict[str, Any]:
+        content = "".join(part.text for part in piece.parts if isinstance(part, Content))
+        reasoning = "".join(part.text for part in piece.parts if isinstance(part, Reasoning))
+        delta = {"content": content} | ({"reasoning_content": reasoning} if reasoning else {})
+        return self._chunk(delta, _logprobs(piece.logprobs))
 
-    def last_chunk(self, output: Output) -> dict[str, Any]:
-        return self._chunk({}, finish_reason=output.finish_reason)
+    def last_chunk(self, ended: Ended) -> dict[str, Any]:
+        return self._chunk({}, finish_reason=ended.reason)
 
-    def usage_chunk(self, last: Output) -> dict[str, Any]:
-        return self._body("chat.completion.chunk", []) | {"usage": _usage(last)}
+    def usage_chunk(self, usage: Usage) -> dict[str, Any]:
+        return self._body("chat.completion.chunk", []) | {"usage": _usage(usage)}
 
     def _chunk(
         self, delta: dict[str, str], logprobs: dict[str, Any] | None = None, finish_reason: str | None = None
@@ -215,122 +213,82 @@ class Reply:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model, "choices": choices}
 
 
-def _usage(last: Output) -> dict[str, int]:
+def _usage(usage: Usage) -> dict[str, Any]:
     return {
-        "prompt_tokens": last.num_prompt_tokens,
-        "completion_tokens": last.num_generated,
-        "total_tokens": last.num_prompt_tokens + last.num_generated,
+        "prompt_tokens": usage.num_prompt_tokens,
+        "completion_tokens": usage.num_generated,
+        "total_tokens": usage.num_prompt_tokens + usage.num_generated,
+        "prompt_cache_hit_tokens": usage.num_cached_tokens,
+        "prompt_cache_miss_tokens": usage.num_missed_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.num_cached_tokens},
+        "completion_tokens_details": {"reasoning_tokens": usage.num_reasoning},
     }
 
 
-def _logprobs(output: Output, tokenizer: Tokenizer) -> dict[str, Any] | None:
+def _logprobs(entries: tuple[TokenLogprob, ...] | list[TokenLogprob]) -> dict[str, Any] | None:
     """The model's own log-probabilities of an output's tokens; None if the request did not ask for them."""
-    if not output.raw_logprobs:
+    if not entries:
         return None
-    # The stop token, whose numbers come last, is not part of the answer.
-    entries = zip(output.tokens, output.raw_logprobs, output.top_logprobs, strict=False)
     content = [
-        _entry(token, logprob, tokenizer) | {"top_logprobs": [_entry(*other, tokenizer) for other in top]}
-        for token, logprob, top in entries
+        _entry(entry.text, entry.logprob) | {"top_logprobs": [_entry(text, value) for _, text, value in entry.top]}
+        for entry in entries
     ]
     return {"content": content, "refusal": None}
 
 
-def _entry(token: int, logprob: float, tokenizer: Tokenizer) -> dict[str, Any]:
-    text = tokenizer.token_bytes(token)
+def _entry(text: bytes, logprob: float) -> dict[str, Any]:
     # JSON has no infinity; the number is OpenAI's for what is as good as impossible.
     return {"token": text.decode("utf-8", "replace"), "logprob": max(logprob, LEAST_LOGPROB), "bytes": list(text)}
 
 
-async def _events(reply: Reply, pieces: Pieces, first: tuple[str, Output], include_usage: bool) -> Events:
-    """The stream of server-sent events; an error that comes too late for a status is its last event."""
-    async with aclosing(pieces):
-        yield _event(reply.first_chunk())
-        try:
-            text, output = first
-            while True:
-                if chunk := reply.chunk(text, output):
-                    yield _event(chunk)
-                if output.finish_reason:
-                    break
-                text, output = await anext(pieces)
-        except PorceletError as problem:
-            yield _event(error_body(str(problem), problem.kind))
-            return
-        yield _event(reply.last_chunk(output))
-        if include_usage:
-            yield _event(reply.usage_chunk(output))
-        yield b"data: [DONE]\n\n"
+async def _frames(reply: Reply, events: Events, include_usage: bool) -> Frames:
+    async with aclosing(events):
+        async for event in events:
+            match event:
+                case Started():
+                    yield frame(reply.first_chunk())
+                case Piece():
+                    yield frame(reply.chunk(event))
+                case Ended():
+                    yield frame(reply.last_chunk(event))
+                case Usage() if include_usage:
+                    yield frame(reply.usage_chunk(event))
+    yield b"data: [DONE]\n\n"
 
 
-def _event(body: dict[str, Any]) -> bytes:
-    return b"data: " + msgspec.json.encode(body) + b"\n\n"
+def _failed(problem: PorceletError) -> bytes:
+    return frame(error_body(str(problem), problem.kind))
 
 
-class EventStream(StreamingResponse):
-    """Server-sent events; the generator is closed as soon as the client is gone."""
-
-    def __init__(self, events: Events) -> None:
-        super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
-        self.events = events
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with aclosing(self.events):
-            await super().__call__(scope, receive, send)
+async def _body(reply: Reply, events: Events) -> bytes:
+    samples, usage = await collect(events)
+    return msgspec.json.encode(reply.whole(samples[0], usage))
 
 
 # ---- the routes -----------------------------------------------------------------------------------------------------
 
 
-def routes(service: Service) -> APIRouter:
-    """The dialect over one served model."""
+def routes(models: Models) -> APIRouter:
+    """The dialect over the served models."""
     router = APIRouter(prefix="/v1")
+    keep_alive = models.config.server.keep_alive
 
     @router.get("/models")
-    async def models() -> dict[str, Any]:
-        model = {"id": service.name, "object": "model", "created": service.created, "owned_by": "porcelet"}
-        return {"object": "list", "data": [model]}
+    async def list_models() -> dict[str, Any]:
+        created = models.default.created
+        data = [{"id": name, "object": "model", "created": created, "owned_by": "porcelet"} for name in models.names]
+        return {"object": "list", "data": data}
 
     @router.post("/chat/completions")
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
-        if body.model != service.name:
-            message = f"model {body.model!r} is not served here; served: {service.name}"
-            return error_response(404, message, param="model", code="model_not_found")
-        reply = Reply(f"chatcmpl-{uuid4().hex}", int(time.time()), service.name, service.tokenizer)
-        pieces = service.answer([message.plain() for message in body.messages], body.params(service.facts.max_length))
+        model, thinking = await models.find(body.model)
+        messages = [message.plain() for message in body.messages]
+        ask = Ask(messages=messages, params=body.params(model.max_length), thinking=thinking)
+        events = model.answer(ask, caller_of(request))
+        reply = Reply(f"chatcmpl-{uuid4().hex}", int(time.time()), body.model)
         if body.stream:
-            first = await _unless_gone(request, anext(pieces))  # what is refused is refused before the headers go out
-            return EventStream(_events(reply, pieces, first, body.stream_options.include_usage))
-        text, output = await _unless_gone(request, _collect(pieces))
-        return Response(msgspec.json.encode(reply.whole(text, output)), media_type="application/json")
+            frames = _frames(reply, events, body.stream_options.include_usage)
+            return await stream(request, frames, _failed, keep_alive)
+        return await whole(request, _body(reply, events), keep_alive)
 
     return router
-
-
-async def _collect(pieces: Pieces) -> tuple[str, Output]:
-    async with aclosing(pieces):
-        parts = [part async for part in pieces]
-    return "".join(text for text, _ in parts), join_outputs([output for _, output in parts])
-
-
-async def _unless_gone(request: Request, work: Awaitable[Result]) -> Result:
-    """The result of `work`, which is cancelled when the client hangs up first.
-
-    Raises:
-        ClientDisconnect: it did.
-    """
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_hang_up(request))
-    try:
-        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientDisconnect
-        return task.result()
-    finally:
-        gone.cancel()
-        task.cancel()
-
-
-async def _hang_up(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

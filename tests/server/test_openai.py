@@ -37,8 +37,9 @@ def post(server: Server, **changes: Any) -> httpx.Response:
 
 
 def test_models(client: openai.OpenAI) -> None:
-    """The one served model is listed under the name that requests use."""
-    (model,) = client.models.list().data
+    """The served model is listed under the name that requests use, and its aliases after it."""
+    model, *aliases = client.models.list().data
+    assert [alias.id for alias in aliases] == ["deepseek-chat", "deepseek-reasoner", "deepseek-flash"]
     assert (model.id, model.object) == ("tiny", "model")
 
 
@@ -226,7 +227,9 @@ def test_errors_reach_the_sdk_as_its_classes(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match="n is not supported yet") as bad:
         client.chat.completions.create(**(ASK | {"n": 2}))
     assert bad.value.param == "n"
-    with pytest.raises(openai.NotFoundError, match="'gpt-4' is not served here; served: tiny") as missing:
+    with pytest.raises(
+        openai.NotFoundError, match="'gpt-4' is not served here; served: tiny, deepseek-chat"
+    ) as missing:
         client.chat.completions.create(**(ASK | {"model": "gpt-4"}))
     assert missing.value.code == "model_not_found"
 
@@ -262,7 +265,7 @@ def test_many_at_once(client: openai.OpenAI, server: Server) -> None:
 
 
 def running(server: Server) -> int:
-    stats = httpx.get(f"{server.url}/healthz").json()["engine"]
+    stats = httpx.get(f"{server.url}/healthz").json()["models"]["tiny"]
     return int(stats["num_running"] + stats["num_waiting"])
 
 

@@ -1,4 +1,4 @@
-"""One server with two scripted models and one browser, for all tests of the page; each test has a visitor of its own."""
+"""One server with two scripted models and one browser for all tests of the page; each has a visitor of its own."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, ViewportSize, expect, sync_playwright
 
 from tests.scripted_model import save_scripted_model
 from tests.web import scripts
@@ -29,8 +29,8 @@ OPTIONS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-DESKTOP = {"width": 1280, "height": 800}
-PHONE = {"width": 390, "height": 844}
+DESKTOP: ViewportSize = {"width": 1280, "height": 800}
+PHONE: ViewportSize = {"width": 390, "height": 844}
 PATIENCE = 15_000  # ms for anything to appear
 
 
@@ -110,7 +110,7 @@ def visit(browser: Browser, address: str) -> Iterator[Visit]:
     visitors: list[Visitor] = []
 
     def open_page(path: str = "/", locale: str = "en-GB", refused: bool = False, **options: Any) -> Page:
-        settings = {"viewport": DESKTOP, "service_workers": "block", "accept_downloads": True} | options
+        settings: dict[str, Any] = {"viewport": DESKTOP, "service_workers": "block"} | options
         context = browser.new_context(locale=locale, **settings)
         context.grant_permissions(["clipboard-read", "clipboard-write"])
         context.set_default_timeout(PATIENCE)

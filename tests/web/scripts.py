@@ -5,11 +5,11 @@ from __future__ import annotations
 from porcelet.chat import builtin
 
 # V3.1's way: the request decides whether the model thinks, so each effort can be chosen.
-TEMPLATE = '''\
+TEMPLATE = """\
 {{ bos_token }}{% for message in messages %}
 {%- if message.role == "user" %}<｜User｜>{{ message.content }}
 {%- else %}<｜Assistant｜></think>{{ message.content }}{{ eos_token }}{% endif %}{% endfor %}
-{%- if add_generation_prompt %}<｜Assistant｜>{{ "<think>" if thinking else "</think>" }}{% endif %}'''
+{%- if add_generation_prompt %}<｜Assistant｜>{{ "<think>" if thinking else "</think>" }}{% endif %}"""
 LENGTH = 20  # letters of a piece, at least: long ones make the tests short
 THINKING = """The user asks about the colour of the sky. First what scattering is, then why the wavelength matters.
 
@@ -25,7 +25,8 @@ ANSWER = """Sunlight holds every colour, and air treats them unequally. Molecule
 The intensity scattered by a sphere of diameter $d$ and index $n$ is
 
 $$
-I = I_0 \\frac{1 + \\cos^2\\theta}{2R^2} \\left(\\frac{2\\pi}{\\lambda}\\right)^4 \\left(\\frac{n^2 - 1}{n^2 + 2}\\right)^2 \\left(\\frac{d}{2}\\right)^6
+I = I_0 \\frac{1 + \\cos^2\\theta}{2R^2} \\left(\\frac{2\\pi}{\\lambda}\\right)^4
+    \\left(\\frac{n^2 - 1}{n^2 + 2}\\right)^2 \\left(\\frac{d}{2}\\right)^6
 $$
 
 What matters is \\(\\lambda^{-4}\\). A lamp that costs $5 and one for $10 show the same effect.
@@ -46,7 +47,7 @@ What matters is \\(\\lambda^{-4}\\). A lamp that costs $5 and one for $10 show t
 
 ```python
 def scattered(wavelength: float, reference: float = 700e-9) -> float:
-    \"\"\"Rayleigh scattering relative to a reference wavelength, both in metres, by the fourth power of the ratio.\"\"\"
+    \"\"\"Rayleigh scattering relative to a reference wavelength, both in metres, as the fourth power of it.\"\"\"
     return (reference / wavelength) ** 4
 ```
 

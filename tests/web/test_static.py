@@ -1,4 +1,4 @@
-"""What of the page can be checked without a browser: its size, its licences, its texts, and that it needs nobody else."""
+"""What of the page needs no browser to be checked: its size, licences and texts, and that it needs nobody else."""
 
 from __future__ import annotations
 
@@ -140,9 +140,9 @@ def test_manifest_makes_it_installable() -> None:
     manifest: dict[str, Any] = json.loads((STATIC / "manifest.webmanifest").read_text())
     assert manifest["start_url"] == manifest["scope"] == "/"
     assert manifest["display"] == "standalone"
-    png = {icon["sizes"]: STATIC / icon["src"].removeprefix("/static/") for icon in manifest["icons"] if "png" in icon["src"]}
+    png = {icon["sizes"]: icon["src"].removeprefix("/static/") for icon in manifest["icons"] if "png" in icon["src"]}
     for size in ("192x192", "512x512"):
-        header = png[size].read_bytes()[:24]
+        header = (STATIC / png[size]).read_bytes()[:24]
         width, height = int.from_bytes(header[16:20], "big"), int.from_bytes(header[20:24], "big")
         assert f"{width}x{height}" == size
 

@@ -96,7 +96,8 @@ def test_answer_is_drawn_with_all_that_markdown_has(visit: Visit) -> None:
     expect(answer.locator(".math.display .katex-display")).to_have_count(2)
     expect(answer.locator(".math:not(.display) .katex")).to_have_count(3)
     expect(answer).to_contain_text("costs $5 and one for $10")
-    expect(answer.locator("img")).to_have_count(0)
+    expect(answer).to_contain_text("or <b>this</b> and [that](javascript:alert(1))")
+    expect(answer.locator("a")).to_have_text(["the paper", "a picture"])
     for link in answer.locator("a").all():
         assert "noopener" in (link.get_attribute("rel") or "")
 
@@ -468,6 +469,24 @@ def test_nothing_serious_for_axe(visit: Visit, scheme: str) -> None:
     page.set_viewport_size(PHONE)
     page.get_by_role("button", name="Show or hide the sidebar").click()
     assert serious_findings(page) == []
+
+
+def test_installed_page_opens_without_its_server(visit: Visit) -> None:
+    """The service worker keeps the page, not what the API says: without a network it opens, and says what is wrong."""
+    page = visit(refused=True, service_workers="allow")
+    page.evaluate("navigator.serviceWorker.ready")
+    page.reload()  # now through the worker, which keeps what passes
+    expect(page.get_by_role("meter")).to_be_hidden()
+    expect(page.get_by_label("Model", exact=True)).to_be_visible()
+    kept = page.evaluate(
+        "caches.open('porcelet-shell').then((cache) => cache.keys()).then((all) => all.map((a) => a.url))"
+    )
+    assert any(url.endswith("/static/app/main.js") for url in kept)
+    assert not any("/api/" in url for url in kept)
+    page.context.set_offline(True)
+    page.reload()
+    expect(page.get_by_role("heading", name="What is on your mind?")).to_be_visible()
+    expect(page.get_by_role("alert")).to_contain_text("The server does not answer.")
 
 
 def test_login_page(visit: Visit) -> None:

@@ -21,19 +21,28 @@ export function createMarkdown(element) {
   let source = ""; // as written last
   let settled = 0; // characters of it whose blocks are final
   let references = {}; // the link definitions met so far
-  let live = []; // the nodes of the block that begins at `settled`
-  let liveCode = null; // its code view, if it is one
+  let live = []; // what is drawn of the rest: {nodes, code, info} a block
 
   function clear() {
-    [source, settled, references, live, liveCode] = ["", 0, {}, [], null];
+    [source, settled, references, live] = ["", 0, {}, []];
     element.replaceChildren();
   }
 
-  function append(tokens, env) {
-    liveCode = tokens[0].type === "fence" ? { info: tokens[0].info, ...createCode(languageOf(tokens[0])) } : null;
-    liveCode?.write(tokens[0].content);
-    live = liveCode ? [liveCode.element] : [...elementsOf(tokens, env).childNodes];
-    element.append(...live);
+  function draw(tokens, env) {
+    const code = tokens[0].type === "fence" ? createCode(languageOf(tokens[0])) : null;
+    code?.write(tokens[0].content);
+    const nodes = code ? [code.element] : [...elementsOf(tokens, env).childNodes];
+    element.append(...nodes);
+    return { nodes, code, info: tokens[0].info };
+  }
+
+  /** Draw blocks in place of the live ones. A block of code stays the same element, so that it keeps its scroll. */
+  function redraw(blocks, env) {
+    const [fence] = blocks[0] ?? [];
+    const kept = live[0]?.code && fence?.type === "fence" && fence.info === live[0].info ? [live[0]] : [];
+    kept[0]?.code.write(fence.content);
+    for (const { nodes } of live.slice(kept.length)) nodes.forEach((node) => node.remove());
+    return [...kept, ...blocks.slice(kept.length).map((tokens) => draw(tokens, env))];
   }
 
   function write(text, growing = false) {
@@ -43,17 +52,24 @@ export function createMarkdown(element) {
     const tail = source.slice(settled);
     const env = { growing, references };
     const blocks = topLevel(md.parse(tail, env));
-    const continued = liveCode && blocks[0]?.[0].info === liveCode.info;
-    if (continued) liveCode.write(blocks[0][0].content); // the same element, so that it keeps its scroll position
-    else live.forEach((node) => node.remove());
-    for (const tokens of continued ? blocks.slice(1) : blocks) append(tokens, env);
-    if (growing && blocks.length) settled += offsetOfLine(tail, blocks.at(-1)[0].map[0]);
+    const drawn = redraw(blocks, env);
+    const last = growing ? lastCertain(blocks, tail) : 0;
+    live = drawn.slice(last);
+    if (last) settled += offsetOfLine(tail, firstLine(blocks[last]));
     if (growing || !settled || !Object.keys(references).length) return;
     clear();
     write(text); // a link may have come before its definition
   }
 
   return { write };
+}
+
+const firstLine = (block) => block[0].map[0];
+
+/** The last block that begins with a whole line: while "3" can become "3. three", it does not end a list before it. */
+function lastCertain(blocks, text) {
+  const numWhole = text.split("\n").length - 1;
+  return Math.max(0, blocks.findLastIndex((block) => firstLine(block) < numWhole));
 }
 
 /** The tokens of each block that is in no other. */

@@ -127,7 +127,7 @@ class GrammarCompiler:
         grammars = [*_grammars(constraint)]
         _require_quick(json.dumps({"grammars": grammars}), _title(constraint))
         for (title, part), grammar in zip(constraint.parts, grammars[1:], strict=True):
-            self._require_usable(self._parser([grammar]), f"{title}: the {_title(part)}")
+            self._require_usable(self._parser([grammar]), _titled(title, f"the {_title(part)}"))
         parser = self._parser(grammars)
         self._require_usable(parser, f"the {_title(constraint)}")
         permitted = self._permitted | sum(1 << token for token in constraint.special)
@@ -169,7 +169,7 @@ def _grammars(constraint: Constraint) -> Iterator[dict[str, Any]]:
         try:
             yield _grammar(part) | {"name": f"part_{index}"}
         except InputError as problem:
-            raise InputError(f"{title}: {problem}") from problem
+            raise InputError(_titled(title, str(problem))) from problem
 
 
 def _grammar(constraint: Constraint) -> dict[str, Any]:
@@ -194,6 +194,10 @@ def _title(constraint: Constraint) -> str:
     return {"json_schema": "JSON schema", "regex": "regular expression", "lark": "Lark grammar"}.get(
         constraint.kind, constraint.kind
     )
+
+
+def _titled(title: str, text: str) -> str:
+    return f"{title}: {text}" if title else text
 
 
 def _require_size(constraint: Constraint) -> None:

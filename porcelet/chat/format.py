@@ -129,7 +129,7 @@ class ChatFormat:
         writer = self._writer(tokenizer)
         if isinstance(writer, BuiltIn):
             return writer.calls is not TAGGED and writer.calls.is_known(tokenizer)
-        return TAG in self.template and "tools" in self.template
+        return all(name in self.template for name in (TAG, "tools", "tool_calls"))
 
     @cached_property
     def _takes_system(self) -> bool:

@@ -211,7 +211,7 @@ class Splitter:
             return
         text, ended = self._take(self._ends)
         if self._final and not ended:
-            text = text.removesuffix(_FENCE) if len(self._ends) > 1 else text
+            text = text[: len(text) - _partial(text, self._ends)]
         if text:
             yield ToolCallArguments(self.num_calls - 1, text)
         if ended:

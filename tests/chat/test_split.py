@@ -50,6 +50,11 @@ CASES = {
     "text after calls": (f"{CALLS}{FENCED_GET}{END_CALLS}Done.", False, [*GET, ("content", "Done.")]),
     "two lists": (f"{CALLS}{FENCED_GET}{END_CALLS}{CALLS}{BARE_PUT}{END_CALLS}", False, [*GET, *PUT]),
     "calls in reasoning": (f"{CALLS}{FENCED_GET}", True, [("reasoning", CALLS + FENCED_GET)]),
+    "broken off within the fence": (
+        f"{CALLS}{CALL}function{SEP}put\n```json\n{{}}\n``",
+        False,
+        [("call", 0, "put"), ("arguments", 0, "{}")],
+    ),
     "a marker in a string": (
         f'{CALLS}{CALL}put{SEP}{{"a": "{END_CALL}\\"{{"}}{END_CALL}{END_CALLS}',
         False,

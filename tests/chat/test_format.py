@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from porcelet.chat import V3_TEMPLATE, ChatFormat
 from porcelet.chat.builtin import CHATML, R1, V2, V3, V3_1, BuiltIn
+from porcelet.chat.calls import TAGGED
+from porcelet.chat.messages import Call
 from porcelet.errors import InputError, ModelError
 from porcelet.tokenizer import Tokenizer
 from porcelet.weights import gguf
@@ -528,6 +530,31 @@ def test_gguf_metadata_give_template_and_tokens() -> None:
         ChatFormat.from_gguf(values | {"tokenizer.ggml.eos_token_id": 2})
     with pytest.raises(ModelError, match="no chat template"):
         ChatFormat.from_gguf({})
+
+
+def test_a_template_that_knows_tools_writes_them(tmp_path: Path) -> None:
+    """Qwen's way: calls come back as the tokens that the model had written, tags among them; contents hold none."""
+    write_tokenizer(tmp_path, ["<|im_start|>", "<|im_end|>", "<tool_call>", "</tool_call>"])
+    tokenizer = Tokenizer.from_folder(tmp_path)
+    source = (
+        "{% if tools %}{{ '<|im_start|>system\n' ~ tools | tojson ~ '<|im_end|>\n' }}{% endif %}"
+        "{% for m in messages %}{{ '<|im_start|>' ~ m.role ~ '\n' ~ (m.content or '') }}"
+        "{% for c in m.tool_calls or [] %}{{ '\n' if m.content or not loop.first }}"
+        '{{ \'<tool_call>\n{"name": "\' ~ c.function.name ~ \'", "arguments": \' }}'
+        "{{ c.function.arguments | tojson ~ '}\n</tool_call>' }}{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    form = ChatFormat(None, source, "", "<|im_end|>")
+    question = [{"role": "user", "content": "a <tool_call> b"}]
+    prompt = tokens(form, question, tokenizer, tools=[{"function": {"name": "f"}}])
+    assert tokenizer.token_id("<tool_call>") not in prompt and "You can call" not in tokenizer.decode(prompt)
+    calls = tuple(Call(id, "f", '{"x": 1}') for id in "12")
+    said = tokenizer.encode("Wait.\n" + "".join(text for text, _ in TAGGED.write(calls)), special=True)
+    sent = [{"id": call.id, "function": {"name": "f", "arguments": call.arguments}} for call in calls]
+    answer = {"role": "assistant", "content": "Wait.", "tool_calls": sent}
+    again = tokens(form, [*question, answer], tokenizer, tools=[{"function": {"name": "f"}}])
+    assert again[: len(prompt) + len(said)] == [*prompt, *said]
+    assert form.calls(tokenizer) is TAGGED and ChatFormat(V3).calls(tokenizer) is TAGGED
 
 
 def test_names_and_keys_never_complete_a_special_token(tokenizer: Tokenizer) -> None:

@@ -61,7 +61,7 @@ class Calling:
             raise InputError(f"tool_choice names {self.choice.name[:80]!r}, which is not among the tools")
 
     @property
-    def callable(self) -> tuple[tuple[int, Tool], ...]:
+    def offered(self) -> tuple[tuple[int, Tool], ...]:
         """The tools that may be called, with their places in the list."""
         if self.choice.mode == "none":
             return ()
@@ -69,20 +69,20 @@ class Calling:
 
     @property
     def names(self) -> frozenset[str]:
-        return frozenset(tool.name for _, tool in self.callable)
+        return frozenset(tool.name for _, tool in self.offered)
 
 
 def forbidden(calling: Calling, tokenizer: Tokenizer) -> tuple[int, ...]:
     """The special token that would open a call where none may be."""
     mark = tokenizer.token_id(calling.form.mark)
-    return () if calling.callable or mark is None else (mark,)
+    return () if calling.offered or mark is None else (mark,)
 
 
 def constraint_of(
     calling: Calling, answer: Constraint | None, beginning: Beginning, tokenizer: Tokenizer
 ) -> Constraint | None:
     """What an answer must look like; `answer` is what it must be if it is no call."""
-    if not calling.callable and (answer is None or beginning == "answer"):
+    if not calling.offered and (answer is None or beginning == "answer"):
         return answer
     return _Grammar(calling, answer, beginning, tokenizer).constraint()
 
@@ -110,7 +110,7 @@ class _Grammar:
     @property
     def _is_free(self) -> bool:
         """Whether an answer may be any text."""
-        return self._calling.choice.mode == "auto" and bool(self._calling.callable) and self._answer is None
+        return self._calling.choice.mode == "auto" and bool(self._calling.offered) and self._answer is None
 
     def _start(self) -> Iterator[str]:
         """The reasoning, if it may come, and the line breaks after it, which do not belong to the answer."""
@@ -134,7 +134,7 @@ class _Grammar:
             yield from self._calls("head")
             return
         ways = [self._part("", self._answer)] if self._answer and self._calling.choice.mode != "required" else []
-        yield "answer: " + " | ".join(ways + ["calls"] * bool(self._calling.callable))
+        yield "answer: " + " | ".join(ways + ["calls"] * bool(self._calling.offered))
         yield from self._calls()
 
     def _until(self, name: str, text: str, mark: str) -> str:
@@ -145,15 +145,15 @@ class _Grammar:
     def _calls(self, head: str = "") -> Iterator[str]:
         """Rules for the calls; `head` is the rule that ends with their mark, where that has been read already."""
         form, choice = self._calling.form, self._calling.choice
-        if not self._calling.callable:
+        if not self._calling.offered:
             return
         first = self._texts(*(form.opening + form.before_name)[bool(head) :])
         several = self._calling.parallel and not (choice.mode == "required" and choice.name)
         more = f"({self._texts(*form.between, *form.before_name)} call)*" if several else ""
         yield f"calls: {head} {first} call {more} {self._texts(*form.closing)}"
-        yield "call: " + " | ".join(f"call_{index}" for index, _ in self._calling.callable)
+        yield "call: " + " | ".join(f"call_{index}" for index, _ in self._calling.offered)
         any_object = ""
-        for index, tool in self._calling.callable:
+        for index, tool in self._calling.offered:
             if tool.strict or choice.mode == "required":
                 place = f"tools[{index}].function.parameters"
                 arguments = self._part(f"{place} ({tool.name})", _schema(tool, place))

@@ -189,8 +189,10 @@ def _grammar(constraint: Constraint) -> dict[str, Any]:
 
 
 def _title(constraint: Constraint) -> str:
-    if constraint.parts:
+    if any(title for title, _ in constraint.parts):
         return "grammar of the tools and their parameters"
+    if constraint.parts:
+        return _title(constraint.parts[0][1])
     return {"json_schema": "JSON schema", "regex": "regular expression", "lark": "Lark grammar"}.get(
         constraint.kind, constraint.kind
     )

@@ -71,7 +71,7 @@ def prompt_of(ask: Ask, model: Loaded) -> Prompt:
     if banned := _banned(ask, calling, beginning, model.tokenizer):
         kept = [(token, bias) for token, bias in params.logit_bias if token not in banned]
         params = replace(params, logit_bias=(*kept, *((token, LEAST_BIAS) for token in banned)))
-    form = calling.form if calling.callable else None
+    form = calling.form if calling.offered else None
     return Prompt(tokens, params, beginning == "reasoning", form, calling.names)
 
 

@@ -209,13 +209,18 @@ def test_calls_between_tags_are_what_they_are_at_every_cut(name: str) -> None:
 
 @pytest.mark.parametrize("name", [*CASES, *TAGGED_CASES])
 def test_without_tools_a_call_is_text(name: str) -> None:
-    """And of tools that were not offered, too; reasoning is told from content all the same."""
+    """Reasoning is told from content all the same."""
     text, starts, _ = (CASES | TAGGED_CASES)[name]
-    form = FENCED if name in CASES else TAGGED
-    found = split([text], starts, None)
-    assert {event[0] for event in found} <= {"reasoning", "content"}
-    if "white" not in name and not text.endswith("\n \n") and name != "broken off in a list":
-        assert split([text], starts, form, set()) == found
+    assert {event[0] for event in split([text], starts, None)} <= {"reasoning", "content"}
+
+
+@pytest.mark.parametrize(
+    ("form", "text"), [(FENCED, CALLS + FENCED_GET + END_CALLS), (TAGGED, f"{GET_TAG}\n{PUT_TAG}")]
+)
+def test_a_call_of_what_was_not_offered_is_text(form: CallForm, text: str) -> None:
+    """As it is, to the letter."""
+    for pieces in every_cut("a" + text + "b"):
+        assert split(pieces, False, form, {"other"}) == [("content", f"a{text}b")]
 
 
 @given(

@@ -7,7 +7,7 @@ A training token's way: data or rollout → `Sample` → flat batch → loss. `E
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from porcelet.errors import InputError
 
@@ -239,7 +239,8 @@ class Output:
     `index` says which of a request's n samples this is; each of them ends. `num_cached_tokens` of the prompt were
     found in the prefix cache. `prompt_logprobs`, if asked for, come with the first output of sample 0: for each prompt
     token but the first its log-probability and the best (token, log-probability) pairs. Of `num_drafted` tokens that
-    speculation guessed, `num_accepted` were right.
+    speculation guessed, `num_accepted` were right. The request has waited `queue_seconds` before it ran for the first
+    time; two outputs that differ in nothing else are equal.
     """
 
     request_id: str
@@ -259,6 +260,7 @@ class Output:
     prompt_logprobs: tuple[tuple[float, tuple[tuple[int, float], ...]], ...] = ()
     num_drafted: int = 0
     num_accepted: int = 0
+    queue_seconds: float = field(default=0.0, compare=False)
 
 
 def join_outputs(outputs: Sequence[Output]) -> Output:

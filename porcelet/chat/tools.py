@@ -89,6 +89,8 @@ def constraint_of(
 
 # ---- the grammar ----------------------------------------------------------------------------------------------------
 
+# What leaves no choice of letters leaves one of tokens, which is the model's: it was trained on some.
+_OPTIONS = '%llguidance {"no_forcing": true}'
 _ANY_OBJECT = json.dumps({"type": "object"})
 _TOKENS = MARKS | {THINK, END_THINK}  # texts that are meant as tokens where the vocabulary has them
 
@@ -105,7 +107,9 @@ class _Grammar:
         mark = self._tokenizer.token_id(self._calling.form.mark)
         lazy = self._is_free and mark is not None and self._beginning != "either"
         rules = ["start: calls", *self._calls()] if lazy else [*self._start(), *self._answers()]
-        return Constraint("lark", "\n".join(rules), tuple(self._parts), tuple(self._special), mark if lazy else None)
+        return Constraint(
+            "lark", "\n".join([_OPTIONS, *rules]), tuple(self._parts), tuple(self._special), mark if lazy else None
+        )
 
     @property
     def _is_free(self) -> bool:

@@ -9,7 +9,7 @@ import sys
 import typer
 
 from porcelet import __version__
-from porcelet.cli import chat, models, serve, train
+from porcelet.cli import chat, keys, models, serve, train
 from porcelet.errors import PorceletError
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ app = typer.Typer(
 app.command()(chat.generate)
 app.command()(chat.chat)
 app.command()(serve.serve)
+app.add_typer(keys.app, name="keys")
 app.command()(train.train)
 app.command()(models.pull)
 app.command("list")(models.list_)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +14,8 @@ from porcelet.cli.progress import progress_bar
 if TYPE_CHECKING:
     from porcelet.config import ServeConfig
 
+log = logging.getLogger(__name__)
+
 
 def serve(
     models: Annotated[
@@ -22,26 +25,57 @@ def serve(
     config_file: Annotated[
         Path | None, typer.Option("--config", help="A TOML file with models, aliases, efforts and limits.")
     ] = None,
-    host: Annotated[str, typer.Option(help="A loopback address; others await API keys.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="The address to listen on; one that others can reach needs an API key.")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    require_key: Annotated[
+        bool, typer.Option("--require-key", help="Ask for a key on loopback too, where a machine has several users.")
+    ] = False,
+    allowed_hosts: Annotated[
+        list[str] | None, typer.Option("--allowed-host", help="A name under which browsers may use the server.")
+    ] = None,
+    certificate: Annotated[Path | None, typer.Option(help="TLS: the certificate chain, a PEM file.")] = None,
+    private_key: Annotated[Path | None, typer.Option(help="TLS: its private key, a PEM file.")] = None,
+    log_format: Annotated[str, typer.Option(help="What is written on standard error: plain lines, or json.")] = "plain",
+    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="Engine settings, such as weights=float32 or threads=2.")
     ] = None,
 ) -> None:
     """Serve the chat page and the API on this machine until Ctrl-C.
 
-    The page is at http://127.0.0.1:8000, the API at http://127.0.0.1:8000/v1, where any key will do.
+    The page is at http://127.0.0.1:8000, the API at http://127.0.0.1:8000/v1, where any key will do. For others, give
+    --host and an API key: porcelet keys create NAME.
 
     The default model is fetched first if it is not in the store.
     """
-    from porcelet.server.loopback import bind
-    from porcelet.server.run import run
+    from porcelet.errors import PorceletError
+    from porcelet.server.access import Access
+    from porcelet.server.logs import configure
+    from porcelet.server.loopback import bind, is_loopback
+    from porcelet.server.run import check, run
 
-    config = _config(models or [], config_file, settings or [])
-    with bind(host, port) as listener:
-        paths = [_path(entry.source) for entry in config.models.values()]
-        with progress_bar(f"loading {', '.join(config.models)}") as progress:
-            run(config, paths, listener, progress)
+    configure(log_format, log_level)
+    try:
+        config = _config(models or [], config_file, settings or [])
+        with bind(host, port) as listener:
+            access = Access(
+                local=is_loopback(listener.getsockname()[0]),
+                require_key=require_key,
+                allowed_hosts=tuple(name.lower() for name in allowed_hosts or []),
+                certificate=certificate,
+                private_key=private_key,
+            )
+            check(config, access)
+            paths = [_path(entry.source) for entry in config.models.values()]
+            with progress_bar(f"loading {', '.join(config.models)}") as progress:
+                run(config, paths, listener, progress, access)
+    except PorceletError as problem:
+        if log_format != "json":
+            raise
+        log.error("%s", problem, extra={"fields": {"kind": problem.kind}})
+        raise typer.Exit(problem.exit_code) from problem
 
 
 def _config(models: list[str], file: Path | None, settings: list[str]) -> ServeConfig:

@@ -16,10 +16,10 @@ import os
 from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
-from pathlib import Path
 
 from porcelet.config import PAGE_SIZE, EngineConfig, ModelConfig, parse_memory
 from porcelet.errors import CapacityError
+from porcelet.weights.memory import available_memory, total_memory
 
 HASH_BYTES = 16
 VALUE_BYTES = {"float32": 4, "float16": 2}
@@ -45,33 +45,6 @@ def count_pages(config: EngineConfig, model: ModelConfig, num_layers: int) -> in
             "GB; lower cache_tokens or cache_memory"
         )
     return num_pages
-
-
-def total_memory() -> int:
-    """The machine's memory in bytes, or its container's."""
-    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return min(physical, _container_value("memory.max") or physical)
-
-
-def available_memory() -> int:
-    """What of it can be had without swapping, in bytes; all of it where the system does not tell."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as lines:
-            available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except FileNotFoundError:
-        available = total_memory()
-    if _container_value("memory.max") is None:
-        return available
-    return min(available, max(total_memory() - (_container_value("memory.current") or 0), 0))
-
-
-def _container_value(name: str) -> int | None:
-    """A number in bytes that cgroup v2 keeps for this container; None where there is none."""
-    try:
-        text = (Path("/sys/fs/cgroup") / name).read_text().strip()
-    except OSError:
-        return None
-    return int(text) if text.isdecimal() else None
 
 
 class PageHasher:

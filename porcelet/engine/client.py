@@ -6,8 +6,8 @@
         async for output in outputs: ...
 
 An iterator that is closed early aborts its request. A reader that is slower than the engine gets larger outputs
-rather than a longer queue, so what waits for one request is bounded by its own n and max_tokens. When the process
-dies, every request in flight raises, and `failure` says why from then on; supervisor.py starts the next one.
+rather than a longer queue, so what waits for one request is its tokens, bounded by its own n and max_tokens. When the
+process dies, every request in flight raises, and `failure` says why from then on; supervisor.py starts the next one.
 
 The end of the socket or the process's last words tell of a death, both within moments. There is no heartbeat: a step
 may take minutes (a long prompt, weights that come from a slow disk), so none could tell it from a process that hangs.
@@ -28,6 +28,7 @@ from pathlib import Path
 from porcelet.config import EngineConfig
 from porcelet.engine.messages import (
     HEADER_BYTES,
+    MAX_IN_FLIGHT,
     Abort,
     Failed,
     FromEngine,
@@ -47,7 +48,7 @@ from porcelet.types import Output, Progress, Request, join_outputs
 
 log = logging.getLogger(__name__)
 
-MAX_IN_FLIGHT = 1024
+MAX_PIECES = 256  # outputs of one sample that are kept apart for a reader that is slow
 EXIT_SECONDS = 2.0
 HUNG_UP_SECONDS = 0.5  # a process closes its socket by ending, and nobody who waits shall wait a second
 
@@ -205,6 +206,7 @@ class EngineClient:
         """Only the first reason counts: it is the one that led to the others."""
         if not self.failure:
             self.failure = failure
+            self.stats = {}
             for inbox in self._inboxes.values():
                 inbox.fail(failure)
         return self.failure
@@ -225,7 +227,10 @@ class _Inbox:
         return self._num_running == 0 and not self._outputs
 
     def put(self, output: Output) -> None:
-        self._outputs.setdefault(output.index, []).append(output)
+        outputs = self._outputs.setdefault(output.index, [])
+        outputs.append(output)
+        if len(outputs) == MAX_PIECES:
+            outputs[:] = [join_outputs(outputs)]
         self._num_running -= output.finish_reason is not None
         self._arrived.set()
 

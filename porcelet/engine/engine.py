@@ -252,8 +252,10 @@ class Engine:
             "num_preempted": scheduler.num_preempted,
             "num_prompt_tokens": scheduler.num_prompt_tokens,
             "num_hit_tokens": scheduler.num_hit_tokens,
+            "num_drafts": scheduler.num_drafts,
             "num_drafted": scheduler.num_drafted,
             "num_accepted": scheduler.num_accepted,
+            **{f"num_accepted_at_{place}": count for place, count in enumerate(scheduler.num_accepted_at) if count},
         }
 
     def _require_idle(self) -> None:

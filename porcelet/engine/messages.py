@@ -20,6 +20,7 @@ from porcelet.types import Output, Request
 
 HEADER_BYTES = 4
 MAX_FRAME_BYTES = 1 << 26
+MAX_IN_FLIGHT = 1024  # requests of one client; both ends see to it
 
 
 class Submit(msgspec.Struct, frozen=True, tag=True):

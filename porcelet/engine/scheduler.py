@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as ReadOnly
 from dataclasses import replace
+from time import monotonic
 from typing import NamedTuple
 
 from porcelet.config import PAGE_SIZE, REPLAYED_TOKENS, EngineConfig, ModelConfig
@@ -72,7 +73,8 @@ class Scheduler:
         self.weights_version = 0
         self.pace = Pace()
         self.acceptance = Acceptance()
-        self.num_preempted = self.num_hit_tokens = self.num_prompt_tokens = self.num_drafted = self.num_accepted = 0
+        self.num_preempted = self.num_hit_tokens = self.num_prompt_tokens = self.num_drafts = self.num_drafted = 0
+        self.num_accepted_at = [0] * max(MAX_DRAFTS.values())  # by the guess's place in its draft
         self._hasher = PageHasher()
         self._random = random.Random(seed)
         self._arrivals = itertools.count()
@@ -83,6 +85,11 @@ class Scheduler:
         self._copies: list[tuple[int, int]] = []
         self._computed: list[Computed] = []
         self._drafting: list[Sequence] = []
+
+    @property
+    def num_accepted(self) -> int:
+        """Guesses that were right."""
+        return sum(self.num_accepted_at)
 
     @property
     def max_length(self) -> int:
@@ -261,6 +268,7 @@ class Scheduler:
         sequence.expanded_until = len(sequence.tokens) if sequence.num_uncomputed >= self.absorbed_below else 0
         if sequence.num_cached is None:  # not again after a preemption
             sequence.num_cached = sequence.num_computed
+            sequence.queue_seconds = monotonic() - sequence.created
             self.num_hit_tokens += sequence.num_computed
             self.num_prompt_tokens += len(sequence.tokens)
         return True
@@ -360,8 +368,10 @@ class Scheduler:
         if guesses:
             sequence.num_drafted += len(guesses)
             sequence.num_accepted += num_right
+            self.num_drafts += 1
             self.num_drafted += len(guesses)
-            self.num_accepted += num_right
+            for place in range(num_right):
+                self.num_accepted_at[place] += 1
             for acceptance in (sequence.acceptance, self.acceptance):
                 acceptance.record(num_right, int(num_right < len(guesses) and not ending))
             sequence.num_computed += num_right

@@ -12,6 +12,7 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from time import monotonic
 
 from porcelet.engine.grammar import Matcher
 from porcelet.engine.speculative import Acceptance, Lookup
@@ -52,6 +53,7 @@ class Sequence:
     found by others. The MTP layer has seen them without a gap up to `mtp_until`. Up to `expanded_until` tokens MLA
     attends in its expanded form. `drafts` are guesses of the next tokens. `held` are the draws that no output has told
     of yet, of which `num_certain` are certain to be text. `mask` are the tokens that the grammar permits next.
+    `created` is a time of `time.monotonic`, `queue_seconds` how long it then waited to run for the first time.
     """
 
     request: Request
@@ -68,6 +70,8 @@ class Sequence:
     mask: bytes | None = None
     num_computed: int = 0
     num_cached: int | None = None
+    created: float = field(default_factory=monotonic)
+    queue_seconds: float = 0.0
     expanded_until: int = 0
     pages: list[int] = field(default_factory=list)
     chain: list[bytes] = field(default_factory=list)
@@ -194,6 +198,7 @@ class Sequence:
             num_generated=self.num_generated,
             num_drafted=self.num_drafted,
             num_accepted=self.num_accepted,
+            queue_seconds=self.queue_seconds,
             finish_reason=ending.reason if ending else None,
             stop=ending.stop if ending else None,
             tail=ending.tail if ending else b"",

@@ -8,7 +8,7 @@
 says when to come back while it is starting again, and the reason once it is down for good. That is after a failure
 that another start cannot heal (`ModelError`, `InputError`), or after `max_starts` in a row of which none served for
 long. The pauses between them double. What was in flight when a process died is not run again: its reader may have seen
-half of the answer already.
+half of the answer already. What it tells callers names no paths of this machine; the log does.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import re
 import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
@@ -56,6 +57,7 @@ class Supervisor:
         self.config = config
         self.restarts = restarts
         self.client = EngineClient.start(path, config)
+        self.num_restarts = 0
         self._watching: asyncio.Task[None] | None = None
         self._reason: PorceletError | None = None  # why it is being started again
         self._stopped: PorceletError | None = None  # why it is down for good
@@ -70,10 +72,13 @@ class Supervisor:
     @property
     def failure(self) -> PorceletError | None:
         reason = self.client.failure or self._reason
-        if self._stopped or not reason:
-            return self._stopped
+        if self._stopped:
+            return type(self._stopped)(_without_folders(str(self._stopped)))
+        if not reason:
+            return None
         seconds = max(1, math.ceil(self._back_at - time.monotonic()))
-        return CapacityError(f"{reason}; the engine is starting again: come back in about {seconds} s", seconds)
+        why = _without_folders(str(reason))
+        return CapacityError(f"{why}; the engine is starting again: come back in about {seconds} s", seconds)
 
     @property
     def stats(self) -> dict[str, int | float]:
@@ -138,6 +143,7 @@ class Supervisor:
     async def _run(self, facts: Ready) -> PorceletError:
         """Start a process and let it serve; why it ended."""
         self._serving_since = math.inf
+        self.num_restarts += 1
         try:
             self.client = EngineClient.start(self.path, self.config)
             new = await self.client.ready()
@@ -150,6 +156,11 @@ class Supervisor:
         self._serving_since = time.monotonic()
         log.info("the engine serves again")
         return await self.client.ended()
+
+
+def _without_folders(text: str) -> str:
+    """A message with the last parts of its paths alone."""
+    return re.sub(r"(?<![\w.])/(?:[^/\s:;,'\"]+/)*([^/\s:;,'\"]+)", r"\1", text)
 
 
 def _final(failure: PorceletError, num_failures: int, restarts: Restarts) -> EngineError | None:

@@ -25,6 +25,7 @@ from pathlib import Path
 from porcelet.config import EngineConfig, override, parse_settings
 from porcelet.engine.engine import Engine
 from porcelet.engine.messages import (
+    MAX_IN_FLIGHT,
     Abort,
     Failed,
     FromEngine,
@@ -132,8 +133,16 @@ class _Desk:
         self._compiling: set[str] = set()
         self._thread = ThreadPoolExecutor(1)
 
+    @property
+    def _is_full(self) -> bool:
+        """Whether more wait than a client of ours would ever send."""
+        return len(self._engine.scheduler.waiting) + len(self._compiling) >= MAX_IN_FLIGHT
+
     def handle(self, message: ToEngine | Compiled) -> Refused | None:
         match message:
+            case Submit(request) if self._is_full:
+                problem = CapacityError(f"{MAX_IN_FLIGHT} requests are waiting; try again when some have ended")
+                return Refused(request.id, problem.kind, str(problem))
             case Submit(request) if request.params.constraint:
                 self._compiling.add(request.id)
                 self._thread.submit(self._compile, request)
@@ -211,10 +220,18 @@ def _last_words(problem: Exception, model: Path) -> Failed:
     """One line for a person; what is not meant for one leaves its traceback on standard error."""
     if isinstance(problem, PorceletError):
         return Failed(problem.kind, str(problem))
+    if _is_lack_of_memory(problem):
+        text = f"the engine of {model.name} ran out of memory; free some, or take a smaller cache (cache_tokens)"
+        return Failed(CapacityError.kind, f"{text}, other weights (int8) or a smaller model")
     traceback.print_exception(problem)
     first_line = str(problem).strip().partition("\n")[0]
     ours = "; this is porcelet's mistake: please report the traceback" if isinstance(problem, AssertionError) else ""
-    return Failed(EngineError.kind, f"the engine of {model} failed: {type(problem).__name__}: {first_line}{ours}")
+    return Failed(EngineError.kind, f"the engine of {model.name} failed: {type(problem).__name__}: {first_line}{ours}")
+
+
+def _is_lack_of_memory(problem: Exception) -> bool:
+    # torch has no class of its own for what the processor's allocator could not get.
+    return isinstance(problem, MemoryError) or "can't allocate memory" in str(problem)
 
 
 if __name__ == "__main__":

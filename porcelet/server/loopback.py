@@ -1,4 +1,4 @@
-"""This machine alone: which names mean it, and a socket that only it can reach."""
+"""Which names mean this machine alone, and the socket that the server listens on."""
 
 from __future__ import annotations
 
@@ -18,16 +18,12 @@ def is_loopback(host: str) -> bool:
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A listening socket on a loopback address. Port 0 takes a free one.
+    """A listening socket. Port 0 takes a free one.
 
     Raises:
-        InputError: other machines can reach `host`, or this one does not have it.
+        InputError: this machine does not have the address `host`.
         CapacityError: the port is taken.
     """
-    if not is_loopback(host):
-        raise InputError(
-            f"host {host} is not loopback; serving other machines needs API keys, which come later; use 127.0.0.1"
-        )
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         # Listening at once, because two sockets may be bound to one port as long as neither listens.
@@ -38,6 +34,6 @@ def bind(host: str, port: int) -> socket.socket:
         raise InputError(f"cannot listen on {host} port {port}: {problem.strerror}; try another --port") from problem
 
 
-def url(listener: socket.socket) -> str:
+def url(listener: socket.socket, scheme: str = "http") -> str:
     host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"

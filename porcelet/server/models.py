@@ -10,9 +10,11 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from hashlib import sha256
 from pathlib import Path
 from uuid import uuid4
 
+from porcelet import __version__
 from porcelet.chat import ChatFormat, Splitter
 from porcelet.config import Alias, ServeConfig
 from porcelet.engine.codec import open_codec
@@ -20,14 +22,16 @@ from porcelet.engine.messages import Ready
 from porcelet.engine.supervisor import Supervisor
 from porcelet.errors import CapacityError, InputError, PorceletError
 from porcelet.server.ask import Ask
-from porcelet.server.events import Events, Started, Usage
+from porcelet.server.events import Event, Events, Started, Usage
 from porcelet.server.prompt import Loaded, Prompt, prompt_of
+from porcelet.server.queue import OverloadedError, Queue
 from porcelet.server.reader import Reader
 from porcelet.server.watch import Caller, Job, Watch, watched
 from porcelet.tokenizer import Tokenizer
 from porcelet.types import Output, Progress, Request, SamplingParams
 
 LOAD_PATIENCE = 20.0  # seconds that a request waits for a model that is still loading
+DRAINING_SECONDS = 10  # until a server that ends may have a successor
 
 
 class UnknownModelError(InputError):
@@ -38,20 +42,24 @@ class UnknownModelError(InputError):
     param = "model"
 
 
+class ContextError(InputError):
+    """A prompt that leaves no room for an answer."""
+
+    code = "context_length_exceeded"
+
+
 class Model:
     """One served model: its engine process, and its text side. `created` is in Unix seconds."""
 
-    def __init__(
-        self, name: str, path: Path, engine: Supervisor, config: ServeConfig, watches: Sequence[Watch]
-    ) -> None:
+    def __init__(self, name: str, path: Path, engine: Supervisor, config: ServeConfig) -> None:
         self.name = name
         self.path = path
         self.engine = engine
         self.config = config
-        self.watches = watches
+        self.watches: tuple[Watch, ...] = ()
         self.created = int(time.time())
         self.progress: tuple[int, int] | None = (0, 0)  # bytes loaded and in all; None once it is loaded
-        self.num_running = 0
+        self.queue = Queue(name, config.server.max_waiting, config.server.queue_timeout)
         self._loaded: Loaded | None = None
         self._ready = asyncio.Event()
 
@@ -87,6 +95,12 @@ class Model:
         return self.facts.max_length
 
     @property
+    def fingerprint(self) -> str:
+        """Tells one configuration from another: DeepSeek's and OpenAI's `system_fingerprint`."""
+        served = f"{__version__} {self.path} {self.facts.model} {self.facts.weights}"
+        return f"fp_{sha256(served.encode()).hexdigest()[:10]}"
+
+    @property
     def tokenizer(self) -> Tokenizer:
         return self._parts.tokenizer
 
@@ -114,13 +128,22 @@ class Model:
 
     # ---- answers ----------------------------------------------------------------------------------------------------
 
+    async def render(self, ask: Ask) -> Prompt:
+        """A conversation's prompt.
+
+        Raises:
+            InputError: the conversation cannot be written in the model's format.
+        """
+        # A long conversation takes a while to tokenize; the other streams go on meanwhile.
+        return await asyncio.to_thread(prompt_of, ask, self._parts)
+
     async def count(self, ask: Ask) -> int:
         """Tokens of a conversation's prompt.
 
         Raises:
             InputError: the conversation cannot be written in the model's format.
         """
-        return len((await self._render(ask)).tokens)
+        return len((await self.render(ask)).tokens)
 
     async def answer(self, ask: Ask, caller: Caller) -> Events:
         """The events of one answered conversation. Close it (`aclosing`) to stop the engine's work.
@@ -128,7 +151,7 @@ class Model:
         Raises:
             PorceletError: the conversation or the request cannot be served, or the engine failed.
         """
-        prompt = await self._render(ask)
+        prompt = await self.render(ask)
         splitters = [prompt.splitter() for _ in range(ask.params.n)]
         async with aclosing(self._run(prompt.tokens, prompt.params, caller, splitters)) as events:
             async for event in events:
@@ -144,41 +167,50 @@ class Model:
             async for event in events:
                 yield event
 
-    async def _render(self, ask: Ask) -> Prompt:
-        # A long conversation takes a while to tokenize; the other streams go on meanwhile.
-        return await asyncio.to_thread(prompt_of, ask, self._parts)
-
     async def _run(
         self, prompt: Sequence[int], params: SamplingParams, caller: Caller, splitters: Sequence[Splitter | None]
     ) -> Events:
+        if len(prompt) >= self.max_length:
+            raise ContextError(
+                f"the prompt has {len(prompt)} tokens; with room for an answer {self.name} takes at most "
+                f"{self.max_length - 1}; shorten the conversation"
+            )
         job = Job(uuid4().hex, self.name, caller, len(prompt), params.max_tokens, params.n)
         request = Request(id=job.id, prompt=tuple(prompt), params=params, tenant=caller.id)
         readers = [Reader(self.tokenizer, splitter) for splitter in splitters]
-        if self.num_running >= self.config.server.max_waiting:
-            raise CapacityError(f"{self.num_running} requests to {self.name} are under way; come back in a moment", 5)
-        self.num_running += 1
-        try:
-            with watched(self.watches, job):
-                async with aclosing(self.engine.submit(request)) as outputs:
-                    async for event in self._events(job, outputs, readers):
-                        yield event
-        finally:
-            self.num_running -= 1
+        with self.queue.place(), watched(self.watches, job):
+            async with aclosing(self.engine.submit(request)) as outputs:
+                async for event in self._events(job, outputs, readers):
+                    yield event
+        # It is over by now for those who look on, too: who has the last event reads no further.
+        yield Usage(job.num_prompt_tokens, job.num_cached_tokens, sum(job.num_generated), job.num_reasoning)
 
     async def _events(self, job: Job, outputs: AsyncGenerator[Output, None], readers: list[Reader]) -> Events:
         started = False
-        async for output in outputs:
+        async for output in self._in_time(outputs):
             job.num_generated[output.index] = output.num_generated
             job.num_cached_tokens = max(job.num_cached_tokens, output.num_cached_tokens)
+            events: list[Event] = []
             if not started:
-                yield Started(job.num_prompt_tokens, job.num_cached_tokens)
+                events.append(Started(job.num_prompt_tokens, job.num_cached_tokens, output.prompt_logprobs))
                 started = True
-            for event in readers[output.index].read(output):
-                yield event
+            events += readers[output.index].read(output)
             job.num_reasoning = sum(reader.num_reasoning for reader in readers)
-            for watch in self.watches:
+            for watch in self.watches:  # now, and not when a slow reader has taken the events
                 watch.progressed(job, output)
-        yield Usage(job.num_prompt_tokens, job.num_cached_tokens, sum(job.num_generated), job.num_reasoning)
+            for event in events:
+                yield event
+
+    async def _in_time(self, outputs: AsyncGenerator[Output, None]) -> AsyncGenerator[Output, None]:
+        """The outputs, if the first comes before the queue's time is over."""
+        try:
+            async with asyncio.timeout(self.queue.timeout):
+                first = await anext(outputs)
+        except TimeoutError:
+            raise self.queue.given_up() from None
+        yield first
+        async for output in outputs:
+            yield output
 
 
 # ---- several models -------------------------------------------------------------------------------------------------
@@ -189,7 +221,13 @@ class Models:
 
     def __init__(self, config: ServeConfig, models: Sequence[Model]) -> None:
         self.config = config
+        self.draining = False  # once the server has been told to end
         self.all = {model.name: model for model in models}
+
+    def watch(self, *watches: Watch) -> None:
+        """Let these look on at every model's generations."""
+        for model in self.all.values():
+            model.watches = watches
 
     @property
     def default(self) -> Model:
@@ -213,19 +251,35 @@ class Models:
 
         await asyncio.gather(*(model.load(report) for model in self.all.values()))
 
-    async def find(self, name: str) -> tuple[Model, bool | None]:
-        """The model of that name, loaded, and whether its alias thinks.
+    def named(self, name: str) -> tuple[Model, bool | None]:
+        """The model of that name, which may still be loading, and whether its alias thinks.
 
         Raises:
             UnknownModelError: none is called so.
-            CapacityError: it is still loading.
         """
         alias = self.config.aliases.get(name, Alias(name))
         model = self.all.get(alias.model)
         if model is None:
             raise UnknownModelError(f"model {name[:200]!r} is not served here; served: {', '.join(self.names)}")
-        await model.wait()
         return model, alias.thinking
+
+    async def find(self, name: str) -> tuple[Model, bool | None]:
+        """The model of that name, loaded, and whether its alias thinks.
+
+        Raises:
+            UnknownModelError: none is called so.
+            CapacityError: it is still loading, or the server is about to end.
+        """
+        if self.draining:
+            raise OverloadedError("the server is shutting down; ask again once it has started", DRAINING_SECONDS)
+        model, thinking = self.named(name)
+        await model.wait()
+        return model, thinking
+
+    @property
+    def num_running(self) -> int:
+        """Requests under way."""
+        return sum(model.queue.num_running for model in self.all.values())
 
     @property
     def failure(self) -> PorceletError | None:

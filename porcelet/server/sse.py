@@ -12,7 +12,7 @@ is bounded by the answer's own length.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from typing import Any, TypeVar
 
@@ -29,7 +29,7 @@ Result = TypeVar("Result")
 KEEP_ALIVE = b": keep-alive\n\n"
 
 
-def frame(body: dict[str, Any], event: str | None = None) -> bytes:
+def frame(body: Mapping[str, Any], event: str | None = None) -> bytes:
     """One server-sent event with a JSON body."""
     head = f"event: {event}\n".encode() if event else b""
     return head + b"data: " + msgspec.json.encode(body) + b"\n\n"

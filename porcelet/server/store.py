@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Column, Connection, Engine, Integer, MetaData, Table, create_engine, event, insert, select
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, OperationalError, SQLAlchemyError
 
 from porcelet.errors import CapacityError, InputError
 
@@ -46,8 +46,9 @@ class Database:
             CapacityError: it cannot be reached or written.
         """
         try:
-            engine = create_engine(url)
+            engine = create_engine(url, hide_parameters=True)  # what is stored appears in no log and no message
             if engine.dialect.name == "sqlite":
+                _keep_private(engine.url.database)
                 event.listen(engine, "connect", _tune_sqlite)
             metadata.create_all(engine)
             with engine.begin() as connection:
@@ -55,18 +56,27 @@ class Database:
         except (ArgumentError, ImportError) as problem:
             raise InputError(f"database {_shown(url)} cannot be used: {problem}; give an SQLAlchemy URL") from problem
         except SQLAlchemyError as problem:
-            reason = str(problem.__cause__ or problem).partition("\n")[0]
-            raise CapacityError(f"database {_shown(url)} cannot be opened: {reason}") from problem
+            raise CapacityError(f"database {_shown(url)} cannot be opened: {_reason(problem)}") from problem
+        except OSError as problem:
+            raise CapacityError(f"database {_shown(url)} cannot be made: {problem.strerror}") from problem
         return cls(engine)
 
     async def run(self, work: Callable[[Connection], Result]) -> Result:
-        """The result of `work`, a transaction of its own: it is written whole or not at all."""
+        """The result of `work`, a transaction of its own: it is written whole or not at all.
+
+        Raises:
+            CapacityError: the database does not answer, or its disk is full.
+        """
         return await asyncio.get_running_loop().run_in_executor(self._thread, self.run_now, work)
 
     def run_now(self, work: Callable[[Connection], Result]) -> Result:
         """As `run`, in the caller's thread: for the command line."""
-        with self._engine.begin() as connection:
-            return work(connection)
+        try:
+            with self._engine.begin() as connection:
+                return work(connection)
+        except OperationalError as problem:
+            log.error("the database cannot be used: %s", _reason(problem))
+            raise CapacityError("the database cannot be used at the moment; the server's log says why", 5) from problem
 
     def defer(self, work: Callable[[Connection], object]) -> None:
         """Do `work` soon, after all that was given before, without anybody waiting for it."""
@@ -80,7 +90,7 @@ class Database:
 
 def default_url() -> str:
     """SQLite's URL of this user's database, whose folder is made: in $PORCELET_HOME, else in $XDG_DATA_HOME/porcelet,
-    else in ~/.local/share/porcelet. Nobody else may read it.
+    else in ~/.local/share/porcelet.
 
     Raises:
         CapacityError: it cannot be made.
@@ -90,15 +100,20 @@ def default_url() -> str:
     file = home.absolute() / "porcelet.db"
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        os.close(os.open(file, os.O_CREAT | os.O_RDWR, 0o600))
     except OSError as problem:
         raise CapacityError(f"database {file} cannot be made: {problem.strerror}; set PORCELET_HOME") from problem
     return f"sqlite:///{file}"
 
 
+def _keep_private(file: str | None) -> None:
+    """Make SQLite's file so that nobody else may read it; SQLite gives its journals the same rights."""
+    if file and file != ":memory:":
+        os.close(os.open(file, os.O_CREAT | os.O_RDWR, 0o600))
+
+
 def _log_failure(work: Future[Any]) -> None:
-    if problem := work.exception():
-        log.error("the database could not be written: %s", problem)
+    if (problem := work.exception()) and not isinstance(problem, CapacityError):  # that one is in the log already
+        log.error("the database could not be written", exc_info=problem)
 
 
 def _tune_sqlite(connection: Any, record: object) -> None:
@@ -113,6 +128,10 @@ def _check_schema(connection: Connection, url: str) -> None:
         connection.execute(insert(_schema).values(number=SCHEMA))
     elif number != SCHEMA:
         raise InputError(f"database {url} has schema {number}; this porcelet knows {SCHEMA}: use the one that made it")
+
+
+def _reason(problem: SQLAlchemyError) -> str:
+    return str(problem.__cause__ or problem).partition("\n")[0]
 
 
 def _shown(url: str) -> str:

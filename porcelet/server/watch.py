@@ -6,19 +6,22 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import monotonic
-from typing import Protocol
-
-from fastapi import Request
+from typing import TYPE_CHECKING, Protocol
 
 from porcelet.types import Output
+
+if TYPE_CHECKING:
+    from fastapi import Request  # the command line reads keys without loading it
 
 
 @dataclass(frozen=True)
 class Caller:
-    """Who asks. `id` separates tenants in the engine: their shares, and their cached prefixes."""
+    """Who asks. `id` separates tenants in the engine: their shares, and their cached prefixes. `key` is the id of the
+    API key by which they came, empty without one."""
 
     id: str
     name: str
+    key: str = ""
 
 
 LOCAL = Caller("local", "local")  # whoever sits at this machine, where no key is needed

@@ -29,6 +29,7 @@ from porcelet.models.transformer import Transformer, build
 from porcelet.types import Progress
 from porcelet.weights import files, quantize
 from porcelet.weights.files import Checkpoint, Source, Stored, open_checkpoint
+from porcelet.weights.memory import check_fits
 
 
 @dataclass(frozen=True)
@@ -74,10 +75,13 @@ def load(path: Path, weights: str = "float32", progress: Progress = no_progress)
 
     Raises:
         ModelError: what is wrong, with file and tensor.
+        CapacityError: the machine's memory is too small for it.
     """
     checkpoint = _without_absent_mtp(open_checkpoint(path))
+    weights = _format(weights, checkpoint)
+    check_fits(checkpoint.config, weights, str(path))
     model = build(checkpoint.config, device="meta")
-    fill(model, checkpoint.tensors, str(path), _format(weights, checkpoint), progress)
+    fill(model, checkpoint.tensors, str(path), weights, progress)
     return model.eval()
 
 

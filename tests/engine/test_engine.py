@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from porcelet.config import PAGE_SIZE, EngineConfig
-from porcelet.engine.cache import available_memory, count_pages
+from porcelet.engine.cache import count_pages
 from porcelet.engine.engine import Engine
 from porcelet.engine.sampler import uniform
 from porcelet.engine.sequence import sample_seed
@@ -17,6 +17,7 @@ from porcelet.errors import CapacityError, EngineError, InputError
 from porcelet.models.attention import PackedView
 from porcelet.models.transformer import Transformer, build, initialize
 from porcelet.types import Request, SamplingParams
+from porcelet.weights.memory import available_memory
 from tests.models.variants import LLAMA, V3
 
 GREEDY = SamplingParams(max_tokens=24, temperature=0)

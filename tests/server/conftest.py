@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import pytest
 
+from porcelet.chat import builtin
+from tests.scripted_model import save_scripted_model
+from tests.server.scripts import CALLER, TALKER, V3_1_TEMPLATE
 from tests.tiny_model import save_tiny_model
 
 START_SECONDS = 60
@@ -33,14 +38,21 @@ class Server:
         return [int(line) for line in found.stdout.split()]
 
 
-def start_server(folder: Path, log: Path, *python_options: str) -> Server:
-    """Start a server on a free port and wait for its one line."""
-    command = [sys.executable, *python_options, "-m", "porcelet", "serve", "--model", str(folder), "--port", "0"]
+def start_server(
+    folder: Path, log: Path, *python_options: str, options: Sequence[str] = (), others: Sequence[Path] = ()
+) -> Server:
+    """Start a server on a free port, its database beside its log, and wait for its first line; `others` are served
+    beside the first model."""
+    runs = [] if "-c" in python_options else ["-m", "porcelet"]
+    command = [sys.executable, *python_options, *runs, "serve", "--port", "0", *options]
+    command += [word for each in (folder, *others) for word in ("--model", str(each))]
     with log.open("wb") as stderr:
-        process = subprocess.Popen([*command, "--set", "threads=1"], stderr=stderr)
+        home = os.environ | {"PORCELET_HOME": str(log.parent)}
+        process = subprocess.Popen([*command, "--set", "threads=1"], stderr=stderr, env=home)
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
-        if ready := re.search(r"^serving tiny on (http://127\.0\.0\.1:\d+) \(", log.read_text(), re.MULTILINE):
+        line = rf"^serving {folder.name} on (https?://[\d.]+:\d+) \("
+        if ready := re.search(line, log.read_text(), re.MULTILINE):
             return Server(ready[1], process, log)
         time.sleep(0.02)
     process.kill()
@@ -56,6 +68,81 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     # -X importtime writes one line for every module that this process, and not its worker, imports.
     running = start_server(model_folder, tmp_path_factory.mktemp("logs") / "stderr", "-X", "importtime")
+    yield running
+    running.process.terminate()
+    assert running.process.wait(20) == 0
+
+
+# Asked without thinking, the chat model answers THE_ANSWER; left to its habit, it thinks until it is stopped.
+THE_ANSWER = "Hello there, this is 你好."
+CHAT_SCRIPTS = [["\n", "hm ", "so ", "hm "], [builtin.END_THINK, "Hello ", "there", ", this ", "is ", "你好", "."]]
+
+
+@dataclass(frozen=True)
+class Interrupted:
+    """What a server left behind that was killed in the middle of an answer."""
+
+    conversation: str
+    answer: str
+
+
+@pytest.fixture(scope="session")
+def chat_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_scripted_model(tmp_path_factory.mktemp("models") / "tiny", CHAT_SCRIPTS)
+
+
+@pytest.fixture(scope="session")
+def chat_home(chat_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Interrupted]:
+    """A server's folder after it was killed."""
+    folder = tmp_path_factory.mktemp("chat")
+    killed = start_server(chat_model, folder / "stderr")
+    with httpx.Client(base_url=f"{killed.url}/api", timeout=20) as client:
+        conversation = client.post("/conversations", json={}).json()["id"]
+        ask = {"parent": None, "content": "Think!", "model": "tiny", "effort": None}
+        answer = client.post(f"/conversations/{conversation}/messages", json=ask).json()["assistant"]["id"]
+        deadline = time.monotonic() + 20
+        while not client.get(f"/conversations/{conversation}").json()["messages"][1]["reasoning"]:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    killed.process.kill()
+    killed.process.wait(20)
+    return folder, Interrupted(conversation, answer)
+
+
+@pytest.fixture(scope="session")
+def chat_server(chat_model: Path, chat_home: tuple[Path, Interrupted]) -> Iterator[Server]:
+    """A server that found a killed one's database."""
+    running = start_server(chat_model, chat_home[0] / "stderr")
+    yield running
+    running.process.terminate()
+    assert running.process.wait(20) == 0
+
+
+@pytest.fixture(scope="session")
+def scripted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server of the models in scripts.py; DeepSeek's names stand for the talker."""
+    folder = tmp_path_factory.mktemp("models")
+    talker = save_scripted_model(folder / "talker", TALKER, V3_1_TEMPLATE)
+    caller = save_scripted_model(folder / "caller", CALLER)
+    running = start_server(talker, folder / "stderr", others=[caller])
+    yield running
+    running.process.terminate()
+    assert running.process.wait(20) == 0
+
+
+# What the model "scripted" says; told not to think, it begins after "</think>".
+THOUGHT = ("Let me", " think", ".")
+ANSWER = ("Hi", " there", "!")
+ARGUMENTS = ('{"city": ', '"Paris"', "}")
+
+
+@pytest.fixture(scope="session")
+def assistant(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server whose model thinks if it is told to, answers, and calls a tool."""
+    call = (builtin.CALLS, builtin.CALL, "get_weather", builtin.SEP, *ARGUMENTS, builtin.END_CALL, builtin.END_CALLS)
+    script = (builtin.THINK, *THOUGHT, builtin.END_THINK, *ANSWER, *call)
+    folder = save_scripted_model(tmp_path_factory.mktemp("models") / "scripted", [script], V3_1_TEMPLATE)
+    running = start_server(folder, tmp_path_factory.mktemp("logs") / "stderr")
     yield running
     running.process.terminate()
     assert running.process.wait(20) == 0

@@ -15,11 +15,14 @@ from pathlib import Path
 
 import httpx
 import pytest
+from starlette.types import ASGIApp
 
 from porcelet.config import ModelEntry, ServeConfig
-from porcelet.server.app import MAX_BODY_BYTES, SECURITY_HEADERS, create_app
+from porcelet.server.body import MAX_BODY_BYTES
+from porcelet.server.guard import SECURITY_HEADERS
 from porcelet.server.loopback import is_loopback
 from porcelet.server.models import Models
+from tests.server.apps import local_app
 from tests.server.conftest import Server, start_server
 
 STATIC = Path(__file__).parents[2] / "porcelet/server/static"
@@ -122,7 +125,7 @@ def test_security_headers(server: Server, path: str) -> None:
     assert not [name for name in headers if name.startswith("access-control-")]
 
 
-def test_our_own_mistakes_carry_the_headers() -> None:
+def test_our_own_mistakes_carry_the_headers(tmp_path: Path) -> None:
     """The answer to a fault in the server itself is guarded like every other."""
 
     class Broken(Models):
@@ -131,7 +134,10 @@ def test_our_own_mistakes_carry_the_headers() -> None:
             raise RuntimeError("broken")
 
     async def main() -> httpx.Response:
-        app = create_app(Broken(ServeConfig(models={"tiny": ModelEntry("tiny")}), []))
+        with local_app(Broken(ServeConfig(models={"tiny": ModelEntry("tiny")}), []), tmp_path) as app:
+            return await get(app)
+
+    async def get(app: ASGIApp) -> httpx.Response:
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
             return await client.get("/healthz")
@@ -147,16 +153,18 @@ def test_loopback() -> None:
     assert not any(is_loopback(host) for host in ("0.0.0.0", "::", "10.0.0.1", "", socket.gethostname()))
 
 
-def serve(*arguments: str) -> subprocess.CompletedProcess[str]:
+def serve(*arguments: str, home: Path | None = None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "porcelet", "serve", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+    environment = os.environ | ({"PORCELET_HOME": str(home)} if home else {})
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
 
 
-def test_refuses_other_hosts_and_taken_ports(model_folder: Path, server: Server) -> None:
-    """An address that others can reach, and a port that is taken, end in one line with the remedy and its exit code."""
-    wide = serve("--model", str(model_folder), "--host", "0.0.0.0")
+def test_refuses_other_hosts_and_taken_ports(model_folder: Path, server: Server, tmp_path: Path) -> None:
+    """An address that others can reach without any key, and a port that is taken, end in one line with the remedy and
+    its exit code."""
+    wide = serve("--model", str(model_folder), "--host", "0.0.0.0", "--port", "0", home=tmp_path)
     assert wide.returncode == 2
-    assert "127.0.0.1" in wide.stderr
+    assert "porcelet keys create" in wide.stderr and len(wide.stderr.splitlines()) == 1
     taken = serve("--model", str(model_folder), "--port", server.url.rpartition(":")[2])
     assert taken.returncode == 4
     assert "--port" in taken.stderr

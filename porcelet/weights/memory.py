@@ -1,0 +1,60 @@
+"""How much memory there is, and whether a model's weights fit: told before they are read, not by the kernel's kill."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from porcelet.config import ModelConfig
+from porcelet.errors import CapacityError
+
+
+def check_fits(config: ModelConfig, weights: str, source: str) -> None:
+    """`weights` is the format they are kept in.
+
+    Raises:
+        CapacityError: they need more memory than can be had; it says which format would fit.
+    """
+    available = available_memory()
+    needed = weight_bytes(config, weights)
+    if needed <= available:
+        return
+    fitting = [other for other in ("int8",) if other != weights and weight_bytes(config, other) <= available]
+    remedy = f"load it with weights={fitting[0]}" if fitting else "free some memory, or take a smaller model"
+    raise CapacityError(
+        f"{source} takes {needed / 1e9:.1f} GB as {weights}, and {available / 1e9:.1f} GB are available; {remedy}"
+    )
+
+
+def weight_bytes(config: ModelConfig, weights: str) -> int:
+    """Memory of a model's weights without the MTP layer: float32, int8, or fp8, where what stays float32 is little."""
+    if weights == "int8":
+        return config.int8_bytes()
+    return config.num_parameters() * (1 if weights == "fp8" else 4)
+
+
+def total_memory() -> int:
+    """The machine's memory in bytes, or its container's."""
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min(physical, _container_value("memory.max") or physical)
+
+
+def available_memory() -> int:
+    """What of it can be had without swapping, in bytes; all of it where the system does not tell."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except FileNotFoundError:
+        available = total_memory()
+    if _container_value("memory.max") is None:
+        return available
+    return min(available, max(total_memory() - (_container_value("memory.current") or 0), 0))
+
+
+def _container_value(name: str) -> int | None:
+    """A number in bytes that cgroup v2 keeps for this container; None where there is none."""
+    try:
+        text = (Path("/sys/fs/cgroup") / name).read_text().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdecimal() else None

@@ -138,12 +138,12 @@ def _add_conversations(router: APIRouter, database: Database, jobs: Jobs) -> Non
         entries = [msgspec.to_builtins(conversation) | {"excerpt": excerpt} for conversation, excerpt in found]
         return _json({"conversations": entries, "next": following})
 
-    @router.post("/conversations")
+    @router.post("/conversations", status_code=201)
     async def add_conversation(body: NewConversation, request: Request) -> Response:
         owner = caller_of(request).id
         return _json(await database.run(lambda c: history.add_conversation(c, owner, body.title)), 201)
 
-    @router.delete("/conversations")
+    @router.delete("/conversations", status_code=204)
     async def drop_conversations(request: Request) -> Response:
         caller = caller_of(request)
         await jobs.drop(caller)
@@ -161,7 +161,7 @@ def _add_conversations(router: APIRouter, database: Database, jobs: Jobs) -> Non
         owner, changes = caller_of(request).id, body.model_dump(include=body.model_fields_set)
         return _json(await database.run(lambda c: history.change_conversation(c, owner, id, changes)))
 
-    @router.delete("/conversations/{id}")
+    @router.delete("/conversations/{id}", status_code=204)
     async def drop_conversation(id: str, request: Request) -> Response:
         caller = caller_of(request)
         await jobs.drop(caller, id)
@@ -198,7 +198,7 @@ def _add_exports(router: APIRouter, database: Database) -> None:
 
 
 def _add_messages(router: APIRouter, models: Models, database: Database, jobs: Jobs) -> None:
-    @router.post("/conversations/{id}/messages")
+    @router.post("/conversations/{id}/messages", status_code=201)
     async def add_message(id: str, body: NewMessage, request: Request) -> Response:
         if not body.content.strip() and not body.attachments:
             raise FieldError("content", "content is empty, and nothing is attached; write a question")
@@ -221,7 +221,7 @@ def _add_messages(router: APIRouter, models: Models, database: Database, jobs: J
             jobs.start(answer, id, model, ask, caller)
         return _json({"user": question, "assistant": answer}, 201)
 
-    @router.post("/messages/{id}/regenerate")
+    @router.post("/messages/{id}/regenerate", status_code=201)
     async def regenerate(id: str, body: Regenerate, request: Request) -> Response:
         caller = caller_of(request)
 
@@ -252,7 +252,7 @@ def _add_streams(router: APIRouter, jobs: Jobs, keep_alive: float) -> None:
         job.buffer.require(after)
         return await stream(request, job.buffer.read(after), _failed, keep_alive)
 
-    @router.post("/streams/{id}/stop")
+    @router.post("/streams/{id}/stop", status_code=204)
     async def stop(id: str, request: Request) -> Response:
         await jobs.find(caller_of(request), id).stop(STOPPED)
         return Response(status_code=204)
@@ -268,7 +268,7 @@ def _failed(problem: PorceletError) -> bytes:
 def _add_files(router: APIRouter, models: Models, database: Database) -> None:
     slots = asyncio.Semaphore(AT_ONCE)
 
-    @router.post("/files")
+    @router.post("/files", status_code=201)
     async def add_file(
         name: Annotated[str, Query(min_length=1, max_length=200)], request: Request, model: str | None = None
     ) -> Response:

@@ -6,6 +6,7 @@ import resource
 from pathlib import Path
 
 import httpx
+
 from tests.reliability.processes import Running, start
 from tests.reliability.test_load import ASK, CHAT
 

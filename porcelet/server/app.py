@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 from fastapi import FastAPI
@@ -25,12 +23,6 @@ STATIC = Path(__file__).parent / "static"
 
 def create_app(models: Models, database: Database, gate: Gate, jobs: Jobs) -> RequestLog:
     """The application over the served models, whose generations limits, metrics and log look on from now on."""
-
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        yield
-        await jobs.close()  # after the last connection, before the loop ends
-
     metrics = Metrics()
     meters = Meters(metrics)
     metrics.read(lambda: engine_readings(models))
@@ -40,7 +32,6 @@ def create_app(models: Models, database: Database, gate: Gate, jobs: Jobs) -> Re
         responses=ERRORS,
         docs_url=None,  # their pages load scripts from elsewhere
         redoc_url=None,
-        lifespan=lifespan,
         redirect_slashes=False,  # a redirect would repeat the Host of whoever asked
     )
     install(app)

@@ -23,7 +23,7 @@ from starlette.responses import Response
 
 from porcelet.chat import Content, Message, Reasoning, ToolCallArguments, ToolCallStart
 from porcelet.chat import Event as Part
-from porcelet.chat.builtin import CALLS, END_CALLS
+from porcelet.chat.calls import CALLS, END_CALLS
 from porcelet.chat.tools import AUTO, NONE, REQUIRED, ToolChoice
 from porcelet.config.serving import Efforts
 from porcelet.errors import PorceletError

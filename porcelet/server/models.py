@@ -7,9 +7,10 @@ looks on (limits, usage, metrics) is a `Watch`.
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import time
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from hashlib import sha256
 from pathlib import Path
 from uuid import uuid4
@@ -77,6 +78,7 @@ class Model:
 
         facts = await self.engine.ready(report)
         self._loaded = Loaded(facts, *await codec)
+        _return_memory()
         self.progress = None
         self._ready.set()
 
@@ -213,6 +215,13 @@ class Model:
         yield first
         async for output in outputs:
             yield output
+
+
+def _return_memory() -> None:
+    """Give the system back what the allocator holds and nobody uses: reading a vocabulary of 49,152 tokens leaves 10 of
+    100 MB so (2026-11-22)."""
+    with suppress(AttributeError):  # glibc's allocator alone does not do it by itself
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 # ---- several models -------------------------------------------------------------------------------------------------

@@ -118,7 +118,7 @@ def test_databases_that_cannot_be_used(folder: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken.db"
     broken.write_bytes(b"no database at all" * 1000)
     config = tmp_path / "serve.toml"
-    for url, reason in ((f"sqlite:///{broken}", "not a database"), ("sqlite:////dev/null/x.db", "unable to open")):
+    for url, reason in ((f"sqlite:///{broken}", "not a database"), ("sqlite:////dev/null/x.db", "cannot be")):
         config.write_text(f'[server]\ndatabase = "{url}"\n[models.tiny]\nsource = "{folder}"\nthreads = 1\n')
         code, line = serve(tmp_path, "--config", str(config))
         assert code == 4 and reason in line

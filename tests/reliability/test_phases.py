@@ -40,7 +40,7 @@ def with_model(folder: Path) -> Callable[[Callable[[Model], Coroutine[Any, Any, 
             engine = Supervisor(folder, ENGINE)
             config = ServeConfig(models={"tiny": ModelEntry("tiny", ENGINE)})
             try:
-                model = Model("tiny", folder, engine, config, [])
+                model = Model("tiny", folder, engine, config)
                 await model.load(lambda done, total: None)
                 await asyncio.wait_for(body(model), 60)
             finally:

@@ -23,7 +23,7 @@ MAX_GROWTH = 16_000_000  # bytes, of either process, once every kind of request 
 @pytest.fixture(scope="module")
 def crowded(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """A cache that is too small for all, so that sequences are preempted; guesses, prefixes and chunks."""
-    engine = "max_sequences = 8\nmax_batch_tokens = 48\ncache_tokens = 1024\nspeculation = 'lookup'"
+    engine = "max_sequences = 8\nmax_batch_tokens = 48\ncache_tokens = 640\nspeculation = 'lookup'"
     with start(folder, tmp_path_factory.mktemp("crowded"), engine=engine) as running:
         yield running
 

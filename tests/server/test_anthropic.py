@@ -268,6 +268,14 @@ def test_errors_reach_the_sdk_as_its_classes(client: anthropic.Anthropic) -> Non
     assert body["request_id"] == refused.value.request_id
 
 
+def test_what_does_not_fit(scripted: Server) -> None:
+    """A prompt beyond the context is refused in the words that agents look for; a limit beyond it is the context."""
+    long = post(scripted, messages=[{"role": "user", "content": "x" * 20_000}])
+    assert (long.status_code, long.json()["error"]["type"]) == (400, "invalid_request_error")
+    assert long.json()["error"]["message"].startswith("prompt is too long: the prompt has 2")
+    assert post(scripted, max_tokens=1_000_000).json()["stop_reason"] == "tool_use"
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [

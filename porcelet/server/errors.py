@@ -110,46 +110,22 @@ FORMS: dict[str, Callable[[Fault], dict[str, Any]]] = {
     "/anthropic/": anthropic_form,
 }
 
-# What a dialect's routes may answer beside their answers, for OpenAPI.
-ERROR_SCHEMA = {
-    "type": "object",
-    "properties": {
-        "error": {
-            "type": "object",
-            "properties": {
-                "message": {"type": "string"},
-                "type": {"type": "string"},
-                "param": {"type": ["string", "null"]},
-                "code": {"type": "string"},
-            },
-            "required": ["message", "type", "param", "code"],
-        }
-    },
-    "required": ["error"],
-}
-ANTHROPIC_ERROR_SCHEMA = {
-    "type": "object",
-    "properties": {
-        "type": {"const": "error"},
-        "error": {
-            "type": "object",
-            "properties": {"type": {"type": "string"}, "message": {"type": "string"}},
-            "required": ["type", "message"],
-        },
-        "request_id": {"type": "string"},
-    },
-    "required": ["type", "error", "request_id"],
-}
+# What every route may answer beside its answers, for OpenAPI: in OpenAI's form, and in Anthropic's.
+_TEXT = {"type": "string"}
+_FIELD = {"type": ["string", "null"]}
 
 
-def _documented(schema: dict[str, Any]) -> dict[int | str, dict[str, Any]]:
-    families = {"4XX": "the request cannot be served", "5XX": "the server cannot serve it now"}
-    content = {"application/json": {"schema": schema}}
-    return {status: {"description": description, "content": content} for status, description in families.items()}
+def _documented(error: dict[str, Any], **beside: Any) -> dict[int | str, dict[str, Any]]:
+    """The bodies of a form: of the fields in `error`, and `beside` it."""
+    inner = {"type": "object", "properties": error, "required": list(error)}
+    outer = {"type": "object", "properties": {"error": inner, **beside}, "required": ["error", *beside]}
+    content = {"application/json": {"schema": outer}}
+    reasons = {"4XX": "the request cannot be served", "5XX": "the server cannot serve it now"}
+    return {status: {"description": reason, "content": content} for status, reason in reasons.items()}
 
 
-ERRORS = _documented(ERROR_SCHEMA)
-ANTHROPIC_ERRORS = _documented(ANTHROPIC_ERROR_SCHEMA)
+ERRORS = _documented({"message": _TEXT, "type": _TEXT, "param": _FIELD, "code": _TEXT})
+ANTHROPIC_ERRORS = _documented({"type": _TEXT, "message": _TEXT}, type={"const": "error"}, request_id=_FIELD)
 
 
 def fault_body(fault: Fault, path: str) -> dict[str, Any]:

@@ -81,7 +81,7 @@ class Logprobs(TypedDict):
     reasoning_content: NotRequired[list[LogprobEntry]]
 
 
-class CalledFunction(TypedDict):
+class FunctionBody(TypedDict):
     name: NotRequired[str]
     arguments: str
 
@@ -90,7 +90,7 @@ class CallBody(TypedDict):
     index: NotRequired[int]
     id: NotRequired[str]
     type: NotRequired[Literal["function"]]
-    function: CalledFunction
+    function: FunctionBody
 
 
 class MessageBody(TypedDict):
@@ -284,7 +284,7 @@ class Chunks:
             case Content(text):
                 return self._content(index, text)
             case ToolCallStart(number, name):
-                function: CalledFunction = {"name": name, "arguments": ""}
+                function: FunctionBody = {"name": name, "arguments": ""}
                 call: CallBody = {"index": number, "id": call_id(number), "type": "function", "function": function}
                 return {"tool_calls": [call]}
             case ToolCallArguments(number, text):

@@ -8,13 +8,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import httpx
 import pytest
 
 from porcelet.chat import builtin
+from porcelet.server import keys
+from porcelet.server.keys import KeyLimits
+from porcelet.server.store import Database
 from tests.scripted_model import save_scripted_model
 from tests.server.scripts import AGENT, CALLER, TALKER, V3_1_TEMPLATE
 from tests.tiny_model import save_tiny_model
@@ -69,6 +74,25 @@ def server(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     # -X importtime writes one line for every module that this process, and not its worker, imports.
     running = start_server(model_folder, tmp_path_factory.mktemp("logs") / "stderr", "-X", "importtime")
     yield running
+    running.process.terminate()
+    assert running.process.wait(20) == 0
+
+
+@pytest.fixture(scope="session")
+def guarded(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, dict[str, str]]]:
+    """A server that others could reach, and its keys."""
+    home = tmp_path_factory.mktemp("guarded")
+    wanted = {
+        "free": KeyLimits(),
+        "neighbour": KeyLimits(),
+        "thirty": KeyLimits(requests_per_minute=30),
+        "poor": KeyLimits(token_budget=40),
+        "other": KeyLimits(models=("large",)),
+    }
+    with closing(Database.open(f"sqlite:///{home / 'porcelet.db'}")) as database:
+        made = {name: database.run_now(partial(keys.create, name=name, limits=wanted[name]))[1] for name in wanted}
+    running = start_server(model_folder, home / "stderr", options=["--host", "0.0.0.0"])
+    yield replace(running, url=running.url.replace("0.0.0.0", "127.0.0.1")), made
     running.process.terminate()
     assert running.process.wait(20) == 0
 

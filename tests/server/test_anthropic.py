@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from porcelet.chat import Content, Reasoning, ToolCallArguments, ToolCallStart
 from porcelet.errors import CapacityError
-from porcelet.server.anthropic import Reply
+from porcelet.server.anthropic_reply import Reply
 from porcelet.server.events import Ended, Event, Piece, Started, Usage
 from porcelet.server.keys import PREFIX
 from tests.server.conftest import Server

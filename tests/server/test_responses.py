@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from porcelet.errors import CapacityError
-from porcelet.server.responses import Reply
+from porcelet.server.responses_reply import Reply
 from tests.server.conftest import Server
 from tests.server.test_anthropic import PARTS, pieces
 from tests.server.test_openai import JSON, running, wait_for

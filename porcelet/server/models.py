@@ -10,7 +10,6 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from uuid import uuid4
@@ -154,9 +153,8 @@ class Model:
         """
         with self.queue.place():  # before the work of rendering, which one too many shall not cause
             prompt = await self.render(ask)
-            splitters = [Splitter(prompt.opens_reasoning) for _ in range(ask.params.n)]
-            params = replace(ask.params, constraint=ask.answer, reasoning=prompt.reasoning)
-            async with aclosing(self._run(prompt.tokens, params, caller, splitters)) as events:
+            splitters = [prompt.splitter() for _ in range(ask.params.n)]
+            async with aclosing(self._run(prompt.tokens, prompt.params, caller, splitters)) as events:
                 async for event in events:
                     yield event
 

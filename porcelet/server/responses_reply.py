@@ -14,7 +14,7 @@ from typing import Any
 
 from porcelet.chat import Content, Reasoning, ToolCallArguments, ToolCallStart
 from porcelet.chat import Event as Part
-from porcelet.chat.builtin import CALLS, END_CALLS
+from porcelet.chat.calls import CALLS, END_CALLS, END_TAG, TAG
 from porcelet.errors import PorceletError
 from porcelet.server.events import Ended, Event, Piece, Started, TokenLogprob, Usage, call_id
 from porcelet.server.replies import LogprobEntry, logprob_entry
@@ -97,10 +97,10 @@ class Reply:
     def _of_text(self, entries: Sequence[TokenLogprob]) -> Iterator[LogprobEntry]:
         """The log-probabilities of what is neither reasoning nor a call."""
         for entry in entries:
-            self._in_calls = self._in_calls or entry.text == CALLS.encode()
+            self._in_calls = self._in_calls or entry.text in (CALLS.encode(), TAG.encode())
             if not (self._in_calls or entry.reasoning):
                 yield logprob_entry(entry)
-            self._in_calls = self._in_calls and entry.text != END_CALLS.encode()
+            self._in_calls = self._in_calls and entry.text not in (END_CALLS.encode(), END_TAG.encode())
 
     def _grow(self, kind: str) -> Iterator[dict[str, Any]]:
         """The item of this type that is open, or a new one with its one part."""

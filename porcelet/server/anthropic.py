@@ -36,9 +36,11 @@ from porcelet.server.bodies import (
     possible,
 )
 from porcelet.server.encoder import send
-from porcelet.server.errors import FieldError, anthropic_form, fault_of
+from porcelet.server.errors import ANTHROPIC_ERRORS, FieldError, anthropic_form, fault_of
 from porcelet.server.events import Ended, Event, Piece, Started, Usage, call_id
+from porcelet.server.fields import TokenCount, Within
 from porcelet.server.models import Model, Models
+from porcelet.server.replies import STREAMED
 from porcelet.server.watch import caller_of
 from porcelet.types import SamplingParams
 
@@ -278,11 +280,11 @@ class MessagesRequest(CountRequest):
         "fallbacks": "name one model",
     }
 
-    max_tokens: int
+    max_tokens: TokenCount
     stop_sequences: list[str] = []
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
+    temperature: Annotated[float, Within(0, 2)] = 1.0
+    top_p: Annotated[float, Within(0, 1, above=True)] = 1.0
+    top_k: Annotated[int, Within(0, 2**31 - 1)] = 0
     stream: bool = False
 
     def params(self) -> SamplingParams:
@@ -429,11 +431,11 @@ def _usage(usage: Usage) -> dict[str, Any]:
 
 def routes(models: Models) -> APIRouter:
     """The dialect over the served models."""
-    router = APIRouter()
+    router = APIRouter(responses=ANTHROPIC_ERRORS, tags=["Anthropic"])
     config = models.config
 
     @router.post("/anthropic/v1/messages", include_in_schema=False)
-    @router.post("/v1/messages")
+    @router.post("/v1/messages", responses={200: STREAMED})
     async def messages(body: MessagesRequest, request: Request) -> Response:
         model, thinking = await models.find(body.model)
         ask = body.ask(model, thinking, config.efforts, body.params())

@@ -12,7 +12,7 @@ from starlette.responses import FileResponse
 
 from porcelet.metrics import Metrics
 from porcelet.server import account, anthropic, api, health, login, openai, responses, tokenize
-from porcelet.server.errors import install
+from porcelet.server.errors import ERRORS, install
 from porcelet.server.guard import Gate, Guard
 from porcelet.server.jobs import Jobs
 from porcelet.server.logs import RequestLog, TokenCount
@@ -37,6 +37,7 @@ def create_app(models: Models, database: Database, gate: Gate, jobs: Jobs) -> Re
     models.watch(gate.limits, meters, TokenCount())
     app = FastAPI(
         title="porcelet",
+        responses=ERRORS,
         docs_url=None,  # their pages load scripts from elsewhere
         redoc_url=None,
         lifespan=lifespan,
@@ -54,6 +55,12 @@ def create_app(models: Models, database: Database, gate: Gate, jobs: Jobs) -> Re
     @app.get("/", include_in_schema=False)
     async def page() -> FileResponse:
         return FileResponse(STATIC / "index.html")
+
+    @app.get(
+        "/worker.js", include_in_schema=False
+    )  # not under /static: a service worker rules over its own folder only
+    async def worker() -> FileResponse:
+        return FileResponse(STATIC / "worker.js")
 
     # No middleware of FastAPI's: those are inside of what answers our own mistakes.
     return RequestLog(Guard(app, gate), meters.answered)

@@ -1,6 +1,5 @@
-"""What the request bodies of several dialects share: strict types, and the pieces that an `Ask` is made of.
-
-A field that is neither known nor named as ignored is refused by name, at whatever depth it stands.
+"""What the bodies of /v1/responses and /v1/messages share: fields that are ignored or refused with a reason, lists of
+typed blocks, and the pieces that an `Ask` is made of.
 """
 
 from __future__ import annotations
@@ -9,22 +8,21 @@ import json
 from collections.abc import Collection, Mapping
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import model_validator
 
 from porcelet.chat.messages import MAX_DEPTH, is_deep
 from porcelet.chat.tools import ToolChoice
 from porcelet.config.serving import Efforts
 from porcelet.server.ask import EFFORTS
 from porcelet.server.errors import FieldError
+from porcelet.server.fields import Fields, wrong
 from porcelet.types import Constraint
 
 
-class Body(BaseModel):
-    """Types are taken as they are; null means absent, and what is absent has its default. `ignored` fields change
-    nothing in the answer; `refused` ones say why they cannot be honoured."""
+class Body(Fields):
+    """One object of a request. `ignored` fields change nothing in the answer; `refused` ones say why they cannot be
+    honoured."""
 
-    model_config = ConfigDict(strict=True, extra="forbid")
     ignored: ClassVar[Collection[str]] = ()
     refused: ClassVar[Mapping[str, str]] = {}
 
@@ -37,7 +35,7 @@ class Body(BaseModel):
             if values.get(name) not in (None, False):
                 raise FieldError(name, f"{name} is not supported: {reason}")
         unread = {*cls.ignored, *cls.refused}
-        return {name: value for name, value in values.items() if value is not None and name not in unread}
+        return {name: value for name, value in values.items() if name not in unread}
 
 
 def listed(content: object, kind: str) -> object:
@@ -57,9 +55,8 @@ def of_types(blocks: object, known: Collection[str], remedy: str, default: str |
     for index, block in enumerate(typed):
         kind = block.get("type") if isinstance(block, dict) else None
         if isinstance(kind, str) and kind not in known:
-            place = {"index": index, "kind": repr(kind[:80]), "known": ", ".join(sorted(known)), "remedy": remedy}
-            message = "its item {index} has the type {kind}; supported: {known}; {remedy}"
-            raise PydanticCustomError("wrong", message, place)
+            supported = ", ".join(sorted(known))
+            raise wrong(f"its item {index} has the type {kind[:80]!r}; supported: {supported}; {remedy}")
     return typed
 
 

@@ -98,18 +98,10 @@ class CompletionRequest(Sampling):
 # ---- prompts --------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Middle:
-    """A vocabulary's tokens for filling in the middle: before the prompt, before the suffix, and after it."""
-
-    before: str
-    between: str
-    after: str
-
-
+# A vocabulary's tokens for filling in the middle: before the prompt, before the suffix, and after it.
 MIDDLES = (
-    _Middle("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"),  # DeepSeek-Coder-V2, V2.5, V3
-    _Middle("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),  # Qwen2.5-Coder
+    ("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"),  # DeepSeek-Coder-V2, V2.5, V3
+    ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),  # Qwen2.5-Coder
 )
 
 
@@ -136,7 +128,7 @@ def written(prompt: Prompt, suffix: str | None, model: Model) -> Written:
     else:
         tokens = list(prompt)
     if suffix is not None:
-        before, between, after = _middle(tokenizer, model.name)
+        before, between, after = middle_tokens(tokenizer, model.name)
         tokens = [before, *tokens, between, *tokenizer.encode(suffix), after]
     if not isinstance(prompt, str):
         return Written(tokenizer.decode(prompt), tokens)
@@ -146,15 +138,18 @@ def written(prompt: Prompt, suffix: str | None, model: Model) -> Written:
     return Written(prompt, [beginning, *tokens], 1)
 
 
-def _middle(tokenizer: Tokenizer, name: str) -> tuple[int, int, int]:
-    for middle in MIDDLES:
-        ids = [tokenizer.token_id(text) for text in (middle.before, middle.between, middle.after)]
-        before, between, after = ids
-        if before is not None and between is not None and after is not None:
-            return before, between, after
-    raise FieldError(
-        "suffix", f"{name} has no tokens for filling in the middle; leave suffix out, or ask a model that does"
-    )
+def middle_tokens(tokenizer: Tokenizer, name: str) -> list[int]:
+    """The three tokens of a vocabulary for filling in the middle.
+
+    Raises:
+        FieldError: it has none.
+    """
+    for texts in MIDDLES:
+        ids = [id for text in texts if (id := tokenizer.token_id(text)) is not None]
+        if len(ids) == len(texts):
+            return ids
+    problem = f"{name} has no tokens for filling in the middle; leave suffix out, or ask a model that has them"
+    raise FieldError("suffix", problem)
 
 
 def _beginning(model: Model) -> int | None:

@@ -109,27 +109,22 @@ FORMS: dict[str, Callable[[Fault], dict[str, Any]]] = {
     "/anthropic/": anthropic_form,
 }
 
-# What a dialect's routes may answer beside their answers, for OpenAPI.
-ERROR_SCHEMA = {
-    "type": "object",
-    "properties": {
-        "error": {
-            "type": "object",
-            "properties": {
-                "message": {"type": "string"},
-                "type": {"type": "string"},
-                "param": {"type": ["string", "null"]},
-                "code": {"type": "string"},
-            },
-            "required": ["message", "type", "param", "code"],
-        }
-    },
-    "required": ["error"],
-}
-ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"description": description, "content": {"application/json": {"schema": ERROR_SCHEMA}}}
-    for status, description in {"4XX": "the request cannot be served", "5XX": "the server cannot serve it now"}.items()
-}
+# What every route may answer beside its answers, for OpenAPI: in OpenAI's form, and in Anthropic's.
+_TEXT = {"type": "string"}
+_FIELD = {"type": ["string", "null"]}
+
+
+def _documented(error: dict[str, Any], **beside: Any) -> dict[int | str, dict[str, Any]]:
+    """The bodies of a form: of the fields in `error`, and `beside` it."""
+    inner = {"type": "object", "properties": error, "required": list(error)}
+    outer = {"type": "object", "properties": {"error": inner, **beside}, "required": ["error", *beside]}
+    content = {"application/json": {"schema": outer}}
+    reasons = {"4XX": "the request cannot be served", "5XX": "the server cannot serve it now"}
+    return {status: {"description": reason, "content": content} for status, reason in reasons.items()}
+
+
+ERRORS = _documented({"message": _TEXT, "type": _TEXT, "param": _FIELD, "code": _TEXT})
+ANTHROPIC_ERRORS = _documented({"type": _TEXT, "message": _TEXT}, type={"const": "error"}, request_id=_FIELD)
 
 
 def fault_body(fault: Fault, path: str) -> dict[str, Any]:

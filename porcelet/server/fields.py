@@ -13,6 +13,7 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Field,
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
     ValidationInfo,
@@ -24,7 +25,7 @@ from pydantic_core import CoreSchema, PydanticCustomError
 from pydantic_core.core_schema import with_info_after_validator_function
 
 from porcelet.server.errors import FieldError
-from porcelet.types import MAX_SAMPLES, MAX_STOPS, MAX_TOP_LOGPROBS, SamplingParams
+from porcelet.types import MAX_BIASES, MAX_SAMPLES, MAX_STOPS, MAX_TOP_LOGPROBS, SamplingParams
 
 NULL = {"type": "null"}
 
@@ -152,8 +153,8 @@ class Harmless(Fields):
 
 
 class Sampling(Harmless):
-    """How to draw, and whether to stream. `top_k`, `min_p` and `repetition_penalty` are ours, under the names that
-    other servers gave them."""
+    """How to draw, and whether to stream. `top_k`, `min_p`, `repetition_penalty`, `stop_token_ids` and `ignore_eos`,
+    which benchmarks use, are ours, under the names that other servers gave them."""
 
     model: str
     temperature: Annotated[float, Within(0, 2)] = 1.0
@@ -166,6 +167,8 @@ class Sampling(Harmless):
     logit_bias: dict[str, Annotated[float, Within(-100, 100)]] = {}
     n: Annotated[int, Within(1, MAX_SAMPLES)] = 1
     stop: Stops = []
+    stop_token_ids: list[Annotated[int, Within(0, 2**31 - 1)]] = Field([], max_length=MAX_BIASES)
+    ignore_eos: bool = False
     seed: Annotated[int, Within(0, 2**63 - 1)] | None = None
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
@@ -189,6 +192,8 @@ class Sampling(Harmless):
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
             stop=tuple(self.stop),
+            stop_token_ids=tuple(self.stop_token_ids),
+            ignore_eos=self.ignore_eos,
             seed=self.seed,
             n=self.n,
         )

@@ -151,11 +151,12 @@ class Model:
         Raises:
             PorceletError: the conversation or the request cannot be served, or the engine failed.
         """
-        prompt = await self.render(ask)
-        splitters = [prompt.splitter() for _ in range(ask.params.n)]
-        async with aclosing(self._run(prompt.tokens, prompt.params, caller, splitters)) as events:
-            async for event in events:
-                yield event
+        with self.queue.place():  # before the work of rendering, which one too many shall not cause
+            prompt = await self.render(ask)
+            splitters = [prompt.splitter() for _ in range(ask.params.n)]
+            async with aclosing(self._run(prompt.tokens, prompt.params, caller, splitters)) as events:
+                async for event in events:
+                    yield event
 
     async def complete(self, prompt: Sequence[int], params: SamplingParams, caller: Caller) -> Events:
         """The events of a plain continuation of `prompt`, all of it content.
@@ -163,9 +164,10 @@ class Model:
         Raises:
             PorceletError: the request cannot be served, or the engine failed.
         """
-        async with aclosing(self._run(prompt, params, caller, [None] * params.n)) as events:
-            async for event in events:
-                yield event
+        with self.queue.place():
+            async with aclosing(self._run(prompt, params, caller, [None] * params.n)) as events:
+                async for event in events:
+                    yield event
 
     async def _run(
         self, prompt: Sequence[int], params: SamplingParams, caller: Caller, splitters: Sequence[Splitter | None]
@@ -178,7 +180,7 @@ class Model:
         job = Job(uuid4().hex, self.name, caller, len(prompt), params.max_tokens, params.n)
         request = Request(id=job.id, prompt=tuple(prompt), params=params, tenant=caller.id)
         readers = [Reader(self.tokenizer, splitter) for splitter in splitters]
-        with self.queue.place(), watched(self.watches, job):
+        with watched(self.watches, job):
             async with aclosing(self.engine.submit(request)) as outputs:
                 async for event in self._events(job, outputs, readers):
                     yield event

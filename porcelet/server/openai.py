@@ -22,7 +22,7 @@ from porcelet.chat.tools import AUTO, ToolChoice
 from porcelet.config import Efforts
 from porcelet.server import completions
 from porcelet.server.ask import EFFORTS, Ask
-from porcelet.server.errors import ERRORS, FieldError
+from porcelet.server.errors import FieldError
 from porcelet.server.fields import Content, Fields, Sampling, TokenCount, TopLogprobs, out_of_range, wrong
 from porcelet.server.models import Model, Models
 from porcelet.server.replies import STREAMED, ChatCompletion, Head, chunk_frames, failed, whole_body
@@ -129,6 +129,26 @@ class ResponseFormat(Fields):
     json_schema: JSONSchema | None = None
 
 
+class StructuredOutputs(Fields):
+    """vLLM's extension: the answer matches a regular expression, is one of several texts, or fits a Lark grammar."""
+
+    regex: str | None = None
+    choice: list[str] | None = None
+    lark: str | None = None
+
+    def constraint(self) -> Constraint:
+        """The one that is given.
+
+        Raises:
+            InputError: none or several are, or it is empty.
+        """
+        given = self.model_dump(exclude_unset=True)
+        if len(given) != 1:
+            raise FieldError("structured_outputs", "structured_outputs must have one field: regex, choice or lark")
+        ((kind, value),) = given.items()
+        return Constraint(kind, tuple(value) if isinstance(value, list) else value)
+
+
 class Thinking(Fields):
     type: Literal["enabled", "disabled"]
 
@@ -148,6 +168,7 @@ class ChatRequest(Sampling):
     thinking: Thinking | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max", "ultra"] | None = None
     response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
     tools: list[Tool] = Field([], max_length=MAX_TOOLS)
     tool_choice: Choice | None = None
     parallel_tool_calls: bool = True
@@ -199,16 +220,18 @@ class ChatRequest(Sampling):
         return enabled
 
     def _answer(self) -> Constraint | None:
-        form = self.response_format
-        if form is None or form.type == "text":
-            return None
-        if self.messages[-1].prefix:
+        form = self.response_format or ResponseFormat(type="text")
+        if self.structured_outputs and form.type != "text":
+            raise FieldError("structured_outputs", "structured_outputs and response_format exclude each other")
+        if form.type != "text" and self.messages[-1].prefix:
             raise FieldError("response_format", "an answer with a prefix cannot have a response_format; leave one out")
+        if self.structured_outputs:
+            return self.structured_outputs.constraint()
         if form.type == "json_object":
             if not any("json" in (message.content or "").lower() for message in self.messages):
                 raise FieldError("response_format", NO_JSON)
             return Constraint("json_schema", '{"type": "object"}')
-        return Constraint("json_schema", _written_schema(form.json_schema))
+        return Constraint("json_schema", _written_schema(form.json_schema)) if form.type == "json_schema" else None
 
 
 def _written_schema(given: JSONSchema | None) -> str:
@@ -267,7 +290,7 @@ def routes(models: Models) -> APIRouter:
 
 
 def _routes(models: Models) -> APIRouter:
-    router = APIRouter(responses=ERRORS, tags=["OpenAI"])
+    router = APIRouter(tags=["OpenAI"])
     router.include_router(completions.routes(models))
     server, efforts = models.config.server, models.config.efforts
 

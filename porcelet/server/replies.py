@@ -81,7 +81,7 @@ class Logprobs(TypedDict):
     reasoning_content: NotRequired[list[LogprobEntry]]
 
 
-class CalledFunction(TypedDict):
+class FunctionBody(TypedDict):
     name: NotRequired[str]
     arguments: str
 
@@ -90,7 +90,7 @@ class CallBody(TypedDict):
     index: NotRequired[int]
     id: NotRequired[str]
     type: NotRequired[Literal["function"]]
-    function: CalledFunction
+    function: FunctionBody
 
 
 class MessageBody(TypedDict):
@@ -158,13 +158,13 @@ def logprobs_body(entries: Sequence[TokenLogprob]) -> Logprobs | None:
     """The model's own log-probabilities of an output's tokens; None if the request did not ask for them."""
     if not entries:
         return None
-    body: Logprobs = {"content": [_entry(entry) for entry in entries if not entry.reasoning]}
-    if reasoning := [_entry(entry) for entry in entries if entry.reasoning]:
+    body: Logprobs = {"content": [logprob_entry(entry) for entry in entries if not entry.reasoning]}
+    if reasoning := [logprob_entry(entry) for entry in entries if entry.reasoning]:
         body["reasoning_content"] = reasoning
     return body
 
 
-def _entry(entry: TokenLogprob) -> LogprobEntry:
+def logprob_entry(entry: TokenLogprob) -> LogprobEntry:
     best = [_top(text, value) for _, text, value in entry.top]
     return {**_top(entry.text, entry.logprob), "top_logprobs": best}
 
@@ -284,7 +284,7 @@ class Chunks:
             case Content(text):
                 return self._content(index, text)
             case ToolCallStart(number, name):
-                function: CalledFunction = {"name": name, "arguments": ""}
+                function: FunctionBody = {"name": name, "arguments": ""}
                 call: CallBody = {"index": number, "id": call_id(number), "type": "function", "function": function}
                 return {"tool_calls": [call]}
             case ToolCallArguments(number, text):

@@ -39,10 +39,11 @@ from porcelet.server.bodies import (
     possible,
 )
 from porcelet.server.encoder import send
-from porcelet.server.errors import FieldError
+from porcelet.server.errors import ERRORS, FieldError
 from porcelet.server.events import Ended, Event, Piece, Started, TokenLogprob, Usage, call_id
+from porcelet.server.fields import TokenCount, TopLogprobs, Within
 from porcelet.server.models import Models
-from porcelet.server.replies import LEAST_LOGPROB
+from porcelet.server.replies import STREAMED, LogprobEntry, logprob_entry
 from porcelet.server.watch import caller_of
 from porcelet.types import Constraint, SamplingParams
 
@@ -179,10 +180,10 @@ class ResponsesRequest(Body):
     model: str
     input: list[Item]
     instructions: str = ""
-    max_output_tokens: int | None = None
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_logprobs: int | None = None
+    max_output_tokens: TokenCount | None = None
+    temperature: Annotated[float, Within(0, 2)] = 1.0
+    top_p: Annotated[float, Within(0, 1, above=True)] = 1.0
+    top_logprobs: TopLogprobs | None = None
     include: list[Literal["reasoning.encrypted_content", "message.output_text.logprobs"]] = []
     tools: list[Tool] = []
     tool_choice: Literal["none", "auto", "required"] | Chosen = "auto"
@@ -310,7 +311,7 @@ class Reply:
     error: dict[str, str] | None = None
     _num_events: int = 0
     _open: bool = False  # the last item goes on
-    _logprobs: list[dict[str, Any]] = field(default_factory=list)  # of text that is held back
+    _logprobs: list[LogprobEntry] = field(default_factory=list)  # of text that is held back
     _in_calls: bool = False
 
     def encode(self, event: Event) -> Iterator[dict[str, Any]]:
@@ -368,12 +369,12 @@ class Reply:
                 self._item["arguments"] += text
                 yield self._item_event("function_call_arguments.delta", delta=text)
 
-    def _of_text(self, entries: Sequence[TokenLogprob]) -> Iterator[dict[str, Any]]:
+    def _of_text(self, entries: Sequence[TokenLogprob]) -> Iterator[LogprobEntry]:
         """The log-probabilities of what is neither reasoning nor a call."""
         for entry in entries:
             self._in_calls = self._in_calls or entry.text == CALLS.encode()
             if not (self._in_calls or entry.reasoning):
-                yield _logprob(entry)
+                yield logprob_entry(entry)
             self._in_calls = self._in_calls and entry.text != END_CALLS.encode()
 
     def _grow(self, kind: str) -> Iterator[dict[str, Any]]:
@@ -461,15 +462,6 @@ def _asked(body: ResponsesRequest) -> dict[str, Any]:
     }
 
 
-def _logprob(entry: TokenLogprob) -> dict[str, Any]:
-    top = [_token(text, value) for _, text, value in entry.top]
-    return _token(entry.text, entry.logprob) | {"top_logprobs": top}
-
-
-def _token(text: bytes, logprob: float) -> dict[str, Any]:
-    return {"token": text.decode("utf-8", "replace"), "logprob": max(logprob, LEAST_LOGPROB), "bytes": list(text)}
-
-
 def _usage(usage: Usage) -> dict[str, Any]:
     return {
         "input_tokens": usage.num_prompt_tokens,
@@ -485,11 +477,11 @@ def _usage(usage: Usage) -> dict[str, Any]:
 
 def routes(models: Models) -> APIRouter:
     """The dialect over the served models."""
-    router = APIRouter()
+    router = APIRouter(responses=ERRORS, tags=["OpenAI"])
     config = models.config
 
     @router.post("/responses", include_in_schema=False)
-    @router.post("/v1/responses")
+    @router.post("/v1/responses", responses={200: STREAMED})
     async def responses(body: ResponsesRequest, request: Request) -> Response:
         model, thinking = await models.find(body.model)
         events = model.answer(body.ask(thinking, config.efforts, model.max_length), caller_of(request))

@@ -105,6 +105,7 @@ async def _serve(
             ssl_certfile=access.certificate,
             ssl_keyfile=access.private_key,
             ws="none",
+            lifespan="off",  # the application has none, and a second signal would end it with a traceback
             log_config=None,
             log_level="warning",
             access_log=False,  # ours knows more

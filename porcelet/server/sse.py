@@ -12,6 +12,7 @@ is bounded by the answer's own length.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from typing import Any, TypeVar
@@ -23,6 +24,8 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from porcelet.errors import PorceletError
+
+log = logging.getLogger(__name__)
 
 Frames = AsyncGenerator[bytes, None]
 Result = TypeVar("Result")
@@ -85,7 +88,10 @@ class EventStream(StreamingResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with aclosing(self.frames):
-            await super().__call__(scope, receive, send)
+            try:
+                await super().__call__(scope, receive, send)
+            except PorceletError as problem:  # a response that is not completed makes the server hang up
+                log.warning("an answer that had begun breaks off: %s", problem)
 
 
 async def _alive(

@@ -12,24 +12,25 @@ from typing import Annotated, Any, Literal, Self
 from fastapi import APIRouter
 from pydantic import Field, model_validator
 
-from porcelet.chat.builtin import BOS
 from porcelet.server.ask import Ask
-from porcelet.server.bodies import Body
-from porcelet.server.errors import FieldError
+from porcelet.server.completions import written
+from porcelet.server.errors import ERRORS, FieldError
+from porcelet.server.fields import Fields
 from porcelet.server.models import Model, Models
+from porcelet.server.openai import ChatMessage, Tool
 from porcelet.types import SamplingParams
 
 MAX_CHARACTERS = 1 << 20  # of a text
 MAX_TOKENS = 1 << 18  # of a list
 
 
-class TokenizeRequest(Body):
-    """Either a prompt or messages, in the form of chat/messages.py."""
+class TokenizeRequest(Fields):
+    """Either a prompt, or messages as /v1/chat/completions takes them."""
 
     model: str
     prompt: Annotated[str, Field(max_length=MAX_CHARACTERS)] | None = None
-    messages: list[dict[str, Any]] | None = None
-    tools: list[dict[str, Any]] = []
+    messages: list[ChatMessage] | None = None
+    tools: list[Tool] = []
     add_generation_prompt: Literal[True] = True
     add_special_tokens: bool = True  # of a prompt; a conversation has its own
     return_token_strs: bool = False
@@ -43,24 +44,21 @@ class TokenizeRequest(Body):
         return self
 
 
-class DetokenizeRequest(Body):
+class DetokenizeRequest(Fields):
     model: str
     tokens: Annotated[list[int], Field(max_length=MAX_TOKENS)]
 
 
 async def _tokens(body: TokenizeRequest, model: Model, thinking: bool | None) -> list[int]:
-    if body.prompt is not None:
-        tokens = await asyncio.to_thread(model.tokenizer.encode, body.prompt, special=True)
-        beginning = _beginning(model) if body.add_special_tokens else []
-        return tokens if tokens[:1] == beginning else beginning + tokens
-    ask = Ask(messages=body.messages or [], params=SamplingParams(), tools=body.tools, thinking=thinking)
-    return list((await model.render(ask)).tokens)
-
-
-def _beginning(model: Model) -> list[int]:
-    text = BOS if model.format.form else model.format.bos
-    token = model.tokenizer.token_id(text)
-    return [] if token is None else [token]
+    if body.messages is not None:
+        tools = [tool.model_dump(exclude_unset=True) for tool in body.tools]
+        messages = [message.plain() for message in body.messages]
+        ask = Ask(messages=messages, params=SamplingParams(), tools=tools, thinking=thinking)
+        return list((await model.render(ask)).tokens)
+    assert body.prompt is not None, "one of the two is there"
+    if body.add_special_tokens:
+        return (await asyncio.to_thread(written, body.prompt, None, model)).tokens
+    return await asyncio.to_thread(model.tokenizer.encode, body.prompt, special=True)
 
 
 def _texts(tokens: list[int], model: Model) -> list[str]:
@@ -69,15 +67,15 @@ def _texts(tokens: list[int], model: Model) -> list[str]:
 
 def _text(tokens: list[int], model: Model) -> str:
     for token in tokens:
-        if not 0 <= token < model.facts.model.vocab_size:
-            size = model.facts.model.vocab_size
-            raise FieldError("tokens", f"tokens holds {token}; the model has the tokens 0..{size - 1}")
+        if not 0 <= token < model.tokenizer.vocab_size:
+            size = model.tokenizer.vocab_size
+            raise FieldError("tokens", f"token {token} lies outside the vocabulary of {size}")
     return model.tokenizer.decode(tokens)
 
 
 def routes(models: Models) -> APIRouter:
     """Both ways, for every served model."""
-    router = APIRouter()
+    router = APIRouter(responses=ERRORS)
 
     @router.post("/tokenize", include_in_schema=False)
     @router.post("/v1/tokenize")

@@ -8,15 +8,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import httpx
 import pytest
 
 from porcelet.chat import builtin
+from porcelet.server import keys
+from porcelet.server.keys import KeyLimits
+from porcelet.server.store import Database
 from tests.scripted_model import save_scripted_model
-from tests.server.scripts import CALLER, TALKER, V3_1_TEMPLATE
+from tests.server.scripts import AGENT, CALLER, TALKER, V3_1_TEMPLATE
 from tests.tiny_model import save_tiny_model
 
 START_SECONDS = 60
@@ -73,6 +78,25 @@ def server(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     assert running.process.wait(20) == 0
 
 
+@pytest.fixture(scope="session")
+def guarded(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, dict[str, str]]]:
+    """A server that others could reach, and its keys."""
+    home = tmp_path_factory.mktemp("guarded")
+    wanted = {
+        "free": KeyLimits(),
+        "neighbour": KeyLimits(),
+        "thirty": KeyLimits(requests_per_minute=30),
+        "poor": KeyLimits(token_budget=40),
+        "other": KeyLimits(models=("large",)),
+    }
+    with closing(Database.open(f"sqlite:///{home / 'porcelet.db'}")) as database:
+        made = {name: database.run_now(partial(keys.create, name=name, limits=wanted[name]))[1] for name in wanted}
+    running = start_server(model_folder, home / "stderr", options=["--host", "0.0.0.0"])
+    yield replace(running, url=running.url.replace("0.0.0.0", "127.0.0.1")), made
+    running.process.terminate()
+    assert running.process.wait(20) == 0
+
+
 # Asked without thinking, the chat model answers THE_ANSWER; left to its habit, it thinks until it is stopped.
 THE_ANSWER = "Hello there, this is 你好."
 CHAT_SCRIPTS = [["\n", "hm ", "so ", "hm "], [builtin.END_THINK, "Hello ", "there", ", this ", "is ", "你好", "."]]
@@ -124,25 +148,8 @@ def scripted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("models")
     talker = save_scripted_model(folder / "talker", TALKER, V3_1_TEMPLATE)
     caller = save_scripted_model(folder / "caller", CALLER)
-    running = start_server(talker, folder / "stderr", others=[caller])
-    yield running
-    running.process.terminate()
-    assert running.process.wait(20) == 0
-
-
-# What the model "scripted" says; told not to think, it begins after "</think>".
-THOUGHT = ("Let me", " think", ".")
-ANSWER = ("Hi", " there", "!")
-ARGUMENTS = ('{"city": ', '"Paris"', "}")
-
-
-@pytest.fixture(scope="session")
-def assistant(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server whose model thinks if it is told to, answers, and calls a tool."""
-    call = (builtin.CALLS, builtin.CALL, "get_weather", builtin.SEP, *ARGUMENTS, builtin.END_CALL, builtin.END_CALLS)
-    script = (builtin.THINK, *THOUGHT, builtin.END_THINK, *ANSWER, *call)
-    folder = save_scripted_model(tmp_path_factory.mktemp("models") / "scripted", [script], V3_1_TEMPLATE)
-    running = start_server(folder, tmp_path_factory.mktemp("logs") / "stderr")
+    agent = save_scripted_model(folder / "agent", AGENT, V3_1_TEMPLATE)
+    running = start_server(talker, folder / "stderr", others=[caller, agent])
     yield running
     running.process.terminate()
     assert running.process.wait(20) == 0

@@ -23,6 +23,7 @@ from porcelet.server.access import Access
 from porcelet.server.app import create_app
 from porcelet.server.connection import Connection
 from porcelet.server.guard import Gate, Guard, open_gate
+from porcelet.server.jobs import Jobs
 from porcelet.server.keys import Key, KeyLimits
 from porcelet.server.logs import RequestLog
 from porcelet.server.loopback import bind
@@ -60,7 +61,7 @@ class House:
 async def house(folder: Path, access: Access = OTHERS, host: str = HOST) -> AsyncIterator[House]:
     with closing(Database.open(f"sqlite:///{folder / 'porcelet.db'}")) as database:
         gate = open_gate(database, access, {})
-        app = create_app(Models(ServeConfig(models={"tiny": ModelEntry("tiny")}), []), database, gate)
+        app = create_app(Models(ServeConfig(models={"tiny": ModelEntry("tiny")}), []), database, gate, Jobs(database))
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url=f"http://{host}") as client:
             yield House(app, database, gate, client)

@@ -1,7 +1,8 @@
 """What the scripted models of these tests say, and the server that serves them.
 
 `talker` has V3.1's form: it thinks if it is asked to, and fills in. Each of its `MIXED` scripts begins after the letter
-that an unfinished answer ends with. `caller` has R1's form, and calls a tool.
+that an unfinished answer ends with. `caller` has R1's form, and calls a tool. `agent`, in V3.1's form, thinks if it is
+asked to, answers, and calls a tool.
 """
 
 from __future__ import annotations
@@ -70,6 +71,13 @@ TALKER = [
 CALLER = [
     (
         *("\n", "need", builtin.END_THINK, builtin.CALLS, builtin.CALL, "function", builtin.SEP, *CALL),
+        *(builtin.END_CALL, builtin.END_CALLS),
+    )
+]
+AGENT = [
+    (
+        *(builtin.THINK, "Let me", " think", ".", builtin.END_THINK, "Hi", " there", "!"),
+        *(builtin.CALLS, builtin.CALL, "get_weather", builtin.SEP, '{"city": ', '"Paris"', "}"),
         *(builtin.END_CALL, builtin.END_CALLS),
     )
 ]

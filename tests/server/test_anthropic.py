@@ -26,7 +26,7 @@ WEATHER: Any = {
     "input_schema": {"type": "object", "properties": {"city": {"type": "string"}}},
 }
 ASK: Any = {
-    "model": "scripted",
+    "model": "agent",
     "max_tokens": 100,
     "messages": [{"role": "user", "content": "Hello"}],
     "tools": [WEATHER],
@@ -35,8 +35,8 @@ THINK: Any = {"type": "enabled", "budget_tokens": 50}
 
 
 @pytest.fixture(scope="module")
-def client(assistant: Server) -> anthropic.Anthropic:
-    return anthropic.Anthropic(base_url=assistant.url, api_key="any", max_retries=0, timeout=20)
+def client(scripted: Server) -> anthropic.Anthropic:
+    return anthropic.Anthropic(base_url=scripted.url, api_key="any", max_retries=0, timeout=20)
 
 
 def post(server: Server, path: str = "/v1/messages", **changes: Any) -> httpx.Response:
@@ -64,7 +64,7 @@ def test_an_answer_with_all_kinds_of_blocks(client: anthropic.Anthropic) -> None
     assert (thinking.type, thinking.thinking, thinking.signature) == ("thinking", "Let me think.", message.id)
     assert (text.type, text.text) == ("text", "Hi there!")
     assert (call.type, call.name, call.input) == ("tool_use", "get_weather", {"city": "Paris"})
-    assert (message.stop_reason, message.stop_sequence, message.model) == ("tool_use", None, "scripted")
+    assert (message.stop_reason, message.stop_sequence, message.model) == ("tool_use", None, "agent")
     assert message.usage.output_tokens == 16  # the end of the calls ends the answer
     assert message.usage.output_tokens_details.thinking_tokens == 4
 
@@ -82,9 +82,9 @@ def test_streamed_equals_whole_wherever_it_is_cut(client: anthropic.Anthropic, t
     assert reasons == {"max_tokens", "tool_use"}
 
 
-def test_the_stream_has_deepseeks_order(assistant: Server) -> None:
+def test_the_stream_has_deepseeks_order(scripted: Server) -> None:
     """The events of DeepSeek's own dialect, in its order, each with a line that names it."""
-    response = post(assistant, stream=True, thinking=THINK)
+    response = post(scripted, stream=True, thinking=THINK)
     frames = [frame.split("\n") for frame in response.text.strip().split("\n\n")]
     events = [json.loads(data.removeprefix("data: ")) for _, data in frames]
     assert [name for name, _ in frames] == [f"event: {event['type']}" for event in events]
@@ -129,10 +129,10 @@ def test_how_answers_end(client: anthropic.Anthropic) -> None:
     assert client.messages.create(**(ASK | {"max_tokens": 2})).stop_reason == "max_tokens"
 
 
-def test_end_turn_is_a_plain_end(server: Server) -> None:
+def test_end_turn_is_a_plain_end(scripted: Server) -> None:
     """An answer that ends by itself."""
-    ask = {"model": "tiny", "max_tokens": 10_000, "temperature": 50, "messages": ASK["messages"]}
-    assert httpx.post(f"{server.url}/v1/messages", json=ask, timeout=20).json()["stop_reason"] == "end_turn"
+    answer = post(scripted, model="talker", tools=[]).json()
+    assert (answer["stop_reason"], answer["content"]) == ("end_turn", [{"type": "text", "text": "Hi there"}])
 
 
 def test_thinking_is_left_to_the_alias_and_the_model(client: anthropic.Anthropic) -> None:
@@ -192,13 +192,13 @@ def count(client: anthropic.Anthropic, talk: list[Any], is_error: bool) -> int:
     last = talk[-1]["content"][0] | {"is_error": is_error}
     talk = [*talk[:-1], {"role": "user", "content": [last, *talk[-1]["content"][1:]]}]
     system = [{"type": "text", "text": "Be brief."}]
-    return client.messages.count_tokens(model="scripted", system=system, tools=[WEATHER], messages=talk).input_tokens
+    return client.messages.count_tokens(model="agent", system=system, tools=[WEATHER], messages=talk).input_tokens
 
 
-def test_an_answer_can_be_begun(assistant: Server) -> None:
+def test_an_answer_can_be_begun(scripted: Server) -> None:
     """A conversation that ends with an answer has it continued."""
     begun = [*ASK["messages"], {"role": "assistant", "content": "Well, hello!"}]
-    answer = post(assistant, messages=begun, thinking={"type": "disabled"}).json()
+    answer = post(scripted, messages=begun, thinking={"type": "disabled"}).json()
     assert [block["type"] for block in answer["content"]] == ["tool_use"]  # which the script says after "!"
 
 
@@ -227,14 +227,16 @@ def text(words: str, **fields: Any) -> list[dict[str, Any]]:
     return [{"type": "text", "text": words} | fields]
 
 
-def test_litellm_speaks_it(assistant: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_litellm_speaks_it(scripted: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """LiteLLM's anthropic provider gets reasoning, answer and call."""
     monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # it would fetch prices
     import litellm
 
     ask: Any = {
-        "model": "anthropic/deepseek-reasoner",
-        "api_base": assistant.url,
+        "model": "anthropic/agent",
+        "thinking": THINK,
+        "allowed_openai_params": ["thinking"],
+        "api_base": scripted.url,
         "api_key": "any",
         "messages": ASK["messages"],
         "tools": [{"type": "function", "function": {"name": "get_weather", "parameters": WEATHER["input_schema"]}}],
@@ -257,7 +259,7 @@ def test_errors_reach_the_sdk_as_its_classes(client: anthropic.Anthropic) -> Non
     body: Any = missing.value.body
     assert (body["type"], body["error"]["type"]) == ("error", "not_found_error")
     assert body["request_id"].startswith("req_")
-    with pytest.raises(anthropic.BadRequestError, match="max_tokens is 0"):
+    with pytest.raises(anthropic.UnprocessableEntityError, match="max_tokens"):
         client.messages.create(**(ASK | {"max_tokens": 0}))
     with pytest.raises(anthropic.AuthenticationError) as refused:
         client.with_options(api_key=f"{PREFIX}unknown").messages.create(**ASK)
@@ -295,29 +297,29 @@ def test_errors_reach_the_sdk_as_its_classes(client: anthropic.Anthropic) -> Non
         ({"top_p": 0}, "top_p"),
     ],
 )
-def test_bad_fields_are_named(assistant: Server, changes: dict[str, Any], named: str) -> None:
+def test_bad_fields_are_named(scripted: Server, changes: dict[str, Any], named: str) -> None:
     """What cannot be honoured is refused by name before any stream begins, in Anthropic's form."""
     body = ASK | {"thinking": {"type": "enabled"}, "stream": True} | changes
-    response = httpx.post(f"{assistant.url}/v1/messages", content=json.dumps(body), headers=JSON, timeout=20)
+    response = httpx.post(f"{scripted.url}/v1/messages", content=json.dumps(body), headers=JSON, timeout=20)
     error = response.json()
     assert response.status_code in (400, 422)
     assert (error["type"], error["error"]["type"]) == ("error", "invalid_request_error")
     assert named in error["error"]["message"]
 
 
-def test_a_call_without_its_result_is_refused(assistant: Server) -> None:
+def test_a_call_without_its_result_is_refused(scripted: Server) -> None:
     """A conversation cannot end with a call: nobody could answer it."""
     call = {"type": "tool_use", "id": "1", "name": "get_weather", "input": {}}
-    response = post(assistant, messages=[*ASK["messages"], {"role": "assistant", "content": [call]}])
+    response = post(scripted, messages=[*ASK["messages"], {"role": "assistant", "content": [call]}])
     assert response.status_code == 400 and "tool_result" in response.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("path", ["/v1/messages", "/anthropic/v1/messages", "/v1/messages/count_tokens"])
-def test_every_path_has_anthropics_errors(assistant: Server, path: str) -> None:
+def test_every_path_has_anthropics_errors(scripted: Server, path: str) -> None:
     """Both addresses of the dialect, whatever goes wrong."""
-    for response in (httpx.get(assistant.url + path), httpx.post(assistant.url + path, content="{", headers=JSON)):
+    for response in (httpx.get(scripted.url + path), httpx.post(scripted.url + path, content="{", headers=JSON)):
         assert response.json()["type"] == "error"
-    assert post(assistant, path="/anthropic/v1/messages").status_code == 200
+    assert post(scripted, path="/anthropic/v1/messages").status_code == 200
 
 
 @pytest.mark.parametrize("stream", [True, False])

@@ -205,23 +205,23 @@ def test_too_long_stores_nothing(chat: Chat) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "param"),
+    ("fields", "status", "param"),
     [
-        ({"content": " \n "}, "content"),
-        ({"content": "a\0b"}, "content"),
-        ({"content": 5}, "content"),
-        ({"content": "x" * 500_001}, "content"),
-        ({"effort": "huge"}, "effort"),
-        ({"parent": "nowhere"}, "parent"),
-        ({"attachments": ["x"] * 21}, "attachments"),
-        ({"temperature": 1}, "temperature"),
+        ({"content": " \n "}, 400, "content"),
+        ({"content": "a\0b"}, 400, "content"),
+        ({"content": 5}, 400, "content"),
+        ({"content": "x" * 500_001}, 422, "content"),
+        ({"effort": "huge"}, 400, "effort"),
+        ({"parent": "nowhere"}, 400, "parent"),
+        ({"attachments": ["x"] * 21}, 422, "attachments"),
+        ({"temperature": 1}, 400, "temperature"),
     ],
 )
-def test_messages_that_are_refused(chat: Chat, fields: Json, param: str) -> None:
+def test_messages_that_are_refused(chat: Chat, fields: Json, status: int, param: str) -> None:
     """A field that is unknown or cannot be used is named, and nothing is stored."""
     body = {"parent": None, "content": "x", "model": "tiny", "effort": "off"} | fields
     response = chat.client.post(f"/conversations/{chat.id}/messages", json=body)
-    assert (response.status_code, response.json()["error"]["param"]) == (400, param)
+    assert (response.status_code, response.json()["error"]["param"]) == (status, param)
     assert chat.tree() == []
 
 

@@ -25,8 +25,6 @@ from porcelet.server.models import Models
 from tests.server.apps import local_app
 from tests.server.conftest import Server, start_server
 
-STATIC = Path(__file__).parents[2] / "porcelet/server/static"
-
 
 def test_health(server: Server) -> None:
     """A healthy server names its model."""
@@ -114,7 +112,7 @@ def test_foreign_origin_is_refused(server: Server, origin: str) -> None:
     assert httpx.get(f"{server.url}/v1/models", headers={"Origin": server.url}).status_code == 200
 
 
-@pytest.mark.parametrize("path", ["/", "/static/chat.js", "/v1/models", "/nowhere"])
+@pytest.mark.parametrize("path", ["/", "/static/app/main.js", "/v1/models", "/nowhere"])
 def test_security_headers(server: Server, path: str) -> None:
     """Every answer forbids foreign content, guessing of types and framing, and allows no foreign reader."""
     headers = httpx.get(server.url + path).headers
@@ -199,40 +197,3 @@ def is_running(process: int) -> bool:
     """Whether it exists and is more than a zombie that waits for its new parent."""
     state = subprocess.run(["ps", "-o", "stat=", "-p", str(process)], capture_output=True, text=True).stdout
     return bool(state) and not state.startswith("Z")
-
-
-# ---- the page -------------------------------------------------------------------------------------------------------
-
-
-def test_page_needs_nothing_from_elsewhere(server: Server) -> None:
-    """The page and all that it names come from this server; no script or style is inline."""
-    page = httpx.get(f"{server.url}/").text
-    named = re.findall(r'(?:src|href)="([^"]+)"', page)
-    modules = [found for file in STATIC.glob("*.js") for found in re.findall(r'from "\./([^"]+)"', file.read_text())]
-    assert named
-    assert modules
-    for path in [*named, *(f"/static/{module}" for module in modules)]:
-        assert path.startswith("/static/")
-        assert httpx.get(server.url + path).status_code == 200
-    assert not re.search(r"<script(?![^>]*src=)|<style|\sstyle=|\son\w+=", page)
-    sources = "".join(file.read_text() for file in STATIC.iterdir())
-    assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|@import|url\(", sources)
-    assert set(re.findall(r"https?://[^\s\"'<]+", sources)) <= {"http://www.w3.org/2000/svg"}
-
-
-def test_texts_are_whole_in_every_language() -> None:
-    """Every language has the same keys with the same blanks, every key the page uses exists, and every key is used."""
-    source = (STATIC / "texts.js").read_text()
-    texts: dict[str, dict[str, str]] = json.loads(source.partition("TEXTS = ")[2].partition(";\n\n")[0])
-    assert set(texts) == {"en", "fr", "zh"}
-    english = texts["en"]
-    for language in texts.values():
-        assert set(language) == set(english)
-        assert all(re.findall(r"\{\w+\}", language[key]) == re.findall(r"\{\w+\}", english[key]) for key in english)
-        assert all(language.values())
-    code = (STATIC / "index.html").read_text() + "".join(file.read_text() for file in STATIC.glob("*.js"))
-    used = set(re.findall(r'data-(?:text|label|placeholder)="(\w+)"', code))
-    used |= set(re.findall(r'\b(?:text|translated)\(\s*"(\w+)"', code)) | set(re.findall(r'"(error_\w+)"\)', code))
-    by_kind = {key for key in english if key.startswith("error_")}
-    assert used <= set(english)
-    assert set(english) == used | by_kind | {"language_name"}

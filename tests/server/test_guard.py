@@ -9,10 +9,8 @@ import ssl
 import string
 import subprocess
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import closing
+from collections.abc import AsyncIterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +18,12 @@ import httpx
 import pytest
 
 from porcelet.errors import InputError
-from porcelet.server import body, connection, keys
+from porcelet.server import body, connection
 from porcelet.server.access import Access
 from porcelet.server.body import Refused, check_json
 from porcelet.server.guard import SECURITY_HEADERS
 from porcelet.server.keys import KeyLimits
-from porcelet.server.store import Database
-from tests.server.conftest import Server, start_server
+from tests.server.conftest import Server
 from tests.server.gate import HOST, OTHERS, House, bearer, in_house, listening, routes
 
 LOOPBACK = Access()
@@ -452,24 +449,6 @@ def test_certificates_that_cannot_be_used_are_named(tmp_path: Path, certificate:
 
 
 # ---- a real server --------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def guarded(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, dict[str, str]]]:
-    """A server that others could reach, and its keys."""
-    home = tmp_path_factory.mktemp("guarded")
-    wanted = {
-        "free": KeyLimits(),
-        "thirty": KeyLimits(requests_per_minute=30),
-        "poor": KeyLimits(token_budget=40),
-        "other": KeyLimits(models=("large",)),
-    }
-    with closing(Database.open(f"sqlite:///{home / 'porcelet.db'}")) as database:
-        made = {name: database.run_now(partial(keys.create, name=name, limits=wanted[name]))[1] for name in wanted}
-    running = start_server(model_folder, home / "stderr", options=["--host", "0.0.0.0"])
-    yield replace(running, url=running.url.replace("0.0.0.0", "127.0.0.1")), made
-    running.process.terminate()
-    assert running.process.wait(20) == 0
 
 
 ASK: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "x"}], "temperature": 0}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -40,6 +41,8 @@ TOOLS: list[Any] = [
     }
 ]
 
+FORM = {"type": "json_schema", "json_schema": {"name": "any", "schema": {}}}
+PREFIX = {"role": "assistant", "content": "{", "prefix": True}
 USER, END = (256 + SPECIAL.index(token) for token in ("<|user|>", "<|end|>"))
 JSON = {"Content-Type": "application/json"}
 
@@ -92,7 +95,7 @@ def test_stream_equals_whole(client: openai.OpenAI, text: str) -> None:
     assert body[0].choices[0].delta.role == "assistant"
     assert [(chunk.choices[0].finish_reason, chunk.usage) for chunk in body] == [(None, None)] * len(body)
     assert last.choices[0].finish_reason == whole.choices[0].finish_reason
-    assert last.usage.total_tokens == whole.usage.total_tokens
+    assert last.usage and whole.usage and last.usage.total_tokens == whole.usage.total_tokens
     assert len({chunk.id for chunk in chunks}) == 1
     assert chunks[0].id.startswith("chatcmpl-")
 
@@ -188,6 +191,16 @@ def test_penalties_and_bias_shape_the_answer(client: openai.OpenAI) -> None:
     assert tokens(temperature=1.5, extra_body={"top_k": 1})[0] == first
 
 
+def test_ends_can_be_chosen(client: openai.OpenAI) -> None:
+    """A token of the client's choice ends an answer and is no part of it; the model's own end can be ignored."""
+    likely = ASK | {"logit_bias": {str(END): 100}, "max_tokens": 5}
+    assert client.chat.completions.create(**likely).usage.completion_tokens == 1
+    assert client.chat.completions.create(**likely, extra_body={"ignore_eos": True}).usage.completion_tokens == 5
+    likely = ASK | {"logit_bias": {str(USER): 100}, "max_tokens": 5}
+    ended = client.chat.completions.create(**likely, extra_body={"stop_token_ids": [USER]})
+    assert (ended.choices[0].message.content, ended.choices[0].finish_reason) == ("", "stop")
+
+
 def test_raw_stream_is_openais(server: Server) -> None:
     """On the wire: `data:` events, [DONE] at the end, no caching, usage on the last chunk alone."""
     response = post(server, stream=True)
@@ -220,6 +233,11 @@ def test_raw_stream_is_openais(server: Server) -> None:
         ({"response_format": {"type": "yaml"}}, "response_format.type"),
         ({"response_format": {"type": "json_schema"}}, "response_format"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"structured_outputs": {}}, "structured_outputs"),
+        ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, "structured_outputs"),
+        ({"structured_outputs": {"regex": "("}}, None),
+        ({"structured_outputs": {"regex": "a"}, "response_format": FORM}, "structured_outputs"),
+        ({"response_format": FORM, "messages": [PREFIX]}, "response_format"),
         ({"frequency_penalty": "much"}, "frequency_penalty"),
         ({"logit_bias": {"the": 5}}, "logit_bias"),
         ({"logit_bias": [1]}, "logit_bias"),
@@ -637,6 +655,18 @@ def test_constrained_answers_are_valid(server: Server) -> None:
         jsonschema.validate(json.loads(choice["message"]["content"]), schema)
 
 
+def test_structured_outputs(server: Server) -> None:
+    """vLLM's names for a regular expression and a choice, and ours for a grammar, hold for the answer."""
+    for given, pattern in (
+        ({"regex": "a[0-9]{2}b"}, "a[0-9]{2}b"),
+        ({"choice": ["yes", "no"]}, "yes|no"),
+        ({"lark": 'start: "x" /[yz]/'}, "x[yz]"),
+    ):
+        asked = {"model": "tiny", "structured_outputs": given, "n": 4, "temperature": 1, "seed": 3}
+        for choice in talk(server, **asked)["choices"]:
+            assert re.fullmatch(pattern, choice["message"]["content"])
+
+
 def test_sdk_streams_tools(scripted: Server) -> None:
     """OpenAI's helper puts a streamed call together, and DeepSeek's reasoning is an attribute of the delta."""
     client = openai.OpenAI(base_url=scripted.url, api_key="any", max_retries=0, timeout=20)
@@ -646,7 +676,7 @@ def test_sdk_streams_tools(scripted: Server) -> None:
             for event in stream
             if event.type == "chunk"
         ]
-        (call,) = stream.get_final_completion().choices[0].message.tool_calls
+        (call,) = stream.get_final_completion().choices[0].message.tool_calls or []
     assert "".join(reasoning) == "need"
     assert json.loads(call.function.arguments) == {"city": "Paris"}
 
@@ -662,7 +692,7 @@ def test_litellm(scripted: Server, monkeypatch: pytest.MonkeyPatch, provider: st
     message = litellm.completion(model=name, **common).choices[0].message
     assert (message.reasoning_content, message.content) == ("".join(THOUGHT), "".join(ANSWER))
     chunks = list(litellm.completion(model=name, stream=True, stream_options={"include_usage": True}, **common))
-    built = litellm.stream_chunk_builder(chunks)
+    built: Any = litellm.stream_chunk_builder(chunks)
     assert built.choices[0].message.content == "".join(ANSWER)
     assert built.choices[0].message.reasoning_content == "".join(THOUGHT)
     assert built.usage.completion_tokens == len([*THOUGHT, "</think>", *ANSWER, "end"])

@@ -26,14 +26,14 @@ WEATHER: Any = {
     "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
     "strict": False,
 }
-ASK: Any = {"model": "scripted", "input": "Hello", "tools": [WEATHER]}
+ASK: Any = {"model": "agent", "input": "Hello", "tools": [WEATHER]}
 THINK: Any = {"effort": "high"}
 SEALED: Any = ["reasoning.encrypted_content"]
 
 
 @pytest.fixture(scope="module")
-def client(assistant: Server) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{assistant.url}/v1", api_key="any", max_retries=0, timeout=20)
+def client(scripted: Server) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{scripted.url}/v1", api_key="any", max_retries=0, timeout=20)
 
 
 def post(server: Server, path: str = "/v1/responses", **changes: Any) -> httpx.Response:
@@ -88,9 +88,9 @@ def test_streamed_equals_whole_wherever_it_is_cut(client: openai.OpenAI, effort:
     assert ends == {("incomplete", "max_output_tokens"), ("completed", None)}
 
 
-def test_the_stream_has_deepseeks_order(assistant: Server) -> None:
+def test_the_stream_has_deepseeks_order(scripted: Server) -> None:
     """The events of DeepSeek's own dialect, in its order and with its fields, each with a line that names it."""
-    response = post(assistant, stream=True, reasoning=THINK, include=SEALED)
+    response = post(scripted, stream=True, reasoning=THINK, include=SEALED)
     frames = [frame.split("\n") for frame in response.text.strip().split("\n\n")]
     events = [json.loads(data.removeprefix("data: ")) for _, data in frames]
     assert [name for name, _ in frames] == [f"event: {event['type']}" for event in events]
@@ -258,13 +258,14 @@ def test_instructions_are_a_system_message(client: openai.OpenAI) -> None:
         ({"input": []}, None, "messages"),
         ({"input": None}, "input", "missing"),
         ({"temperature": "hot"}, "temperature", "temperature"),
-        ({"max_output_tokens": 0}, None, "max_tokens"),
+        ({"max_output_tokens": 0}, "max_output_tokens", "max_output_tokens"),
+        ({"temperature": 2.5}, "temperature", "temperature"),
     ],
 )
-def test_bad_fields_are_named(assistant: Server, changes: dict[str, Any], param: str | None, named: str) -> None:
+def test_bad_fields_are_named(scripted: Server, changes: dict[str, Any], param: str | None, named: str) -> None:
     """What cannot be honoured is refused by name before any stream begins, in OpenAI's form."""
     body = json.dumps(ASK | {"stream": True} | changes)
-    response = httpx.post(f"{assistant.url}/v1/responses", content=body, headers=JSON, timeout=20)
+    response = httpx.post(f"{scripted.url}/v1/responses", content=body, headers=JSON, timeout=20)
     error = response.json()["error"]
     assert response.status_code in (400, 422)
     assert error["type"] == "invalid_request_error"
@@ -278,9 +279,9 @@ def test_unknown_models_are_not_found(client: openai.OpenAI) -> None:
         client.responses.create(**(ASK | {"model": "gpt-5"}))
 
 
-def test_the_short_path(assistant: Server) -> None:
+def test_the_short_path(scripted: Server) -> None:
     """Clients whose address has no /v1 find it, too."""
-    assert post(assistant, path="/responses").json()["object"] == "response"
+    assert post(scripted, path="/responses").json()["object"] == "response"
 
 
 def test_client_that_leaves_frees_the_engine(server: Server) -> None:

@@ -1,0 +1,103 @@
+// The conversations in the sidebar: grouped by age, searched as one types, loaded further as one scrolls.
+
+import * as api from "./api.js";
+import { announce } from "./announcer.js";
+import { byId, h, icon } from "./dom.js";
+import { setText } from "./language.js";
+import { iconButton } from "./versions.js";
+
+const PAUSE = 180; // ms after the last key before searching
+const DAY = 86_400;
+const GROUPS = [[0, "group_today"], [1, "group_yesterday"], [7, "group_week"], [Infinity, "group_earlier"]]; // days
+
+/** {refresh(), mark(id), find(id)}. Calls onMenu(conversation, button), onProblem(problem) and, drawn, onChange(). */
+export function createList({ onMenu, onProblem, onChange }) {
+  const [container, sentinel, search] = [byId("conversations"), byId("more"), byId("search")];
+  let [items, next, current, request] = [[], null, null, new AbortController()];
+
+  async function load(cursor = null) {
+    request.abort();
+    const { signal } = (request = new AbortController());
+    try {
+      const page = await api.conversations({ query: search.value.trim(), cursor, signal });
+      items = cursor ? [...items, ...page.conversations] : page.conversations;
+      next = page.next;
+      draw();
+      if (search.value.trim() && !cursor) announce("found", { count: items.length });
+    } catch (problem) {
+      if (!signal.aborted) onProblem(problem);
+    }
+  }
+
+  function draw() {
+    const focused = container.contains(document.activeElement) && document.activeElement.closest("li")?.dataset.id;
+    const groups = Map.groupBy(items, search.value.trim() ? () => "group_found" : groupOf);
+    container.replaceChildren(...[...groups].map(([key, members]) => group(key, members)));
+    const note = search.value.trim() ? "no_matches" : "no_conversations";
+    if (!items.length) container.append(setText(h("p", { class: "note" }), note));
+    if (focused) container.querySelector(`[data-id="${CSS.escape(focused)}"] a`)?.focus();
+    sentinel.hidden = !next;
+    nearEnd.unobserve(sentinel);
+    nearEnd.observe(sentinel); // anew: it may still be in view, and then nothing would tell
+    mark(current);
+    onChange();
+  }
+
+  function group(key, members) {
+    const heading = setText(h("h2", { id: key }), key);
+    return h("section", {}, heading, h("ul", { "aria-labelledby": key }, ...members.map(item)));
+  }
+
+  function item(conversation) {
+    const { id, title, pinned, excerpt } = conversation;
+    const name = title ? h("span", { class: "title" }, title) : setText(h("span", { class: "title" }), "untitled");
+    const found = excerpt && h("span", { class: "excerpt" }, excerpt);
+    const link = h("a", { href: `#${id}` }, pinned && icon("pin"), h("span", {}, name, found));
+    const button = iconButton("menu", "options", () => onMenu(conversation, button), { title });
+    button.ariaHasPopup = "menu";
+    button.ariaExpanded = "false";
+    return h("li", { "data-id": id }, link, button);
+  }
+
+  /** Show which conversation is open. */
+  function mark(id) {
+    current = id;
+    for (const link of container.querySelectorAll("a")) {
+      if (link.hash === `#${id}`) link.setAttribute("aria-current", "page");
+      else link.removeAttribute("aria-current");
+    }
+  }
+
+  let timer = 0;
+  search.addEventListener("input", () => {
+    clearTimeout(timer);
+    timer = setTimeout(load, PAUSE);
+  });
+  search.addEventListener("keydown", (event) => {
+    if (event.key === "ArrowDown") container.querySelector("a")?.focus();
+    if (event.key !== "Escape" || !search.value) return;
+    event.stopPropagation();
+    search.value = "";
+    load();
+  });
+  container.addEventListener("keydown", walk);
+  const nearEnd = new IntersectionObserver(([entry]) => entry.isIntersecting && next && load(next));
+
+  return { refresh: () => load(), mark, find: (id) => items.find((one) => one.id === id) };
+}
+
+function groupOf({ pinned, updated }) {
+  if (pinned) return "group_pinned";
+  const midnight = new Date().setHours(0, 0, 0, 0) / 1000;
+  const days = Math.ceil((midnight - updated) / DAY); // 0: since midnight
+  return GROUPS.find(([most]) => days <= most)[1];
+}
+
+/** The arrow keys go from one conversation to the next. */
+function walk(event) {
+  const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+  if (!step || event.target.tagName !== "A") return;
+  const links = [...event.currentTarget.querySelectorAll("a")];
+  event.preventDefault();
+  (links[links.indexOf(event.target) + step] ?? (step < 0 ? byId("search") : event.target)).focus();
+}

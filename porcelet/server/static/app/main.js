@@ -1,0 +1,171 @@
+// The chat page: makes the parts and connects them. The address's #fragment is the open conversation.
+
+import * as api from "./api.js";
+import { announce } from "./announcer.js";
+import { createChoice } from "./choice.js";
+import { copy } from "./clipboard.js";
+import { createComposer } from "./composer.js";
+import { createConversation } from "./conversation.js";
+import { askName, confirm } from "./dialogs.js";
+import { byId, placeIcons } from "./dom.js";
+import { createGauge } from "./gauge.js";
+import { setText, translate } from "./language.js";
+import { createList } from "./list.js";
+import { openMenu } from "./menu.js";
+import { showLoad, watchModels } from "./models.js";
+import { problemBox } from "./problem.js";
+import { createFollower } from "./scroll.js";
+import { createSettings } from "./settings.js";
+import { createShortcuts } from "./shortcuts.js";
+import { createSidebar } from "./sidebar.js";
+
+placeIcons();
+translate(document);
+
+const gauge = createGauge();
+const follower = createFollower(byId("scroll"));
+const sidebar = createSidebar();
+let tokensUsed = 0;
+
+const choice = createChoice(showGauge);
+const conversation = createConversation({
+  choice: choice.current,
+  connection: (isThere) => (byId("connection").hidden = isThere),
+  failed: showProblem,
+  running: (isRunning) => composer.running(isRunning),
+  toEnd: follower.toEnd,
+  tokens(used) {
+    tokensUsed = used;
+    showGauge();
+  },
+  opened: showTitle,
+  changed() {
+    if (location.hash.slice(1) !== conversation.id) history.pushState(null, "", `#${conversation.id}`);
+    showTitle();
+    list.refresh();
+  },
+});
+const composer = createComposer({ onSend: conversation.send, onStop: conversation.stop, onChange: showGauge });
+const list = createList({ onMenu: openOptions, onProblem: showProblem, onChange: showTitle });
+const settings = createSettings({ onDeleted: deleted, onProblem: showProblem });
+
+function showGauge() {
+  gauge.show(tokensUsed + composer.tokens(), choice.model()?.context);
+}
+
+function showProblem(problem, onRetry) {
+  const box = byId("problem");
+  const retry = onRetry && (() => {
+    box.replaceChildren();
+    onRetry();
+  });
+  box.replaceChildren(...(problem ? [problemBox(problem, retry)] : []));
+}
+
+function showTitle() {
+  const title = list.find(conversation.id)?.title ?? "";
+  byId("title").textContent = title;
+  byId("title").hidden = !title;
+  document.title = title ? `${title} · porcelet` : "porcelet";
+  byId("welcome").hidden = !conversation.empty;
+  byId("conversation-menu").hidden = !conversation.id;
+  list.mark(conversation.id);
+}
+
+async function visit() {
+  showProblem(null);
+  sidebar.closeDrawer();
+  try {
+    await conversation.open(location.hash.slice(1) || null);
+    composer.focus();
+  } catch (problem) {
+    if (problem.name !== "AbortError") showProblem(problem, visit);
+  }
+}
+
+function create() {
+  if (location.hash) location.hash = "";
+  else visit();
+}
+
+function openOptions(one, button) {
+  const change = (action) => () => action().then(list.refresh).catch(showProblem);
+  const save = (format) => () => download(api.exportAddress(one.id, format));
+  const pin = () => api.changeConversation(one.id, { pinned: !one.pinned });
+  openMenu(button, [
+    { icon: "pin", label: one.pinned ? "unpin" : "pin", action: change(pin) },
+    { icon: "edit", label: "rename", action: change(() => rename(one)) },
+    { icon: "archive", label: "export_markdown", action: save("markdown") },
+    { icon: "archive", label: "export_json", action: save("json") },
+    { icon: "remove", label: "delete", danger: true, action: change(() => remove(one)) },
+  ]);
+}
+
+async function rename({ id, title }) {
+  const name = await askName("rename", title);
+  if (name) await api.changeConversation(id, { title: name });
+}
+
+async function remove({ id, title }) {
+  if (!(await confirm("delete", "delete_question", { title }, "delete"))) return;
+  await api.deleteConversation(id);
+  if (conversation.id === id) create();
+  announce("deleted");
+}
+
+function deleted() {
+  create();
+  list.refresh();
+  announce("deleted");
+}
+
+function download(address) {
+  const link = document.createElement("a");
+  link.href = address;
+  link.download = "";
+  link.click();
+}
+
+async function copyLast() {
+  const answer = conversation.lastAnswer();
+  if (!answer) return;
+  await copy(answer.content);
+  announce("copied");
+}
+
+function search() {
+  sidebar.open();
+  byId("search").focus();
+}
+
+function knowSession(session) {
+  settings.know(session);
+  choice.offer(session.models, session.default_model);
+  showLoad(choice.model());
+  composer.ready(choice.model().context !== null);
+}
+
+createShortcuts({
+  create, search,
+  compose: () => byId("prompt").focus(),
+  stop: conversation.stop,
+  copyLast,
+  toggleSidebar: sidebar.toggle,
+});
+for (const button of document.querySelectorAll(".new-chat")) button.addEventListener("click", create);
+byId("export-all").addEventListener("click", () => download(api.exportAllAddress));
+byId("conversation-menu").addEventListener("click", ({ currentTarget }) => {
+  openOptions(list.find(conversation.id), currentTarget);
+});
+for (const suggestion of document.querySelectorAll("#suggestions button")) {
+  suggestion.addEventListener("click", () => {
+    composer.write(suggestion.textContent);
+    byId("prompt").focus();
+  });
+}
+byId("skip").addEventListener("click", () => byId("prompt").focus());
+addEventListener("hashchange", visit);
+if ("serviceWorker" in navigator) navigator.serviceWorker.register("/worker.js").catch(console.warn);
+watchModels(knowSession, showProblem);
+list.refresh();
+visit();

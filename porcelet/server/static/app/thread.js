@@ -1,0 +1,50 @@
+// The list of messages on the page. Of a long conversation only the end is drawn; the rest as one scrolls up to it.
+
+import { createAnswer } from "./answer.js";
+import { byId } from "./dom.js";
+import { createQuestion } from "./question.js";
+
+const PORTION = 30; // messages drawn at a time
+
+/** {show(tree), view(id)} over the page's list. `actions`: edit, regenerate, show. */
+export function createThread(actions) {
+  const list = byId("messages");
+  const sentinel = byId("earlier");
+  let views = new Map(); // by message id, those drawn
+  let [path, drawn, tree] = [[], PORTION, null];
+
+  new IntersectionObserver(([entry]) => {
+    if (!entry.isIntersecting) return;
+    drawn += PORTION;
+    draw();
+  }, { rootMargin: "400px" }).observe(sentinel);
+
+  function draw() {
+    const shown = path.slice(-drawn);
+    const kept = new Map(shown.map((message) => [message.id, views.get(message.id) ?? create(message)]));
+    for (const [id, view] of views) if (!kept.has(id)) view.element.remove();
+    views = kept;
+    shown.forEach((message, i) => {
+      const view = views.get(message.id);
+      if (list.children[i] !== view.element) list.insertBefore(view.element, list.children[i]);
+      const versions = tree.versions(message).map((version) => version.id);
+      view.update(message, versions);
+    });
+    sentinel.hidden = shown.length === path.length;
+  }
+
+  function create(message) {
+    return message.role === "user" ? createQuestion(message, actions) : createAnswer(message, actions);
+  }
+
+  return {
+    /** Draw the path to the tree's leaf; with `anew`, from its end, as when another conversation is opened. */
+    show(newTree, { anew = false } = {}) {
+      if (anew) drawn = PORTION;
+      tree = newTree;
+      path = tree.path();
+      draw();
+    },
+    view: (id) => views.get(id),
+  };
+}

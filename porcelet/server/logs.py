@@ -165,6 +165,10 @@ def route_of(scope: Scope) -> str:
     """The pattern of the path that was asked for."""
     route = scope.get("route")
     if route is not None:
-        return str(route.path)
+        # A router's own route does not know the prefix under which it was included: what of the path is left is that.
+        values: dict[str, Any] = scope.get("path_params", {})
+        own = re.sub(r"\{(\w+)(?::\w+)?\}", lambda blank: str(values.get(blank[1])), route.path)
+        prefix = scope["path"].removesuffix(own) if scope["path"].endswith(own) else ""
+        return f"{prefix}{route.path}"
     mounted = scope.get("root_path", "")
     return mounted if mounted and "endpoint" in scope else UNROUTED

@@ -98,8 +98,9 @@ _ANTHROPIC_KINDS = {
 def anthropic_form(fault: Fault) -> dict[str, Any]:
     """Anthropic's form, which names the kind by the status."""
     kind = _ANTHROPIC_KINDS.get(fault.status, INVALID if fault.status < 500 else "api_error")
-    error = {"type": kind, "message": fault.message}
-    return {"type": "error", "error": error, "request_id": request_id()}
+    # Agents look for these words and then shorten their conversation: the form has no codes.
+    prefix = "prompt is too long: " if fault.code == "context_length_exceeded" else ""
+    return {"type": "error", "error": {"type": kind, "message": prefix + fault.message}, "request_id": request_id()}
 
 
 # The form of the errors below a path; the longest path counts.

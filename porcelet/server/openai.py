@@ -188,7 +188,7 @@ class ChatRequest(Sampling):
             messages=[message.plain() for message in self.messages],
             params=self.params(next(limit for limit in limits if limit is not None), self._num_logprobs()),
             tools=[tool.model_dump(exclude_unset=True) for tool in self.tools],
-            tool_choice=self._tool_choice(),
+            tool_choice=self.tool_choice or AUTO,
             parallel_calls=self.parallel_tool_calls,
             thinking=self._thinks(alias_thinks),
             budget=efforts.budget(effort) if effort else None,
@@ -201,15 +201,6 @@ class ChatRequest(Sampling):
         if self.top_logprobs is not None:
             raise FieldError("top_logprobs", "top_logprobs needs logprobs; send logprobs true, too")
         return None
-
-    def _tool_choice(self) -> ToolChoice:
-        choice = self.tool_choice or AUTO
-        names = [tool.function.name for tool in self.tools]
-        if choice.mode == "required" and not names:
-            raise FieldError("tool_choice", "tool_choice asks for a call, but there are no tools; send some")
-        if choice.name is not None and choice.name not in names:
-            raise FieldError("tool_choice", f"tool_choice names {choice.name[:80]!r}, which is none of the tools")
-        return choice
 
     def _thinks(self, alias_thinks: bool | None) -> bool | None:
         if self.thinking is None:

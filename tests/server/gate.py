@@ -115,17 +115,20 @@ def routes(house: House) -> Iterator[tuple[str, str]]:
     assert isinstance(app, FastAPI)
     found = list(_flat(app.routes))
     assert len(found) > 8
-    for route in found:
+    for prefix, route in found:
         if isinstance(route, Mount):
-            yield "GET", f"{route.path}/x"
+            yield "GET", f"{prefix}{route.path}/x"
         else:
             assert isinstance(route, Route | APIRoute), f"a new kind of route: {route!r}"
             for method in route.methods or ():
-                yield method, re.sub(r"{[^}]*}", "x", route.path)
+                yield method, prefix + re.sub(r"{[^}]*}", "x", route.path)
 
 
-def _flat(found: Any) -> Iterator[Any]:
-    """Routes, those of included routers too, which newer FastAPIs keep apart."""
+def _flat(found: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Routes, those of included routers too, which newer FastAPIs keep apart with the prefix that they were given."""
     for route in found:
-        inner = getattr(getattr(route, "original_router", None), "routes", None)
-        yield from _flat(inner) if inner is not None else [route]
+        router = getattr(route, "original_router", None)
+        if router is None:
+            yield prefix, route
+        else:
+            yield from _flat(router.routes, prefix + route.include_context.prefix)

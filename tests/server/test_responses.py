@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from porcelet.errors import CapacityError
-from porcelet.server.responses import Reply
+from porcelet.server.responses_reply import Reply
 from tests.server.conftest import Server
 from tests.server.test_anthropic import PARTS, pieces
 from tests.server.test_openai import JSON, running, wait_for
@@ -65,8 +65,8 @@ def test_an_answer_with_all_kinds_of_items(client: openai.OpenAI) -> None:
     assert [item.status for item in response.output] == ["completed"] * 3
     assert (response.status, response.error, response.incomplete_details) == ("completed", None, None)
     usage = response.usage
-    assert (usage.output_tokens, usage.output_tokens_details.reasoning_tokens) == (17, 4)
-    assert usage.total_tokens == usage.input_tokens + 17
+    assert (usage.output_tokens, usage.output_tokens_details.reasoning_tokens) == (16, 4)
+    assert usage.total_tokens == usage.input_tokens + 16
     again = client.responses.create(**ASK, reasoning=THINK)
     assert again.usage.input_tokens == usage.input_tokens >= again.usage.input_tokens_details.cached_tokens
     assert (response.store, response.tools[0].name) == (False, "get_weather")

@@ -249,6 +249,33 @@ def test_copying(visit: Visit) -> None:
     assert page.evaluate("navigator.clipboard.readText()") == markdown
 
 
+def test_long_conversation_is_drawn_from_its_end(visit: Visit) -> None:
+    """Of a thousand messages the last are drawn; scrolling up draws more, and what is being read stays in place."""
+    page = visit("/login")  # only for its origin: the thread is put into a page of its own
+    page.evaluate("""async () => {
+        const { h } = await import("/static/app/dom.js");
+        const { createThread } = await import("/static/app/thread.js");
+        const { createTree } = await import("/static/app/tree.js");
+        const scroller = h("div", {id: "scroll"}, h("div", {id: "earlier"}), h("ol", {id: "messages"}));
+        Object.assign(scroller.style, {height: "600px", overflow: "auto"});
+        document.body.replaceChildren(scroller);
+        const messages = Array.from({length: 1000}, (_, i) => ({
+            id: `${i}`, parent: i ? `${i - 1}` : null, role: i % 2 ? "assistant" : "user", content: `words ${i}`,
+            reasoning: "", model: null, status: "done", error: null, usage: null, seconds: null, attachments: [],
+        }));
+        createThread({}).show(createTree(messages, "999"));
+        scroller.scrollTop = scroller.scrollHeight;
+    }""")
+    messages = page.locator("#messages > li")
+    expect(page.get_by_text("words 999")).to_be_in_viewport()
+    drawn_first = messages.count()
+    assert drawn_first < 100
+    page.evaluate("document.getElementById('scroll').scrollTop = 400")
+    expect(messages.nth(drawn_first)).to_be_attached()
+    assert messages.count() < 200
+    assert page.evaluate("document.getElementById('scroll').scrollTop") > 400
+
+
 # ---- files ----------------------------------------------------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ import highlighter from "../vendor/highlightjs-11.12.0/highlight.min.js";
 import { copyButton } from "./clipboard.js";
 import { h } from "./dom.js";
 import { setText } from "./language.js";
+import { keepReachable } from "./reach.js";
 import { sanitized } from "./sanitize.js";
 
 const LONGEST_COLOURED = 40_000; // characters; beyond, colouring would be felt
@@ -25,17 +26,4 @@ export function createCode(language) {
       else code.replaceChildren(sanitized(highlighter.highlight(text, { language, ignoreIllegals: true }).value));
     },
   };
-}
-
-const sizes = new ResizeObserver((entries) => {
-  for (const { target } of entries) {
-    if (target.scrollWidth > target.clientWidth) target.tabIndex = 0;
-    else target.removeAttribute("tabindex");
-  }
-});
-
-/** Let the keyboard reach an element as long as it has something to scroll. */
-export function keepReachable(element) {
-  sizes.observe(element);
-  return element;
 }

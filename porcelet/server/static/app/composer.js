@@ -15,7 +15,7 @@ export function createComposer({ onSend, onStop, onChange }) {
   function refresh() {
     prompt.style.height = "auto";
     prompt.style.height = `${prompt.scrollHeight}px`;
-    send.disabled = !isReady || isSending || uploads.busy() || !prompt.value.trim();
+    send.disabled = !isReady || isSending || uploads.busy() || !(prompt.value.trim() || uploads.ids().length);
     sessionStorage.setItem(DRAFT, prompt.value);
     onChange();
   }
@@ -47,8 +47,8 @@ export function createComposer({ onSend, onStop, onChange }) {
   form.addEventListener("submit", submit);
   prompt.addEventListener("input", refresh);
   prompt.addEventListener("keydown", (event) => {
-    const typed = event.isComposing || event.shiftKey || !matchMedia("(hover: hover)").matches;
-    if (event.key === "Enter" && !typed) submit(event);
+    const isForText = event.isComposing || event.shiftKey || !matchMedia("(hover: hover)").matches;
+    if (event.key === "Enter" && !isForText) submit(event);
   });
   stop.addEventListener("click", onStop);
   prompt.value = sessionStorage.getItem(DRAFT) ?? "";

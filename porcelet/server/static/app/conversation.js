@@ -15,17 +15,17 @@ const TICK = 500; // ms between two looks at the clock while the model thinks
  * connection(bool), failed(problem, retry), choice() → {model, effort}, toEnd(). */
 export function createConversation(page) {
   const thread = createThread({ edit, regenerate, show });
-  let id = null; // of the conversation; null until its first message
+  let about = null; // the conversation as the server describes it; null until its first message
   let tree = createTree();
   let answering = null; // the message that is followed
   let visit = new AbortController(); // aborted when the page turns to something else
 
   async function open(newId) {
     const signal = turn();
-    id = newId;
-    const found = id ? await api.conversation(id, signal) : { messages: [], conversation: { leaf: null } };
+    const found = newId ? await api.conversation(newId, signal) : { messages: [], conversation: null };
     if (signal.aborted) return;
-    tree = createTree(found.messages, found.conversation.leaf);
+    about = found.conversation;
+    tree = createTree(found.messages, about?.leaf);
     draw({ anew: true });
     page.opened();
     page.toEnd();
@@ -61,8 +61,9 @@ export function createConversation(page) {
 
   function post(message, again) {
     return attempt(again, async () => {
-      id ??= (await api.createConversation()).id;
-      const { user, assistant } = await api.postMessage(id, { ...message, ...page.choice() });
+      const here = (about ??= await api.createConversation());
+      const { user, assistant } = await api.postMessage(here.id, { ...message, ...page.choice() });
+      if (about !== here) return; // another conversation was opened meanwhile
       tree.put(user);
       begin(assistant);
     });
@@ -70,7 +71,9 @@ export function createConversation(page) {
 
   function regenerate(message) {
     return attempt(() => regenerate(message), async () => {
-      begin((await api.regenerate(message.id, page.choice())).assistant);
+      const here = about;
+      const { assistant } = await api.regenerate(message.id, page.choice());
+      if (about === here) begin(assistant);
     });
   }
 
@@ -104,8 +107,8 @@ export function createConversation(page) {
       tree.put(await receive(message, signal, resumed));
     } catch (problem) {
       if (signal.aborted) return;
-      if (problem.code !== "not_found") page.failed(problem, () => open(id));
-      else tree.put((await api.conversation(id)).messages.find((kept) => kept.id === message.id)); // ended long ago
+      if (problem.code !== "not_found") page.failed(problem, () => open(about.id));
+      else tree.put(await stored(message)); // it ended long ago
     }
     if (signal.aborted) return;
     turn();
@@ -113,6 +116,11 @@ export function createConversation(page) {
     page.changed();
     const { error } = tree.get(message.id);
     if (error) announce(problemText(error));
+  }
+
+  async function stored({ id }) {
+    const { messages } = await api.conversation(about.id);
+    return messages.find((message) => message.id === id);
   }
 
   /** Show the answer as it comes; the message as it ended. */
@@ -157,17 +165,13 @@ export function createConversation(page) {
     draw();
     const last = tree.path().at(-1);
     if (last.status === "running") followAnswer(last, { resumed: true });
-    await api.changeConversation(id, { leaf: tree.leaf }).catch((problem) => page.failed(problem));
+    await api.changeConversation(about.id, { leaf: tree.leaf }).catch((problem) => page.failed(problem));
   }
 
   return {
     open, send, stop,
-    get id() {
-      return id;
-    },
-    get empty() {
-      return !tree.leaf;
-    },
+    about: () => about,
+    isEmpty: () => !tree.leaf,
     lastAnswer: () => tree.path().findLast((message) => message.role === "assistant" && message.content),
   };
 }

@@ -27,7 +27,7 @@ const follower = createFollower(byId("scroll"));
 const sidebar = createSidebar();
 let tokensUsed = 0;
 
-const choice = createChoice(showGauge);
+const choice = createChoice(showModel);
 const conversation = createConversation({
   choice: choice.current,
   connection: (isThere) => (byId("connection").hidden = isThere),
@@ -40,7 +40,8 @@ const conversation = createConversation({
   },
   opened: showTitle,
   changed() {
-    if (location.hash.slice(1) !== conversation.id) history.pushState(null, "", `#${conversation.id}`);
+    const { id } = conversation.about();
+    if (location.hash.slice(1) !== id) history.pushState(null, "", `#${id}`);
     showTitle();
     list.refresh();
   },
@@ -53,6 +54,12 @@ function showGauge() {
   gauge.show(tokensUsed + composer.tokens(), choice.model()?.context);
 }
 
+function showModel() {
+  showGauge();
+  showLoad(choice.model());
+  composer.ready(choice.model().context !== null);
+}
+
 function showProblem(problem, onRetry) {
   const box = byId("problem");
   const retry = onRetry && (() => {
@@ -62,14 +69,20 @@ function showProblem(problem, onRetry) {
   box.replaceChildren(...(problem ? [problemBox(problem, retry)] : []));
 }
 
+/** What is known of the open conversation; the list is newer, but does not hold all. */
+function openOne() {
+  return list.find(conversation.about()?.id) ?? conversation.about();
+}
+
 function showTitle() {
-  const title = list.find(conversation.id)?.title ?? "";
+  const one = openOne();
+  const title = one?.title ?? "";
   byId("title").textContent = title;
   byId("title").hidden = !title;
   document.title = title ? `${title} · porcelet` : "porcelet";
-  byId("welcome").hidden = !conversation.empty;
-  byId("conversation-menu").hidden = !conversation.id;
-  list.mark(conversation.id);
+  byId("welcome").hidden = !conversation.isEmpty();
+  byId("conversation-menu").hidden = !one;
+  list.mark(one?.id);
 }
 
 async function visit() {
@@ -79,8 +92,16 @@ async function visit() {
     await conversation.open(location.hash.slice(1) || null);
     composer.focus();
   } catch (problem) {
-    if (problem.name !== "AbortError") showProblem(problem, visit);
+    if (problem.name === "AbortError") return;
+    if (problem.code === "not_found") leaveMissing();
+    showProblem(problem, problem.code === "not_found" ? null : visit);
   }
+}
+
+/** A conversation that was deleted elsewhere: its address is worth nothing. */
+function leaveMissing() {
+  history.replaceState(null, "", "/");
+  conversation.open(null);
 }
 
 function create() {
@@ -109,7 +130,7 @@ async function rename({ id, title }) {
 async function remove({ id, title }) {
   if (!(await confirm("delete", "delete_question", { title }, "delete"))) return;
   await api.deleteConversation(id);
-  if (conversation.id === id) create();
+  if (conversation.about()?.id === id) create();
   announce("deleted");
 }
 
@@ -141,8 +162,6 @@ function search() {
 function knowSession(session) {
   settings.know(session);
   choice.offer(session.models, session.default_model);
-  showLoad(choice.model());
-  composer.ready(choice.model().context !== null);
 }
 
 createShortcuts({
@@ -155,7 +174,7 @@ createShortcuts({
 for (const button of document.querySelectorAll(".new-chat")) button.addEventListener("click", create);
 byId("export-all").addEventListener("click", () => download(api.exportAllAddress));
 byId("conversation-menu").addEventListener("click", ({ currentTarget }) => {
-  openOptions(list.find(conversation.id), currentTarget);
+  openOptions(openOne(), currentTarget);
 });
 for (const suggestion of document.querySelectorAll("#suggestions button")) {
   suggestion.addEventListener("click", () => {

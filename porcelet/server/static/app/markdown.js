@@ -2,10 +2,11 @@
 // again; the last one is drawn anew. So the work stays linear, and nothing above the writing end flickers.
 
 import markdownIt from "../vendor/markdown-it-15.0.3/markdown-it.esm.min.mjs";
-import { createCode, keepReachable } from "./code.js";
+import { createCode } from "./code.js";
 import { h } from "./dom.js";
 import { setLabel } from "./language.js";
 import { math, typeset } from "./math.js";
+import { keepReachable } from "./reach.js";
 import { sanitized } from "./sanitize.js";
 
 const md = markdownIt({ html: false, linkify: true, breaks: false }).use(math);

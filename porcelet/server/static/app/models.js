@@ -6,16 +6,21 @@ import { setText } from "./language.js";
 
 const PAUSE = 1000; // ms between two questions while a model loads
 
-/** Ask until every model is loaded or has failed; `onSession(session)` hears each answer. */
+/** Ask until every model is loaded or has failed. `onSession(session)` hears each answer; `onProblem(problem)` that
+ * there is none, and with null that there is one again. */
 export async function watchModels(onSession, onProblem) {
+  let isAway = false;
   for (;;) {
     try {
       const found = await session();
+      if (isAway) onProblem(null);
+      isAway = false;
       onSession(found);
       if (!found.models.some(isLoading)) return;
     } catch (problem) {
-      onProblem(problem);
-      if (problem.code !== "unreachable") return;
+      if (!isAway) onProblem(problem);
+      isAway = problem.code === "unreachable";
+      if (!isAway) return;
     }
     await new Promise((resolve) => setTimeout(resolve, PAUSE));
   }

@@ -2,19 +2,20 @@
 
 import { copyButton } from "./clipboard.js";
 import { h, icon } from "./dom.js";
+import { keepReachable } from "./reach.js";
 import { setLabel, setText } from "./language.js";
 import { iconButton, versionSwitcher } from "./versions.js";
 
 /** {element, update(message, versions)} of a question. `actions`: edit(message, text), show(id). */
 export function createQuestion(first, actions) {
-  const bubble = h("div", { class: "bubble" });
+  const bubble = keepReachable(h("div", { class: "bubble" }));
   const row = h("div", { class: "actions" });
   const files = h("ul", { class: "files" });
   const element = h("li", { class: "question" }, setText(h("h2", { class: "unseen" }), "you"), files, bubble, row);
   let message = first;
 
   function read() {
-    bubble.replaceChildren(message.content);
+    bubble.textContent = message.content;
     element.classList.remove("editing");
     row.hidden = false;
   }

@@ -5,19 +5,21 @@ import { byId } from "./dom.js";
 import { createQuestion } from "./question.js";
 
 const PORTION = 30; // messages drawn at a time
+const MARGIN = "600px"; // how far above the top of the view they begin to be drawn
 
 /** {show(tree), view(id)} over the page's list. `actions`: edit, regenerate, show. */
 export function createThread(actions) {
-  const list = byId("messages");
-  const sentinel = byId("earlier");
+  const [list, sentinel, scroller] = [byId("messages"), byId("earlier"), byId("scroll")];
   let views = new Map(); // by message id, those drawn
   let [path, drawn, tree] = [[], PORTION, null];
 
-  new IntersectionObserver(([entry]) => {
+  const nearTop = new IntersectionObserver(([entry]) => {
     if (!entry.isIntersecting) return;
+    const fromEnd = scroller.scrollHeight - scroller.scrollTop;
     drawn += PORTION;
     draw();
-  }, { rootMargin: "400px" }).observe(sentinel);
+    scroller.scrollTop = scroller.scrollHeight - fromEnd; // what is being read stays where it is
+  }, { root: scroller, rootMargin: MARGIN });
 
   function draw() {
     const shown = path.slice(-drawn);
@@ -31,6 +33,8 @@ export function createThread(actions) {
       view.update(message, versions);
     });
     sentinel.hidden = shown.length === path.length;
+    nearTop.unobserve(sentinel);
+    nearTop.observe(sentinel); // anew: it may still be in view, and then nothing would tell
   }
 
   function create(message) {

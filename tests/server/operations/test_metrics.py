@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -47,7 +49,17 @@ def test_one_request_is_counted_once(server: Server) -> None:
         for names in (LATENCIES[1:2], ("request_queue_time", "request_prefill_time", "request_decode_time"))
     )
     assert whole > 0 and abs(whole - parts) < 1e-6
-    assert more["http_requests_total{method=POST,route=/v1/chat/completions,status=200}"] == 1
+
+
+def test_http_requests_are_counted(server: Server) -> None:
+    """By method, route and status, when their answers have been sent."""
+    name, deadline = "http_requests_total{method=GET,route=/v1/models,status=200}", time.monotonic() + 10
+    before = scrape(server).get(name, 0)
+    for _ in range(3):
+        httpx.get(f"{server.url}/v1/models")
+    while scrape(server).get(name, 0) != before + 3:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_the_engines_own_numbers(server: Server) -> None:
@@ -69,5 +81,6 @@ def test_labels_have_few_values(server: Server) -> None:
     """Neither a path nor a method that a stranger makes up becomes a label of its own."""
     for path in ("/a", "/b", "/static/nothing.js", "/static/none.js"):
         httpx.request("BREW", server.url + path)
+    time.sleep(0.1)  # the last one is counted when it has been sent
     labels = [name for name in scrape(server) if name.startswith("http_requests_total{method=(other)")]
     assert {name.partition("route=")[2].partition(",")[0] for name in labels} == {"(none)", "/static"}

@@ -44,6 +44,7 @@ bench: $(READY) ## Run the benchmarks and append their results
 	$(BIN)/python -m benchmarks.kernels --append
 	$(BIN)/python -m benchmarks.load --append
 	$(BIN)/python -m benchmarks.mla --append
+	$(BIN)/python -m benchmarks.start --append
 	$(BIN)/python -m benchmarks.step --append
 	$(BIN)/python -m benchmarks.train --append
 

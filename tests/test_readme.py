@@ -6,6 +6,7 @@ A line of "..." or a "..." within a line stands for anything, as in doctest. Onl
 from __future__ import annotations
 
 import doctest
+import os
 import re
 import subprocess
 import sys
@@ -37,7 +38,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def server(folder: Path) -> Iterator[None]:
-    process = subprocess.Popen([BIN / "porcelet", "serve"], cwd=folder)
+    environment = os.environ | {"XDG_DATA_HOME": str(folder)}  # where the server keeps its database
+    process = subprocess.Popen([BIN / "porcelet", "serve"], cwd=folder, env=environment)
     try:
         for _ in range(300):
             assert process.poll() is None, "the server ended; is port 8000 taken?"
@@ -57,7 +59,7 @@ def test_commands_print_what_the_readme_shows(folder: Path, default_model: Path)
     assert len(COMMANDS) >= 5
     checker = doctest.OutputChecker()
     for command, expected in COMMANDS:
-        environment = {"PATH": f"{BIN}:/usr/bin:/bin", "HOME": str(Path.home())}
+        environment = {"PATH": f"{BIN}:/usr/bin:/bin", "HOME": str(Path.home()), "XDG_DATA_HOME": str(folder)}
         done = subprocess.run(
             command, shell=True, cwd=folder, env=environment, capture_output=True, text=True, check=False
         )

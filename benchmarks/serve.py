@@ -18,6 +18,12 @@ median over requests or pieces and where it says p99 the 99th percentile; `finis
 ended within the limit (an unfinished one counts with what came; without any token, with the time it waited);
 `agreement`, the share of leading tokens equal to those of porcelet_float32; `peak_megabytes` of the whole process.
 An engine that is not there, or fails, is named under `missing` with the reason.
+
+What the server costs, at 16 streams: porcelet_int8_http beside porcelet_int8_client, the same engine process without it
+(its tokens are counted, not shown, so its agreement says nothing):
+
+    python -m benchmarks.serve --engines porcelet_int8_client porcelet_int8_http --arrivals once --concurrency 16 \\
+        --effects
 """
 
 from __future__ import annotations
@@ -85,7 +91,10 @@ def engines(threads: int) -> dict[str, Engine]:
     }
     known = {}
     for weights in ("float32", "int8"):
-        known[f"porcelet_{weights}"] = Engine("porcelet", options | {"format": weights, "speculation": "off"})
+        own = options | {"format": weights, "speculation": "off"}
+        known[f"porcelet_{weights}"] = Engine("porcelet", own)
+        for way in ("client", "http"):  # the engine's process alone, and behind the server
+            known[f"porcelet_{weights}_{way}"] = Engine("porcelet_http", own | {"way": way})
     exact = options | {"format": "float32"}
     known["transformers_generate"] = Engine(
         "transformers_generate", exact, needs=(folder,), maker="transformers", keeps_prefixes=False

@@ -46,6 +46,7 @@ class CapacityError(PorceletError):
     status = 503
     exit_code = 4
     kind = "capacity_error"
+    code = "overloaded"
 
     def __init__(self, message: str, retry_after: int | None = None) -> None:
         super().__init__(message)
@@ -57,6 +58,7 @@ class EngineError(PorceletError):
 
     exit_code = 5
     kind = "engine_error"
+    code = "engine_unavailable"
 
 
 class MissingExtraError(PorceletError):

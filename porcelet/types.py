@@ -23,10 +23,18 @@ CONSTRAINTS = ("json_schema", "regex", "choice", "lark")
 
 @dataclass(frozen=True)
 class Constraint:
-    """What an answer must look like: a JSON schema, a regular expression, one of several texts, or a Lark grammar."""
+    """What an answer must look like: a JSON schema, a regular expression, one of several texts, or a Lark grammar.
+
+    A Lark grammar may consist of `parts`, each with a title for messages about it; it refers to them as @part_0,
+    @part_1 and so on. Of the special tokens it may use those of `special`, as <[id]>. With a `trigger`, which is one of
+    those, an answer is free up to the first such token, and the grammar holds from there on, the trigger included.
+    """
 
     kind: str
     value: str | tuple[str, ...]
+    parts: tuple[tuple[str, Constraint], ...] = ()
+    special: tuple[int, ...] = ()
+    trigger: int | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in CONSTRAINTS:
@@ -36,6 +44,12 @@ class Constraint:
                 raise InputError("a choice is a tuple of texts, none of them empty")
         elif not isinstance(self.value, str) or not self.value:
             raise InputError(f"a {self.kind} is a text that is not empty; it is {str(self.value)[:80]!r}")
+        if self.kind != "lark" and (self.parts or self.special):
+            raise InputError(f"a {self.kind} has parts or special tokens; only a Lark grammar may")
+        if any(part.parts or part.special for _, part in self.parts):
+            raise InputError("a part of a Lark grammar has parts or special tokens; only the whole may")
+        if self.trigger is not None and self.trigger not in self.special:
+            raise InputError(f"the trigger {self.trigger} is not among the special tokens {self.special}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,7 +26,8 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from porcelet.chat.messages import Call, Conversation, Tool, Turn
+from porcelet.chat.calls import BARE, CALL, CALLS, END_CALL, END_CALLS, FENCED, SEP, TAGGED, CallForm, listed
+from porcelet.chat.messages import Conversation, Tool, Turn
 from porcelet.chat.pieces import Piece
 from porcelet.errors import InputError, ModelError
 from porcelet.tokenizer import Tokenizer
@@ -34,8 +35,6 @@ from porcelet.tokenizer import Tokenizer
 BOS, EOS = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"
 USER, ASSISTANT = "<｜User｜>", "<｜Assistant｜>"
 THINK, END_THINK = "<think>", "</think>"
-CALLS, END_CALLS = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"
-CALL, SEP, END_CALL = "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>"
 OUTPUTS, END_OUTPUTS = "<｜tool▁outputs▁begin｜>", "<｜tool▁outputs▁end｜>"
 OUTPUT, END_OUTPUT = "<｜tool▁output▁begin｜>", "<｜tool▁output▁end｜>"
 IM_START, IM_END = "<|im_start|>", "<|im_end|>"
@@ -63,13 +62,16 @@ class Part:
 
 @dataclass(frozen=True)
 class BuiltIn:
-    """A form: its name, the function that writes a conversation, special tokens that a vocabulary for it has, and
-    whether its answers begin with reasoning; None leaves that to the caller."""
+    """A form: its name, the function that writes a conversation, special tokens that a vocabulary for it has, whether
+    its answers begin with reasoning (None leaves that to the caller), and how they call tools.
+
+    V2 and ChatML have no calls of their own: `write` gets them spelled out."""
 
     name: str
     write: Callable[[Conversation], Iterator[Part]]
     tokens: tuple[str, ...]
     thinking: bool | None = False
+    calls: CallForm = TAGGED
 
     def pieces(self, conversation: Conversation, tokenizer: Tokenizer) -> list[Piece]:
         """The conversation, its special tokens looked up.
@@ -119,10 +121,15 @@ class _DeepSeek:
 
     name: str
     thinking: bool | None  # the only mode there is, or None for a choice
-    fenced: bool  # tool calls as a type and a fenced block, tool outputs in a frame
+    calls: CallForm
     after_think: str = ""
     before_end: str = ""
     after_end: str = ""
+
+    @property
+    def fenced(self) -> bool:
+        """Whether the list of tools is in our words, and tool outputs stand in a frame."""
+        return self.calls is FENCED
 
     def __call__(self, conversation: Conversation) -> Iterator[Part]:
         thinking = _mode(conversation, self.name, self.thinking)
@@ -180,7 +187,7 @@ class _DeepSeek:
             yield Part(spoken.reasoning, trainable=True)
             yield from _special(*[END_THINK] * spoken.closed, trainable=True)
         yield Part(spoken.content, trainable=True)
-        yield from self._calls(turn.calls)
+        yield from (Part(text, special, trainable=True) for text, special in self.calls.write(turn.calls))
         if not turn.prefix:
             yield from _special(EOS, trainable=True)
 
@@ -205,23 +212,6 @@ class _DeepSeek:
 
     def _without_opening(self, text: str) -> str:
         return text.removeprefix(THINK + self.after_think).removeprefix(THINK)
-
-    def _calls(self, calls: tuple[Call, ...]) -> Iterator[Part]:
-        if not calls:
-            return
-        yield from _special(CALLS, trainable=True)
-        for index, call in enumerate(calls):
-            if self.fenced and index:
-                yield Part("\n", trainable=True)
-            before, after = call.name, call.arguments
-            if self.fenced:
-                before, after = "function", f"{call.name}\n```json\n{call.arguments}\n```"
-            yield from _special(CALL, trainable=True)
-            yield Part(before, trainable=True)
-            yield from _special(SEP, trainable=True)
-            yield Part(after, trainable=True)
-            yield from _special(END_CALL, trainable=True)
-        yield from _special(END_CALLS, trainable=True)
 
 
 def _mode(conversation: Conversation, name: str, only: bool | None) -> bool:
@@ -252,8 +242,7 @@ def _fenced_tools(tools: tuple[Tool, ...]) -> Iterator[Part]:
     """A list of tools for V3 and R1, whose templates write none: the wording is ours, the form of a call theirs."""
     yield Part("You can call these functions, one JSON object a line:\n")
     for tool in tools:
-        function = {"name": tool.name, "description": tool.description, "parameters": tool.parameters}
-        yield Part(json.dumps(function, ensure_ascii=False) + "\n")
+        yield Part(listed(tool) + "\n")
     yield Part("\nTo call functions, end the answer with calls in exactly this form:\n")
     yield from (*_special(CALLS, CALL), Part("function"), *_special(SEP))
     yield from (Part("NAME\n```json\nARGUMENTS\n```"), *_special(END_CALL, END_CALLS))
@@ -269,10 +258,8 @@ def _fenced_tools(tools: tuple[Tool, ...]) -> Iterator[Part]:
 def _plain(conversation: Conversation, name: str) -> tuple[Turn, ...]:
     """The turns, if they hold nothing but text."""
     _mode(conversation, name, False)
+    assert not conversation.uses_tools, "calls are spelled out for this form"
     last_user = max((i for i, turn in enumerate(conversation.turns) if turn.role == "user"), default=-1)
-    tools = any(turn.role == "tool" or turn.calls for turn in conversation.turns)
-    if conversation.tools or tools:
-        raise InputError(f"tools: the chat format {name} has no form for tools; take a model that has one")
     if any(turn.reasoning for turn in conversation.turns[last_user + 1 :]):
         raise InputError(f"reasoning_content: the chat format {name} has no reasoning; leave it out")
     return conversation.turns
@@ -303,9 +290,10 @@ def _write_chatml(conversation: Conversation) -> Iterator[Part]:
 
 _DEEPSEEK = (BOS, EOS, USER, ASSISTANT)
 _THINKING = (*_DEEPSEEK, THINK, END_THINK)
-_R1 = _DeepSeek("R1", thinking=True, fenced=True, after_think="\n", before_end="\n", after_end="\n\n")
+_R1 = _DeepSeek("R1", thinking=True, calls=FENCED, after_think="\n", before_end="\n", after_end="\n\n")
 V2 = BuiltIn("V2", _write_v2, (BOS, EOS))
-V3 = BuiltIn("V3", _DeepSeek("V3", thinking=False, fenced=True), _DEEPSEEK)
-R1 = BuiltIn("R1", _R1, _THINKING, thinking=True)
-V3_1 = BuiltIn("V3.1", _DeepSeek("V3.1", thinking=None, fenced=False), _THINKING, thinking=None)
+V3 = BuiltIn("V3", _DeepSeek("V3", thinking=False, calls=FENCED), _DEEPSEEK, calls=FENCED)
+R1 = BuiltIn("R1", _R1, _THINKING, thinking=True, calls=FENCED)
+_V3_1 = _DeepSeek("V3.1", thinking=None, calls=BARE)
+V3_1 = BuiltIn("V3.1", _V3_1, _THINKING, thinking=None, calls=BARE)
 CHATML = BuiltIn("ChatML", _write_chatml, (IM_START, IM_END))

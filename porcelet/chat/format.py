@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from porcelet.chat import builtin
 from porcelet.chat.builtin import BuiltIn
+from porcelet.chat.calls import TAG, TAGGED, CallForm, spelled_out
 from porcelet.chat.messages import Conversation, Message, Turn, check
 from porcelet.chat.pieces import Piece, Rendered, mask_of, tokens_of
 from porcelet.chat.sandbox import Sandbox
@@ -35,6 +36,7 @@ _HISTORY = Conversation(
     ),
     prompt=False,
 )
+_SYSTEM = "Be brief."
 _QUESTION = Conversation((Turn("user", "One?"),))
 
 
@@ -95,21 +97,58 @@ class ChatFormat:
         """
         conversation = check(messages, tools, thinking, add_generation_prompt)
         writer = self._writer(tokenizer)
+        if conversation.uses_tools and not self._knows_tools(tokenizer):
+            takes_system = isinstance(writer, BuiltIn) or self._takes_system
+            conversation = spelled_out(conversation, takes_system)
         pieces = writer.pieces(conversation, tokenizer)
 
         def mask() -> list[bool]:
             marked = writer.marked(conversation, tokenizer) if isinstance(writer, Template) else pieces
             return mask_of(marked, tokenizer)
 
-        return Rendered(tokens_of(pieces, tokenizer), _opens_reasoning(pieces, tokenizer), mask)
+        return Rendered(tokens_of(pieces, tokenizer), _last_mark(pieces, tokenizer), mask)
 
     def thinking(self, tokenizer: Tokenizer) -> Literal["never", "always", "choice"]:
         """Whether answers begin with reasoning, or whether `render`'s `thinking` decides."""
         writer = self._writer(tokenizer)
         if isinstance(writer, Template):
-            # The two names under which templates take the choice.
-            return "choice" if "thinking" in self.template else "always" if builtin.THINK in self.template else "never"
+            return "choice" if self._has_choice else "always" if builtin.END_THINK in self.template else "never"
         return "choice" if writer.thinking is None else "always" if writer.thinking else "never"
+
+    def opening(self, tokenizer: Tokenizer) -> str:
+        """What opens the reasoning where a prompt leaves that to the model."""
+        return builtin.THINK if self._writer(tokenizer) is builtin.V3_1 else builtin.THINK + "\n"
+
+    def calls(self, tokenizer: Tokenizer) -> CallForm:
+        """How answers call tools."""
+        writer = self._writer(tokenizer)
+        return writer.calls if isinstance(writer, BuiltIn) and self._knows_tools(tokenizer) else TAGGED
+
+    def _knows_tools(self, tokenizer: Tokenizer) -> bool:
+        """Whether the form itself writes tools, and calls in a way that we read."""
+        writer = self._writer(tokenizer)
+        if isinstance(writer, BuiltIn):
+            return writer.calls is not TAGGED and writer.calls.is_known(tokenizer)
+        return all(name in self.template for name in (TAG, "tools", "tool_calls"))
+
+    @cached_property
+    def _takes_system(self) -> bool:
+        """Whether the template writes a system message."""
+        try:
+            return _SYSTEM in self._template.text(Conversation((Turn("system", _SYSTEM), Turn("user", "One?"))))
+        except InputError:
+            return False
+
+    @cached_property
+    def _has_choice(self) -> bool:
+        """Whether the template writes another prompt where thinking is asked for."""
+        if "thinking" not in self.template:
+            return False
+        try:
+            texts = {self._template.text(replace(_QUESTION, thinking=thinking)) for thinking in (False, True)}
+        except (InputError, ModelError):  # no conversation can be written with it, which is told then
+            return False
+        return len(texts) == 2
 
     def _writer(self, tokenizer: Tokenizer) -> BuiltIn | Template:
         form = self.form or self._recognised
@@ -148,9 +187,9 @@ def _behaves_as(template: Template) -> BuiltIn | None:
     return None
 
 
-def _opens_reasoning(pieces: Sequence[Piece], tokenizer: Tokenizer) -> bool:
+def _last_mark(pieces: Sequence[Piece], tokenizer: Tokenizer) -> str | None:
     last = next((piece.content for piece in reversed(pieces) if isinstance(piece.content, int)), None)
-    return last is not None and last == tokenizer.token_id(builtin.THINK)
+    return None if last is None else tokenizer.token_bytes(last).decode()
 
 
 # ---- where a form comes from ----------------------------------------------------------------------------------------

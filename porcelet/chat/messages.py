@@ -5,20 +5,29 @@
     {"role": "tool", "content": text, "tool_call_id"?: text}
 
 A tool call is {"id"?, "type": "function", "function": {"name", "arguments": a JSON text}}, and a tool
-{"type": "function", "function": {"name", "description"?, "parameters"?: a JSON schema}}. A field that is None counts
-as absent; `content` may be so beside tool calls. Left out: `name`, which no format here writes, and parts of content.
+{"type": "function", "function": {"name", "description"?, "parameters"?: a JSON schema, "strict"?: true}}. A field that
+is None counts as absent; `content` may be so beside tool calls. Left out: `name`, which no format here writes, and
+parts of content.
+
+No form of a conversation writes ids. So the results of several calls are put into the calls' order, and a result for a
+call that is not there is refused. A result without an id stays where it is; a call without a result is let be.
 """
 
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence, ValuesView
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 from porcelet.errors import InputError
 
 Message = Mapping[str, Any]
+MAX_TOOLS = 128
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 MAX_DEPTH = 64  # of a schema, or of a call's arguments
 FIELDS = {
     "system": {"role", "content"},
@@ -39,11 +48,12 @@ class Call:
 
 @dataclass(frozen=True)
 class Tool:
-    """A function the model may call; `parameters` is a JSON schema."""
+    """A function the model may call; `parameters` is a JSON schema, which `strict` binds the model to."""
 
     name: str
     description: str
     parameters: Mapping[str, Any]
+    strict: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,6 +82,11 @@ class Conversation:
         """The last turn is an answer to go on with."""
         return self.turns[-1].prefix
 
+    @property
+    def uses_tools(self) -> bool:
+        """Some are offered, were called or have answered."""
+        return bool(self.tools) or any(turn.role == "tool" or turn.calls for turn in self.turns)
+
 
 def check(
     messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None, thinking: bool | None, prompt: bool
@@ -83,12 +98,46 @@ def check(
     """
     if not messages:
         raise InputError("messages is empty; give at least one, such as {'role': 'user', 'content': '...'}")
-    turns = tuple(_turn(message, f"messages[{index}]") for index, message in enumerate(messages))
+    turns = [_turn(message, f"messages[{index}]") for index, message in enumerate(messages)]
     for index, turn in enumerate(turns[:-1]):
         if turn.prefix:
             raise InputError(f"messages[{index}].prefix is true; only the last message can be continued")
-    checked = tuple(_tool(tool, f"tools[{index}]") for index, tool in enumerate(tools or ()))
-    return Conversation(turns, checked, thinking, prompt and not turns[-1].prefix)
+    return Conversation(tuple(_in_order(turns)), check_tools(tools or ()), thinking, prompt and not turns[-1].prefix)
+
+
+def check_tools(tools: Sequence[Mapping[str, Any]]) -> tuple[Tool, ...]:
+    """The tools, once every field is known to be what it should be.
+
+    Raises:
+        InputError: names the tool and the field.
+    """
+    if len(tools) > MAX_TOOLS:
+        raise InputError(f"tools has {len(tools)} entries; at most {MAX_TOOLS} are allowed")
+    checked = tuple(_tool(tool, f"tools[{index}]") for index, tool in enumerate(tools))
+    names = Counter(tool.name for tool in checked)
+    for index, tool in enumerate(checked):
+        if names[tool.name] > 1:
+            raise InputError(f"tools[{index}].function.name is {tool.name!r}, which another tool has; rename one")
+    return checked
+
+
+def _in_order(turns: list[Turn]) -> list[Turn]:
+    """The turns, each run of results in the order of the calls that they answer."""
+    places: dict[str, int] = {}
+    for index, turn in enumerate(turns):
+        places |= {call.id: len(places) + number for number, call in enumerate(turn.calls) if call.id}
+        if turn.call_id and turn.call_id not in places:
+            raise InputError(
+                f"messages[{index}].tool_call_id is {turn.call_id[:80]!r}, the id of no call before it; "
+                "send the assistant's message with its tool_calls, too"
+            )
+    ordered: list[Turn] = []
+    for is_result, run in groupby(turns, key=lambda turn: turn.role == "tool"):
+        results = list(run)
+        if is_result and all(turn.call_id for turn in results):
+            results.sort(key=lambda turn: places[turn.call_id])
+        ordered += results
+    return ordered
 
 
 def _turn(message: Message, place: str) -> Turn:
@@ -130,10 +179,14 @@ def _tool(tool: Any, place: str) -> Tool:
     function = _function(values, place, {"name", "description", "parameters", "strict"})
     place = f"{place}.function"
     _require_json(function.get("parameters"), f"{place}.parameters")
+    name = _text(function, "name", place)
+    if not _NAME.fullmatch(name):
+        raise InputError(f"{place}.name is {name[:80]!r}; it must be 1 to 64 of the characters A-Z a-z 0-9 _ -")
     return Tool(
-        _text(function, "name", place),
+        name,
         _typed(function, "description", str, "", place),
         _typed(function, "parameters", Mapping, {}, place),
+        _typed(function, "strict", bool, False, place),
     )
 
 

@@ -27,12 +27,16 @@ class Piece:
 class Rendered:
     """A conversation's token ids.
 
-    `opens_reasoning`: the last special token is `<think>`, so the model's text begins inside its reasoning.
+    `last_mark` is the last special token. If it is `<think>`, the model's text begins inside its reasoning.
     """
 
     tokens: list[int]
-    opens_reasoning: bool
+    last_mark: str | None
     _mask: Callable[[], list[bool]]
+
+    @property
+    def opens_reasoning(self) -> bool:
+        return self.last_mark == "<think>"
 
     @cached_property
     def trainable(self) -> list[bool]:

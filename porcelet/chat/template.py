@@ -99,17 +99,11 @@ class Template:
         return self._fill(conversation, _StandIns({}, {}, "", ""), False)
 
     def _refuse_unknown(self, conversation: Conversation) -> None:
-        """A template that never names a variable would drop it in silence."""
-        calls = any(turn.calls for turn in conversation.turns)
+        """A template that never names a variable would drop it in silence. Tools come only to one that knows them."""
         last_user = max((i for i, turn in enumerate(conversation.turns) if turn.role == "user"), default=-1)
         reasoning = any(turn.reasoning for turn in conversation.turns[last_user + 1 :])
         chosen = conversation.thinking is not None
-        for given, name in (
-            (conversation.tools, "tools"),
-            (calls, "tool_calls"),
-            (reasoning, "reasoning_content"),
-            (chosen, "thinking"),
-        ):
+        for given, name in ((reasoning, "reasoning_content"), (chosen, "thinking")):
             if given and name not in self.source:
                 raise InputError(f"{name}: the model's own chat template does not know it; leave it out")
 

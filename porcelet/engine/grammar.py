@@ -2,7 +2,8 @@
 
 A `GrammarCompiler` belongs to one tokenizer and makes a `Matcher` for each constrained answer. The matcher says which
 tokens may come next and is told which one came. It works on the tokens' bytes, so a character may be cut between
-tokens. Special tokens never match, whatever a grammar names; only the end of the answer does, once it is complete.
+tokens. Special tokens never match, whatever a grammar names, but for those that the constraint permits and for the end
+of the answer, once it is complete. A constraint with a trigger leaves the answer alone until that token comes.
 
 A constraint that cannot be kept to the letter is refused: llguidance refuses the JSON-schema keywords it knows and does
 not implement, and here those that it would take for mere annotations are. Names that no version of JSON Schema gives a
@@ -16,7 +17,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -45,12 +46,17 @@ LLMatcher.validate_grammar(sys.stdin.buffer.read().decode())
 
 
 class Matcher:
-    """One answer's place in its grammar."""
+    """One answer's place in its grammar. While it `waits` for its trigger, any token may come, and there is no mask."""
 
-    def __init__(self, parser: LLMatcher, permitted: int, num_bytes: int) -> None:
+    def __init__(self, parser: LLMatcher, permitted: int, num_bytes: int, trigger: int | None = None) -> None:
         self._parser = parser
         self._permitted = permitted
         self._num_bytes = num_bytes
+        self._trigger = trigger
+
+    @property
+    def waits(self) -> bool:
+        return self._trigger is not None
 
     def mask(self) -> bytes:
         """The tokens that may come next: bit t % 8, from the low end, of byte t // 8 is token t's.
@@ -70,6 +76,9 @@ class Matcher:
         Raises:
             EngineError: the token does not match, or the grammar grew past the parser's limits.
         """
+        if self._trigger not in (None, token):
+            return
+        self._trigger = None
         self._parser.consume_token(token)
         self._require_sound()
 
@@ -80,7 +89,7 @@ class Matcher:
 
     def fork(self) -> Matcher:
         """A matcher at the same place that goes its own way."""
-        return Matcher(self._parser.deep_copy(), self._permitted, self._num_bytes)
+        return Matcher(self._parser.deep_copy(), self._permitted, self._num_bytes, self._trigger)
 
     def _require_sound(self) -> None:
         if self._parser.is_error():
@@ -114,19 +123,29 @@ class GrammarCompiler:
         return self._compiled(constraint).fork()
 
     def _build(self, constraint: Constraint) -> Matcher:
-        grammar = _grammar(constraint)
-        _require_quick(grammar, _title(constraint))
-        parser = LLMatcher(self._tokenizer, grammar, log_level=0, limits=LIMITS)
-        matcher = Matcher(parser, self._permitted, self._num_bytes)
-        if not parser.is_error():
-            parser.compute_bitmask()  # some grammars fail only here
-        if parser.is_error():
-            raise InputError(f"the {_title(constraint)} cannot be used: {_reason(parser.get_error())}")
+        _require_size(constraint)
+        grammars = [*_grammars(constraint)]
+        _require_quick(json.dumps({"grammars": grammars}), _title(constraint))
+        for (title, part), grammar in zip(constraint.parts, grammars[1:], strict=True):
+            self._require_usable(self._parser([grammar]), _titled(title, f"the {_title(part)}"))
+        parser = self._parser(grammars)
+        self._require_usable(parser, f"the {_title(constraint)}")
+        permitted = self._permitted | sum(1 << token for token in constraint.special)
+        matcher = Matcher(parser, permitted, self._num_bytes, constraint.trigger)
         try:
             matcher.mask()
         except EngineError as problem:
             raise InputError(f"the {_title(constraint)} cannot be used: {problem}") from problem
         return matcher
+
+    def _parser(self, grammars: list[Any]) -> LLMatcher:
+        return LLMatcher(self._tokenizer, json.dumps({"grammars": grammars}), log_level=0, limits=LIMITS)
+
+    def _require_usable(self, parser: LLMatcher, name: str) -> None:
+        if not parser.is_error():
+            parser.compute_bitmask()  # some grammars fail only here
+        if parser.is_error():
+            raise InputError(f"{name} cannot be used: {_reason(parser.get_error())}")
 
 
 class _Vocabulary:
@@ -143,33 +162,55 @@ class _Vocabulary:
         return self._encode(text.decode())
 
 
-def _grammar(constraint: Constraint) -> str:
-    """The constraint in llguidance's own notation."""
+def _grammars(constraint: Constraint) -> Iterator[dict[str, Any]]:
+    """The constraint and its parts in llguidance's own notation."""
+    yield _grammar(constraint)
+    for index, (title, part) in enumerate(constraint.parts):
+        try:
+            yield _grammar(part) | {"name": f"part_{index}"}
+        except InputError as problem:
+            raise InputError(_titled(title, str(problem))) from problem
+
+
+def _grammar(constraint: Constraint) -> dict[str, Any]:
     value = constraint.value
     texts = (value,) if isinstance(value, str) else value
-    _require_size(texts, _title(constraint))
     if constraint.kind == "json_schema":
         _require_supported(_parsed(texts[0]))
-        return LLMatcher.grammar_from_json_schema(texts[0], defaults={"whitespace_pattern": WHITESPACE})
-    if constraint.kind == "lark":
-        return LLMatcher.grammar_from_lark(texts[0])
-    # As one regular expression, since llguidance takes at most 2,000 alternatives side by side in a grammar.
-    return LLMatcher.grammar_from_regex(texts[0] if constraint.kind == "regex" else "|".join(map(_literal, texts)))
+        written = LLMatcher.grammar_from_json_schema(texts[0], defaults={"whitespace_pattern": WHITESPACE})
+    elif constraint.kind == "lark":
+        return {"lark_grammar": texts[0]}
+    else:
+        # As one regular expression, since llguidance takes at most 2,000 alternatives side by side in a grammar.
+        regex = texts[0] if constraint.kind == "regex" else "|".join(map(_literal, texts))
+        written = LLMatcher.grammar_from_regex(regex)
+    (grammar,) = json.loads(written)["grammars"]
+    return dict(grammar)
 
 
 def _title(constraint: Constraint) -> str:
+    if any(title for title, _ in constraint.parts):
+        return "grammar of the tools and their parameters"
+    if constraint.parts:
+        return _title(constraint.parts[0][1])
     return {"json_schema": "JSON schema", "regex": "regular expression", "lark": "Lark grammar"}.get(
         constraint.kind, constraint.kind
     )
 
 
-def _require_size(texts: tuple[str, ...], title: str) -> None:
+def _titled(title: str, text: str) -> str:
+    return f"{title}: {text}" if title else text
+
+
+def _require_size(constraint: Constraint) -> None:
+    values = [constraint.value, *(part.value for _, part in constraint.parts)]
     try:
-        size = sum(len(text.encode()) for text in texts)
+        size = sum(len(text.encode()) for value in values for text in ((value,) if isinstance(value, str) else value))
     except UnicodeEncodeError as problem:
+        title = _title(constraint)
         raise InputError(f"the {title} holds half of a surrogate pair, which no text contains") from problem
     if size > MAX_CONSTRAINT_BYTES:
-        raise InputError(f"the {title} has {size:,} bytes; at most {MAX_CONSTRAINT_BYTES:,} are allowed")
+        raise InputError(f"the {_title(constraint)} has {size:,} bytes; at most {MAX_CONSTRAINT_BYTES:,} are allowed")
 
 
 def _require_quick(grammar: str, title: str) -> None:

@@ -205,6 +205,8 @@ class Scheduler:
         self._check_tokens([token for token, _ in request.params.logit_bias], "logit_bias")
         if reasoning := request.params.reasoning:
             self._check_tokens(reasoning.end + reasoning.closing, "the reasoning's end or closing")
+        if constraint := request.params.constraint:
+            self._check_tokens(constraint.special, "the constraint")
         if len(request.prompt) >= self.max_length:
             raise InputError(
                 f"the prompt has {len(request.prompt)} tokens; with room for an answer at most {self.max_length - 1} "
@@ -354,11 +356,12 @@ class Scheduler:
         return [output for s, draw in zip(family, drawn, strict=True) for output in self._append(s, [draw])]
 
     def _append(self, sequence: Sequence, draws: list[Draw]) -> list[Output]:
-        """Enter the draws of the last known token and of its guesses, up to the first guess that was wrong."""
-        guesses, sequence.drafts = sequence.drafts, []
+        """Enter the draws of the last known token and of its guesses, up to the first guess that was wrong, or up to a
+        token that begins a constraint, which the draws after it do not know."""
+        guesses, sequence.drafts, mask = sequence.drafts, [], sequence.mask
         ending, num_right = sequence.append(draws[0]), 0
         for guess, earlier, draw in zip(guesses, draws, draws[1:], strict=False):
-            if ending or guess != earlier.token:
+            if ending or guess != earlier.token or sequence.mask is not mask:
                 break
             num_right += 1
             ending = sequence.append(draw)

@@ -111,7 +111,8 @@ class Sequence:
         params = self.request.params
         budgeted = self.is_thinking and params.reasoning and params.reasoning.budget is not None
         long = params.penalizes and len(self.tokens) > MAX_PENALIZED
-        if self.num_unborn or self.grammar or budgeted or long:
+        constrained = self.grammar and not self.grammar.waits
+        if self.num_unborn or constrained or budgeted or long:
             return 0
         room = min(params.max_tokens - self.num_generated, self.rules.max_length - len(self.tokens))
         return max(room - 1, 0)
@@ -244,7 +245,7 @@ class Sequence:
         Raises:
             EngineError: it grew past its limits.
         """
-        if self.grammar:
+        if self.grammar and not self.grammar.waits:
             self.mask = self.rules.unending if self.is_thinking else self.grammar.mask()
 
     def _history(self, ahead: int) -> tuple[int, ...]:

@@ -119,6 +119,11 @@ class _Guard(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.allows = False
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Nothing here is ever compiled, and the mark that says so would import the whole compiler: seconds.
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {})) if self.allows or func.is_view else None
         if not (self.allows or _shares(out, args[0] if args else None)):

@@ -23,7 +23,8 @@ from porcelet.errors import PorceletError
 from porcelet.server import attachments, export, history
 from porcelet.server.errors import FieldError, error_body
 from porcelet.server.history import Conversation, Message
-from porcelet.server.jobs import STOPPED, Jobs
+from porcelet.server.job import STOPPED
+from porcelet.server.jobs import Jobs
 from porcelet.server.models import Model, Models
 from porcelet.server.question import ask_of, question_turn, require_room, turns_to
 from porcelet.server.sse import frame, stream
@@ -82,7 +83,7 @@ class NewMessage(Regenerate):
 
 def routes(models: Models, database: Database, jobs: Jobs) -> APIRouter:
     """Everything under /api."""
-    router = APIRouter(prefix="/api")
+    router = APIRouter(prefix="/api", include_in_schema=False)  # it is the page's, and changes with it
     _add_session(router, models)
     _add_conversations(router, database, jobs)
     _add_exports(router, database)
@@ -101,7 +102,7 @@ def _add_session(router: APIRouter, models: Models) -> None:
         return _json(
             {
                 "user": {"name": caller_of(request).name},
-                "login": bool(request.scope.get("login")),  # the guard sets it for who came with a cookie
+                "login": request.scope["login"],
                 "version": __version__,
                 "default_model": models.default.name,
                 "models": [_facts(model) for model in models.all.values()],
@@ -137,12 +138,12 @@ def _add_conversations(router: APIRouter, database: Database, jobs: Jobs) -> Non
         entries = [msgspec.to_builtins(conversation) | {"excerpt": excerpt} for conversation, excerpt in found]
         return _json({"conversations": entries, "next": following})
 
-    @router.post("/conversations")
+    @router.post("/conversations", status_code=201)
     async def add_conversation(body: NewConversation, request: Request) -> Response:
         owner = caller_of(request).id
         return _json(await database.run(lambda c: history.add_conversation(c, owner, body.title)), 201)
 
-    @router.delete("/conversations")
+    @router.delete("/conversations", status_code=204)
     async def drop_conversations(request: Request) -> Response:
         caller = caller_of(request)
         await jobs.drop(caller)
@@ -160,7 +161,7 @@ def _add_conversations(router: APIRouter, database: Database, jobs: Jobs) -> Non
         owner, changes = caller_of(request).id, body.model_dump(include=body.model_fields_set)
         return _json(await database.run(lambda c: history.change_conversation(c, owner, id, changes)))
 
-    @router.delete("/conversations/{id}")
+    @router.delete("/conversations/{id}", status_code=204)
     async def drop_conversation(id: str, request: Request) -> Response:
         caller = caller_of(request)
         await jobs.drop(caller, id)
@@ -197,7 +198,7 @@ def _add_exports(router: APIRouter, database: Database) -> None:
 
 
 def _add_messages(router: APIRouter, models: Models, database: Database, jobs: Jobs) -> None:
-    @router.post("/conversations/{id}/messages")
+    @router.post("/conversations/{id}/messages", status_code=201)
     async def add_message(id: str, body: NewMessage, request: Request) -> Response:
         if not body.content.strip() and not body.attachments:
             raise FieldError("content", "content is empty, and nothing is attached; write a question")
@@ -220,7 +221,7 @@ def _add_messages(router: APIRouter, models: Models, database: Database, jobs: J
             jobs.start(answer, id, model, ask, caller)
         return _json({"user": question, "assistant": answer}, 201)
 
-    @router.post("/messages/{id}/regenerate")
+    @router.post("/messages/{id}/regenerate", status_code=201)
     async def regenerate(id: str, body: Regenerate, request: Request) -> Response:
         caller = caller_of(request)
 
@@ -251,7 +252,7 @@ def _add_streams(router: APIRouter, jobs: Jobs, keep_alive: float) -> None:
         job.buffer.require(after)
         return await stream(request, job.buffer.read(after), _failed, keep_alive)
 
-    @router.post("/streams/{id}/stop")
+    @router.post("/streams/{id}/stop", status_code=204)
     async def stop(id: str, request: Request) -> Response:
         await jobs.find(caller_of(request), id).stop(STOPPED)
         return Response(status_code=204)
@@ -267,7 +268,7 @@ def _failed(problem: PorceletError) -> bytes:
 def _add_files(router: APIRouter, models: Models, database: Database) -> None:
     slots = asyncio.Semaphore(AT_ONCE)
 
-    @router.post("/files")
+    @router.post("/files", status_code=201)
     async def add_file(
         name: Annotated[str, Query(min_length=1, max_length=200)], request: Request, model: str | None = None
     ) -> Response:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 from fastapi import FastAPI
@@ -11,8 +9,8 @@ from fastapi.staticfiles import StaticFiles
 from starlette.responses import FileResponse
 
 from porcelet.metrics import Metrics
-from porcelet.server import api, health, login, openai, usage
-from porcelet.server.errors import install
+from porcelet.server import account, anthropic, api, health, login, openai, responses, tokenize
+from porcelet.server.errors import ERRORS, install
 from porcelet.server.guard import Gate, Guard
 from porcelet.server.jobs import Jobs
 from porcelet.server.logs import RequestLog, TokenCount
@@ -25,28 +23,23 @@ STATIC = Path(__file__).parent / "static"
 
 def create_app(models: Models, database: Database, gate: Gate, jobs: Jobs) -> RequestLog:
     """The application over the served models, whose generations limits, metrics and log look on from now on."""
-
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        yield
-        await jobs.close()  # after the last connection, before the loop ends
-
     metrics = Metrics()
     meters = Meters(metrics)
     metrics.read(lambda: engine_readings(models))
     models.watch(gate.limits, meters, TokenCount())
     app = FastAPI(
         title="porcelet",
+        responses=ERRORS,
         docs_url=None,  # their pages load scripts from elsewhere
         redoc_url=None,
-        lifespan=lifespan,
         redirect_slashes=False,  # a redirect would repeat the Host of whoever asked
     )
     install(app)
     app.include_router(health.routes(models, metrics))
-    app.include_router(openai.routes(models))
+    for dialect in (openai, responses, anthropic, tokenize):
+        app.include_router(dialect.routes(models))
     app.include_router(login.routes(gate.logins, gate.keys))
-    app.include_router(usage.routes(database, gate.keys))
+    app.include_router(account.routes(database, gate.keys))
     app.include_router(api.routes(models, database, jobs))
     app.mount("/static", StaticFiles(directory=STATIC))
 

@@ -22,6 +22,7 @@ MAX_UPLOAD_BYTES = 32 << 20
 UPLOADS = "/api/files"
 MAX_JSON_DEPTH = 64
 MAX_JSON_CONTAINERS = 100_000
+MAX_JSON_STRINGS = 200_000
 PATIENCE = 30.0  # seconds that a body may take
 BYTES_PER_SECOND = 16 << 10  # and as many more as it takes at this rate
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
@@ -83,15 +84,15 @@ def check_json(body: bytes) -> None:
     if b"\0" in body:  # UTF-16 and UTF-32, in which the brackets could hide
         raise Refused(400, "the body is not valid JSON: it holds a zero byte; JSON is UTF-8")
     unescaped = body.replace(b"\\\\", b"").replace(b'\\"', b"")
+    if unescaped.count(b'"') > 2 * MAX_JSON_STRINGS:
+        raise Refused(400, f"the body's JSON has too many strings; at most {MAX_JSON_STRINGS} are accepted")
     brackets = b"".join(unescaped.split(b'"')[::2]).translate(None, _NO_BRACKETS)
-    opened, depth = 0, 0
-    for bracket in brackets[: 2 * MAX_JSON_CONTAINERS + 1]:
-        opens = bracket in b"[{"
-        opened += opens
-        depth += 1 if opens else -1
+    depth = 0
+    for bracket in brackets[: 2 * MAX_JSON_CONTAINERS]:
+        depth += 1 if bracket in b"[{" else -1
         if depth > MAX_JSON_DEPTH:
             raise Refused(400, f"the body's JSON is nested too deeply; at most {MAX_JSON_DEPTH} levels are accepted")
-    if opened > MAX_JSON_CONTAINERS or len(brackets) > 2 * MAX_JSON_CONTAINERS:
+    if len(brackets) > 2 * MAX_JSON_CONTAINERS:
         raise Refused(400, f"the body's JSON has too many parts; at most {MAX_JSON_CONTAINERS} are accepted")
 
 

@@ -20,10 +20,12 @@ from porcelet.chat import Event as Part
 
 @dataclass(frozen=True)
 class Started:
-    """The engine has begun; `num_cached_tokens` of the prompt were found in its prefix cache."""
+    """The engine has begun; `num_cached_tokens` of the prompt were found in its prefix cache. `prompt_logprobs` are
+    `Output`'s, where they were asked for."""
 
     num_prompt_tokens: int
     num_cached_tokens: int
+    prompt_logprobs: tuple[tuple[float, tuple[tuple[int, float], ...]], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from porcelet.server.attachments import files_of
+from porcelet.server.attachments import files_by_id, files_of
 from porcelet.server.history import Conversation, Message, every_conversation, find_conversation, messages_of, path_to
 
 
@@ -26,8 +26,8 @@ def whole(connection: Connection, owner: str, id: str) -> dict[str, Any]:
         NotFoundError: this owner has none of that id.
     """
     conversation, messages = find_conversation(connection, owner, id), messages_of(connection, owner, id)
-    attached = {attachment.id for message in messages for attachment in message.attachments}
-    files = [file for file in files_of(connection, owner) if file.id in attached]
+    attached = [attachment.id for message in messages for attachment in message.attachments]
+    files = list(files_by_id(connection, owner, attached).values())
     return {"exported": time.time(), "conversation": conversation, "messages": messages, "files": files}
 
 

@@ -162,13 +162,14 @@ def _given_key(headers: Headers) -> str | None:
 
 def _refusal(scope: Scope, problem: PorceletError) -> Response:
     """The answer to who does not get in: a browser that asked for the page is sent to the login's."""
-    if problem.status == KeyRefused.status:
-        if scope["path"] == "/" and "text/html" in Headers(scope=scope).get("accept", ""):
-            return RedirectResponse("/login", 303)
-        response = problem_response(problem, problem.status)
+    if problem.status == 401 and scope["path"] == "/" and "text/html" in Headers(scope=scope).get("accept", ""):
+        return RedirectResponse("/login", 303)
+    response = problem_response(problem, problem.status, scope["path"])
+    if problem.status == 401:
         response.headers["WWW-Authenticate"] = "Bearer"
-        return response
-    return problem_response(problem, problem.status)
+    if problem.status == 408:
+        response.headers["Connection"] = "close"
+    return response
 
 
 def _secured(scope: Scope, send: Send, more: dict[str, str]) -> Send:

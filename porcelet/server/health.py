@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import APIRouter
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from porcelet.errors import CapacityError
 from porcelet.metrics import CONTENT_TYPE, Metrics
@@ -41,7 +41,7 @@ def routes(models: Models, metrics: Metrics) -> APIRouter:
         headers = {} if ready else {"Retry-After": RETRY_SECONDS}
         return JSONResponse({"status": status, "models": states}, 200 if ready else 503, headers)
 
-    @router.get("/metrics")
+    @router.get("/metrics", response_class=PlainTextResponse)
     async def text() -> Response:
         return Response(metrics.text(), media_type=CONTENT_TYPE)
 

@@ -1,158 +1,198 @@
-"""OpenAI's dialect: /v1/chat/completions, streamed or whole, and /v1/models.
+"""OpenAI's dialect with DeepSeek's extensions: /v1/chat/completions, /v1/completions, /v1/models.
 
-A field that we do not know, or whose value we could not honour, is refused by name: an answer that silently ignored
-half of the request would be worse than none. `top_k`, `min_p` and `repetition_penalty` are ours, under the names
-that other servers gave them. Left out so far: tools, structured output, n > 1.
+DeepSeek's base URL has no /v1, and its beta features are below /beta: the same routes answer there.
+
+Whether an answer begins with reasoning: what the request says, by `thinking` or `reasoning_effort`, wins over what its
+model's alias says (deepseek-chat does not, deepseek-reasoner does), and that over the model's habit. `thinking` says
+whether, `reasoning_effort` how long. What is constrained, is so after the reasoning.
 """
 
 from __future__ import annotations
 
-import time
-from contextlib import aclosing
-from dataclasses import dataclass
-from typing import Any, Literal
-from uuid import uuid4
+import json
+from typing import Annotated, Any, Literal
 
-import msgspec
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict, field_validator, model_validator
+from pydantic import BeforeValidator, Field, PlainValidator, WithJsonSchema, model_validator
 from starlette.responses import Response
+from typing_extensions import TypedDict
 
-from porcelet.chat import Content, Reasoning
-from porcelet.errors import PorceletError
-from porcelet.server.ask import Ask
-from porcelet.server.errors import FieldError, error_body
-from porcelet.server.events import Ended, Events, Piece, Sample, Started, TokenLogprob, Usage, collect
-from porcelet.server.models import Models
-from porcelet.server.sse import Frames, frame, stream, whole
+from porcelet.chat.messages import MAX_DEPTH, Message, is_deep
+from porcelet.chat.tools import AUTO, ToolChoice
+from porcelet.config import Efforts
+from porcelet.server import completions
+from porcelet.server.ask import EFFORTS, Ask
+from porcelet.server.errors import FieldError
+from porcelet.server.fields import Content, Fields, Sampling, TokenCount, TopLogprobs, out_of_range, wrong
+from porcelet.server.models import Model, Models
+from porcelet.server.replies import STREAMED, ChatCompletion, Head, chunk_frames, failed, whole_body
+from porcelet.server.sse import stream, whole
 from porcelet.server.watch import caller_of
-from porcelet.types import SamplingParams
+from porcelet.types import Constraint
 
-LEAST_LOGPROB = -9999.0
+MAX_TOOLS = 128
+# DeepSeek's words, which clients look for.
+NO_JSON = "Prompt must contain the word 'json' in some form to use 'response_format' of type 'json_object'."
 
-# Fields that change nothing in the answer.
-HARMLESS = frozenset(
-    [
-        "user",
-        "metadata",
-        "store",
-        "service_tier",
-        "safety_identifier",
-        "prompt_cache_key",
-        "prompt_cache_retention",
-        "parallel_tool_calls",
-    ]
-)
-# Fields that are accepted with the one value that asks for nothing.
-NEUTRAL: dict[str, object] = {
-    "n": 1,
-    "response_format": {"type": "text"},
-    "modalities": ["text"],
-    "tools": [],
+
+# ---- messages and tools ---------------------------------------------------------------------------------------------
+
+
+class CalledFunction(Fields):
+    name: str
+    arguments: str
+
+
+class Call(Fields):
+    """`index` comes back from clients that glue a stream together."""
+
+    index: int | None = None
+    id: str | None = None
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
+class ChatMessage(Fields):
+    """One turn. Unknown fields are refused, since they would change the prompt; so is `name`, which no chat format
+    writes, but on a tool's answer: its call says which tool that was."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Content | None = None
+    name: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[Call] = []
+    tool_call_id: str | None = None
+    prefix: bool = False
+
+    @model_validator(mode="after")
+    def _check(self) -> ChatMessage:
+        if self.content is None and not self.tool_calls:
+            raise wrong("content is missing")
+        if self.name is not None and self.role != "tool":
+            raise wrong("no chat format writes a name; say in the content who speaks")
+        return self
+
+    def plain(self) -> Message:
+        """In the form of chat/messages.py."""
+        values = self.model_dump(exclude_unset=True, exclude={"name"})
+        return values | {"role": "system"} if self.role == "developer" else values
+
+
+class Function(Fields):
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(Fields):
+    type: Literal["function"] = "function"
+    function: Function
+
+
+def _tool_choice(value: object) -> ToolChoice:
+    match value:
+        case "none" | "auto" | "required":
+            return ToolChoice(value)
+        case {"type": "function", "function": {"name": str(name)}}:
+            return ToolChoice("required", name)
+    raise wrong("it must be 'none', 'auto', 'required' or {'type': 'function', 'function': {'name': '...'}}")
+
+
+_NAMED_FUNCTION = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
+_NAMED = {
+    "type": "object",
+    "properties": {"type": {"const": "function"}, "function": _NAMED_FUNCTION},
+    "required": ["type", "function"],
 }
+Choice = Annotated[
+    ToolChoice,
+    PlainValidator(_tool_choice),
+    WithJsonSchema({"anyOf": [{"enum": ["none", "auto", "required"]}, _NAMED]}),
+]
 
 
 # ---- the request ----------------------------------------------------------------------------------------------------
 
 
-class _Body(BaseModel):
-    """Types are taken as they are; null means absent, and what is absent has its default."""
+class JSONSchema(Fields):
+    """An answer's schema; it is kept to the letter, strict or not."""
 
-    model_config = ConfigDict(strict=True, extra="ignore")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_nulls(cls, values: object) -> object:
-        return (
-            {key: value for key, value in values.items() if value is not None} if isinstance(values, dict) else values
-        )
+    name: str | None = None
+    description: str | None = None
+    schema_: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = None
 
 
-class ChatMessage(_Body):
-    """One turn; `content` may arrive as a list of text parts. Unknown fields are refused: they would change the
-    prompt."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str
-
-    @field_validator("content", mode="before")
-    @classmethod
-    def _join_parts(cls, content: object) -> object:
-        if not isinstance(content, list):
-            return content
-        texts = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text"]
-        strings = [text for text in texts if isinstance(text, str)]
-        if len(strings) < len(content):
-            raise ValueError("only parts of the form {'type': 'text', 'text': '...'} are supported")
-        return "".join(strings)
-
-    def plain(self) -> dict[str, str]:
-        return {"role": "system" if self.role == "developer" else self.role, "content": self.content}
+class ResponseFormat(Fields):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JSONSchema | None = None
 
 
-class StreamOptions(_Body):
-    model_config = ConfigDict(strict=True, extra="forbid")
+class StructuredOutputs(Fields):
+    """vLLM's extension: the answer matches a regular expression, is one of several texts, or fits a Lark grammar."""
 
-    include_usage: bool = False
+    regex: str | None = None
+    choice: list[str] | None = None
+    lark: str | None = None
+
+    def constraint(self) -> Constraint:
+        """The one that is given.
+
+        Raises:
+            InputError: none or several are, or it is empty.
+        """
+        given = self.model_dump(exclude_unset=True)
+        if len(given) != 1:
+            raise FieldError("structured_outputs", "structured_outputs must have one field: regex, choice or lark")
+        ((kind, value),) = given.items()
+        return Constraint(kind, tuple(value) if isinstance(value, list) else value)
 
 
-class ChatRequest(_Body):
-    """The fields we honour. Ranges are checked where they are used, by `SamplingParams`."""
+class Thinking(Fields):
+    type: Literal["enabled", "disabled"]
 
-    model: str
-    messages: list[ChatMessage]
-    max_tokens: int | None = None
-    max_completion_tokens: int | None = None
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    repetition_penalty: float = 1.0
-    logit_bias: dict[str, float] = {}
+
+def _not_empty(messages: object) -> object:
+    if messages == []:
+        raise out_of_range("Empty input messages")
+    return messages
+
+
+class ChatRequest(Sampling):
+    """What may be asked. Without a limit an answer may fill the model's context."""
+
+    messages: Annotated[list[ChatMessage], BeforeValidator(_not_empty), Field(min_length=1)]
+    max_tokens: TokenCount | None = None
+    max_completion_tokens: TokenCount | None = None
+    thinking: Thinking | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max", "ultra"] | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    tools: list[Tool] = Field([], max_length=MAX_TOOLS)
+    tool_choice: Choice | None = None
+    parallel_tool_calls: bool = True
     logprobs: bool = False
-    top_logprobs: int | None = None
-    stop: list[str] = []
-    seed: int | None = None
-    stream: bool = False
-    stream_options: StreamOptions = StreamOptions()
+    top_logprobs: TopLogprobs | None = None
+    modalities: list[Literal["text"]] | None = None
 
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_others(cls, values: object) -> object:
-        if not isinstance(values, dict):
-            return values
-        for name, value in values.items():
-            if name in NEUTRAL:
-                if value is not None and value != NEUTRAL[name]:
-                    raise FieldError(name, f"{name} is not supported yet; leave it out or send {NEUTRAL[name]!r}")
-            elif name not in cls.model_fields and name not in HARMLESS:
-                raise FieldError(name, f"{name!r} is not supported; supported: {', '.join(cls.model_fields)}")
-        return values
+    def ask(self, model: Model, alias_thinks: bool | None, efforts: Efforts) -> Ask:
+        """What it comes down to.
 
-    @field_validator("stop", mode="before")
-    @classmethod
-    def _one_or_several(cls, stop: object) -> object:
-        return [stop] if isinstance(stop, str) else stop
-
-    def params(self, max_length: int) -> SamplingParams:
-        """How to draw; without a limit of the client's, an answer may fill the context."""
-        limits = (self.max_completion_tokens, self.max_tokens, max_length)
-        return SamplingParams(
-            max_tokens=next(limit for limit in limits if limit is not None),
-            temperature=self.temperature,
-            top_p=self.top_p,
-            top_k=self.top_k,
-            min_p=self.min_p,
-            presence_penalty=self.presence_penalty,
-            frequency_penalty=self.frequency_penalty,
-            repetition_penalty=self.repetition_penalty,
-            logit_bias=tuple((_token_id(key), bias) for key, bias in self.logit_bias.items()),
-            logprobs=self._num_logprobs(),
-            stop=tuple(self.stop),
-            seed=self.seed,
+        Raises:
+            InputError: fields that contradict each other.
+        """
+        limits = (self.max_completion_tokens, self.max_tokens, model.max_length)
+        effort = EFFORTS.get(self.reasoning_effort or "")
+        return Ask(
+            messages=[message.plain() for message in self.messages],
+            params=self.params(next(limit for limit in limits if limit is not None), self._num_logprobs()),
+            tools=[tool.model_dump(exclude_unset=True) for tool in self.tools],
+            tool_choice=self.tool_choice or AUTO,
+            parallel_calls=self.parallel_tool_calls,
+            thinking=self._thinks(alias_thinks),
+            budget=efforts.budget(effort) if effort else None,
+            answer=self._answer(),
         )
 
     def _num_logprobs(self) -> int | None:
@@ -162,107 +202,69 @@ class ChatRequest(_Body):
             raise FieldError("top_logprobs", "top_logprobs needs logprobs; send logprobs true, too")
         return None
 
+    def _thinks(self, alias_thinks: bool | None) -> bool | None:
+        if self.thinking is None:
+            return self.reasoning_effort != "none" if self.reasoning_effort else alias_thinks
+        enabled = self.thinking.type == "enabled"
+        if enabled and self.reasoning_effort == "none":
+            raise FieldError("reasoning_effort", "reasoning_effort none contradicts thinking enabled; leave one out")
+        return enabled
 
-def _token_id(key: str) -> int:
-    if not (key.isascii() and key.isdigit() and len(key) < 10):
-        raise FieldError("logit_bias", f"logit_bias names {key[:80]!r}, which is no token id")
-    return int(key)
+    def _answer(self) -> Constraint | None:
+        form = self.response_format or ResponseFormat(type="text")
+        if self.structured_outputs and form.type != "text":
+            raise FieldError("structured_outputs", "structured_outputs and response_format exclude each other")
+        if form.type != "text" and self.messages[-1].prefix:
+            raise FieldError("response_format", "an answer with a prefix cannot have a response_format; leave one out")
+        if self.structured_outputs:
+            return self.structured_outputs.constraint()
+        if form.type == "json_object":
+            if not any("json" in (message.content or "").lower() for message in self.messages):
+                raise FieldError("response_format", NO_JSON)
+            return Constraint("json_schema", '{"type": "object"}')
+        return Constraint("json_schema", _written_schema(form.json_schema)) if form.type == "json_schema" else None
 
 
-# ---- the answer -----------------------------------------------------------------------------------------------------
+def _written_schema(given: JSONSchema | None) -> str:
+    if given is None:
+        raise FieldError("response_format", "response_format of type json_schema needs the field json_schema")
+    if is_deep(given.schema_):
+        raise FieldError("response_format", f"the JSON schema is nested more than {MAX_DEPTH} deep; make it flatter")
+    return json.dumps(given.schema_)
 
 
-@dataclass(frozen=True)
-class Reply:
-    """What all bodies of one answer have in common."""
+# ---- models ---------------------------------------------------------------------------------------------------------
+
+
+class ModelBody(TypedDict):
+    """`root` is the model that an alias stands for. The last two are null while it loads: the most tokens that prompt
+    and answer may have together, and whether it thinks."""
 
     id: str
+    object: Literal["model"]
     created: int
-    model: str
-
-    def whole(self, sample: Sample, usage: Usage) -> dict[str, Any]:
-        message = {"role": "assistant", "content": sample.content, "refusal": None}
-        if sample.reasoning:
-            message["reasoning_content"] = sample.reasoning
-        logprobs = _logprobs(sample.logprobs)
-        choice = {"index": 0, "message": message, "logprobs": logprobs, "finish_reason": sample.reason}
-        return self._body("chat.completion", [choice]) | {"usage": _usage(usage)}
-
-    def first_chunk(self) -> dict[str, Any]:
-        return self._chunk({"role": "assistant", "content": ""})
-
-    def chunk(self, piece: Piece) -> dict[str, Any]:
-        content = "".join(part.text for part in piece.parts if isinstance(part, Content))
-        reasoning = "".join(part.text for part in piece.parts if isinstance(part, Reasoning))
-        delta = {"content": content} | ({"reasoning_content": reasoning} if reasoning else {})
-        return self._chunk(delta, _logprobs(piece.logprobs))
-
-    def last_chunk(self, ended: Ended) -> dict[str, Any]:
-        return self._chunk({}, finish_reason=ended.reason)
-
-    def usage_chunk(self, usage: Usage) -> dict[str, Any]:
-        return self._body("chat.completion.chunk", []) | {"usage": _usage(usage)}
-
-    def _chunk(
-        self, delta: dict[str, str], logprobs: dict[str, Any] | None = None, finish_reason: str | None = None
-    ) -> dict[str, Any]:
-        choice = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
-        return self._body("chat.completion.chunk", [choice])
-
-    def _body(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        return {"id": self.id, "object": kind, "created": self.created, "model": self.model, "choices": choices}
+    owned_by: str
+    root: str
+    context_length: int | None
+    thinking: Literal["never", "always", "choice"] | None
 
 
-def _usage(usage: Usage) -> dict[str, Any]:
+class ModelList(TypedDict):
+    object: Literal["list"]
+    data: list[ModelBody]
+
+
+def _model_body(name: str, model: Model) -> ModelBody:
+    loaded = model.loaded
     return {
-        "prompt_tokens": usage.num_prompt_tokens,
-        "completion_tokens": usage.num_generated,
-        "total_tokens": usage.num_prompt_tokens + usage.num_generated,
-        "prompt_cache_hit_tokens": usage.num_cached_tokens,
-        "prompt_cache_miss_tokens": usage.num_missed_tokens,
-        "prompt_tokens_details": {"cached_tokens": usage.num_cached_tokens},
-        "completion_tokens_details": {"reasoning_tokens": usage.num_reasoning},
+        "id": name,
+        "object": "model",
+        "created": model.created,
+        "owned_by": "porcelet",
+        "root": model.name,
+        "context_length": model.max_length if loaded else None,
+        "thinking": loaded.format.thinking(loaded.tokenizer) if loaded else None,
     }
-
-
-def _logprobs(entries: tuple[TokenLogprob, ...] | list[TokenLogprob]) -> dict[str, Any] | None:
-    """The model's own log-probabilities of an output's tokens; None if the request did not ask for them."""
-    if not entries:
-        return None
-    content = [
-        _entry(entry.text, entry.logprob) | {"top_logprobs": [_entry(text, value) for _, text, value in entry.top]}
-        for entry in entries
-    ]
-    return {"content": content, "refusal": None}
-
-
-def _entry(text: bytes, logprob: float) -> dict[str, Any]:
-    # JSON has no infinity; the number is OpenAI's for what is as good as impossible.
-    return {"token": text.decode("utf-8", "replace"), "logprob": max(logprob, LEAST_LOGPROB), "bytes": list(text)}
-
-
-async def _frames(reply: Reply, events: Events, include_usage: bool) -> Frames:
-    async with aclosing(events):
-        async for event in events:
-            match event:
-                case Started():
-                    yield frame(reply.first_chunk())
-                case Piece():
-                    yield frame(reply.chunk(event))
-                case Ended():
-                    yield frame(reply.last_chunk(event))
-                case Usage() if include_usage:
-                    yield frame(reply.usage_chunk(event))
-    yield b"data: [DONE]\n\n"
-
-
-def _failed(problem: PorceletError) -> bytes:
-    return frame(error_body(str(problem), problem.kind))
-
-
-async def _body(reply: Reply, events: Events) -> bytes:
-    samples, usage = await collect(events)
-    return msgspec.json.encode(reply.whole(samples[0], usage))
 
 
 # ---- the routes -----------------------------------------------------------------------------------------------------
@@ -270,25 +272,35 @@ async def _body(reply: Reply, events: Events) -> bytes:
 
 def routes(models: Models) -> APIRouter:
     """The dialect over the served models."""
-    router = APIRouter(prefix="/v1")
-    keep_alive = models.config.server.keep_alive
+    router = APIRouter()
+    inner = _routes(models)
+    router.include_router(inner, prefix="/v1")
+    for prefix in ("", "/beta"):
+        router.include_router(inner, prefix=prefix, include_in_schema=False)
+    return router
+
+
+def _routes(models: Models) -> APIRouter:
+    router = APIRouter(tags=["OpenAI"])
+    router.include_router(completions.routes(models))
+    server, efforts = models.config.server, models.config.efforts
 
     @router.get("/models")
-    async def list_models() -> dict[str, Any]:
-        created = models.default.created
-        data = [{"id": name, "object": "model", "created": created, "owned_by": "porcelet"} for name in models.names]
-        return {"object": "list", "data": data}
+    async def list_models() -> ModelList:
+        return {"object": "list", "data": [_model_body(name, models.named(name)[0]) for name in models.names]}
 
-    @router.post("/chat/completions")
+    @router.get("/models/{name:path}")
+    async def get_model(name: str) -> ModelBody:
+        return _model_body(name, models.named(name)[0])
+
+    @router.post("/chat/completions", response_model=ChatCompletion, responses={200: STREAMED})
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
-        model, thinking = await models.find(body.model)
-        messages = [message.plain() for message in body.messages]
-        ask = Ask(messages=messages, params=body.params(model.max_length), thinking=thinking)
-        events = model.answer(ask, caller_of(request))
-        reply = Reply(f"chatcmpl-{uuid4().hex}", int(time.time()), body.model)
+        model, alias_thinks = await models.find(body.model)
+        events = model.answer(body.ask(model, alias_thinks, efforts), caller_of(request))
+        head = Head.new("chatcmpl", body.model, model)
         if body.stream:
-            frames = _frames(reply, events, body.stream_options.include_usage)
-            return await stream(request, frames, _failed, keep_alive)
-        return await whole(request, _body(reply, events), keep_alive)
+            frames = chunk_frames(head, events, body.stream_options.include_usage)
+            return await stream(request, frames, failed(request), server.keep_alive)
+        return await whole(request, whole_body(head, events, body.n), server.keep_alive)
 
     return router

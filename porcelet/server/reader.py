@@ -43,16 +43,18 @@ class Reader:
         if parts or logprobs:
             yield Piece(output.index, tuple(_joined(parts)), output.num_generated, tuple(logprobs))
         if output.finish_reason:
-            yield Ended(output.index, self._reason(output.finish_reason), output.stop)
+            yield Ended(output.index, self._reason(output), output.stop)
 
     def _split(self, text: str) -> list[Part]:
         if self._splitter:
             return self._splitter.push(text)
         return [Content(text)] if text else []
 
-    def _reason(self, reason: str) -> str:
+    def _reason(self, output: Output) -> str:
+        """A call that was cut off, by the limit or by a stop string, is no reason to answer it."""
+        assert output.finish_reason
         called = self._splitter is not None and self._splitter.num_calls > 0
-        return "tool_calls" if called and reason == "stop" else reason
+        return "tool_calls" if called and output.finish_reason == "stop" and not output.stop else output.finish_reason
 
     def _entry(self, token: int, logprob: float, top: tuple[tuple[int, float], ...], reasoning: bool) -> TokenLogprob:
         best = tuple((other, self._tokenizer.token_bytes(other), value) for other, value in top)

@@ -105,6 +105,7 @@ async def _serve(
             ssl_certfile=access.certificate,
             ssl_keyfile=access.private_key,
             ws="none",
+            lifespan="off",  # the application has none, and a second signal would end it with a traceback
             log_config=None,
             log_level="warning",
             access_log=False,  # ours knows more
@@ -163,8 +164,8 @@ async def _drain(server: uvicorn.Server, models: Models, jobs: Jobs, stop: Stop)
         )
     while models.num_running and stop.count == 1 and time.monotonic() < end:
         await asyncio.sleep(POLL_SECONDS)
+    await jobs.close()  # before the loop may end: the chat's answers are kept as far as they came
     server.should_exit = True
-    await jobs.close()
     if models.num_running:
         models.close()
     while stop.count == 1:

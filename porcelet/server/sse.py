@@ -12,7 +12,8 @@ is bounded by the answer's own length.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from typing import Any, TypeVar
 
@@ -24,12 +25,14 @@ from starlette.types import Receive, Scope, Send
 
 from porcelet.errors import PorceletError
 
+log = logging.getLogger(__name__)
+
 Frames = AsyncGenerator[bytes, None]
 Result = TypeVar("Result")
 KEEP_ALIVE = b": keep-alive\n\n"
 
 
-def frame(body: dict[str, Any], event: str | None = None) -> bytes:
+def frame(body: Mapping[str, Any], event: str | None = None) -> bytes:
     """One server-sent event with a JSON body."""
     head = f"event: {event}\n".encode() if event else b""
     return head + b"data: " + msgspec.json.encode(body) + b"\n\n"
@@ -85,7 +88,10 @@ class EventStream(StreamingResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with aclosing(self.frames):
-            await super().__call__(scope, receive, send)
+            try:
+                await super().__call__(scope, receive, send)
+            except PorceletError as problem:  # a response that is not completed makes the server hang up
+                log.warning("an answer that had begun breaks off: %s", problem)
 
 
 async def _alive(

@@ -1,18 +1,13 @@
-"""What was used: requests and tokens per key, model and UTC day; and the route that tells a key its own."""
+"""What was used: requests and tokens per key, model and UTC day."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime, timedelta
-from typing import Any
+from datetime import UTC, datetime
 
-from fastapi import APIRouter, Query, Request
 from sqlalchemy import BigInteger, Column, Connection, String, Table, func, insert, select, update
 
-from porcelet.server.keys import Keys
-from porcelet.server.store import Database, metadata
-from porcelet.server.watch import caller_of
+from porcelet.server.store import metadata
 
 
 @dataclass(frozen=True)
@@ -75,25 +70,3 @@ def tokens(connection: Connection) -> dict[str, int]:
     """All tokens of prompts and answers that each key has ever used."""
     total = func.sum(_usage.c.prompt_tokens + _usage.c.generated_tokens)
     return {key: int(count) for key, count in connection.execute(select(_usage.c.key, total).group_by(_usage.c.key))}
-
-
-def routes(database: Database, keys: Keys) -> APIRouter:
-    """GET /v1/usage: the caller's own key, by day and model."""
-    router = APIRouter()
-
-    @router.get("/v1/usage")
-    async def usage(request: Request, num_days: int = Query(31, ge=1, le=366, alias="days")) -> dict[str, Any]:
-        key = caller_of(request).key
-        since = (datetime.now(UTC).date() - timedelta(days=num_days - 1)).isoformat()
-        found: Sequence[Day] = await database.run(lambda connection: days(connection, key, since))
-        limits = asdict(keys.limits(key))
-        budget = limits["token_budget"]
-        spent = (await database.run(tokens)).get(key, 0)
-        return {
-            "object": "list",
-            "data": [{"date": day.date, "model": day.model, **asdict(day.amounts)} for day in found],
-            "limits": limits,
-            "tokens_left": None if budget is None else max(budget - spent, 0),
-        }
-
-    return router

@@ -6,11 +6,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import monotonic
-from typing import Protocol
-
-from fastapi import Request
+from typing import TYPE_CHECKING, Protocol
 
 from porcelet.types import Output
+
+if TYPE_CHECKING:
+    from fastapi import Request  # the command line reads keys without loading it
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 import pytest
 
 from benchmarks import serve, workload
 from benchmarks.rivals import protocol
 from benchmarks.rivals.protocol import Asked, Came
+from tests.tiny_model import save_tiny_model
 
 
 def encode(text: str) -> list[int]:
@@ -130,6 +132,25 @@ def test_agreement_counts_leading_tokens() -> None:
     assert serve.agreement(answers([1, 2, 3, 4]), answers([1, 2, 9, 4])) == 0.5
     assert serve.agreement(answers([1, 2], [5]), answers([1, 2, 3], [6])) == 0.5
     assert serve.agreement(answers([1]), answers([])) == 0
+
+
+@pytest.mark.parametrize("way", ["client", "http"])
+def test_our_own_engine_behind_its_server(tmp_path: Path, way: str) -> None:
+    """The same requests through the engine's process alone and through the server get all of their tokens."""
+    options = {
+        "model": str(save_tiny_model(tmp_path / "tiny")),
+        "threads": 1,
+        "format": "float32",
+        "speculation": "off",
+    }
+    process = serve.Process(serve.Engine("porcelet_http", options | {"way": way}), {})
+    try:
+        requests = [Asked(str(i), range(40 + i), 5 + i, 0.0) for i in range(6)]
+        done = process.run(requests, limit=60.0, at_most=3)
+    finally:
+        process.close()
+    assert [len(done["answers"][request.id]["tokens"]) for request in requests] == [r.max_tokens for r in requests]
+    assert serve.figures(requests, done)["finished"] == 1
 
 
 def test_what_is_not_installed_is_told(tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]

@@ -205,13 +205,24 @@ def test_tools_are_described_after_the_system_message(tokenizer: Tokenizer, form
 
 
 @pytest.mark.parametrize("form", [V2, CHATML])
-def test_forms_without_tools_say_so(tokenizer: Tokenizer, form: BuiltIn) -> None:
-    """A list of tools, a call and a tool's output are each refused by name."""
-    tool = {"type": "function", "function": {"name": "f"}}
-    call = {"role": "assistant", "content": None, "tool_calls": [CALL_F]}
-    for messages, tools in ((say(("user", "q")), [tool]), ([call], None), (say(("tool", "7")), None)):
-        with pytest.raises(InputError, match=f"tools.*{form.name}"):
-            render(form, messages, tokenizer, tools=tools)
+def test_forms_without_tools_spell_them_out(tokenizer: Tokenizer, form: BuiltIn) -> None:
+    """The list in the system message, calls in the answers, results in one message of the user, with what follows."""
+    tool = {"type": "function", "function": {"name": "f", "description": "Do it.", "parameters": {"é": []}}}
+    calls = {"role": "assistant", "content": None, "tool_calls": [CALL_F, CALL_G]}
+    results = [{"role": "tool", "content": text, "tool_call_id": id} for text, id in (("8", "2"), ("7", "1"))]
+    talk = [*say(("user", "q1")), calls, *results, *say(("user", "q2"))]
+    text = render(form, talk, tokenizer, tools=[tool])
+    system, _, rest = text.partition("q1")
+    assert '{"name": "f", "description": "Do it.", "parameters": {"é": []}}\n' in system
+    assert '<tool_call>\n{"name": NAME, "arguments": ARGUMENTS}\n</tool_call>' in system
+    spoken = '<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>\n'
+    spoken += '<tool_call>\n{"name": "g", "arguments": {}}\n</tool_call>'
+    assert spoken in rest and rest.count("<tool_call>") == 2
+    heard = "<tool_response>\n7\n</tool_response>\n<tool_response>\n8\n</tool_response>\n\nq2"
+    assert heard in rest.partition(spoken)[2], "in the order of the calls"
+    assert spoken in trained(form, talk, tokenizer, tools=[tool])
+    with_system = render(form, [*say(("system", "S")), *talk], tokenizer, tools=[tool])
+    assert "S\n\nYou can call" in with_system and with_system.endswith(rest)
 
 
 @pytest.mark.parametrize(
@@ -246,10 +257,8 @@ def test_contents_never_give_special_tokens(tokenizer: Tokenizer, form: BuiltIn,
 
     def conversation(text: Any) -> tuple[list[dict[str, Any]], list[Any] | None]:
         talk = say(("system", text()), ("user", text()), ("assistant", text()), ("user", text()))
-        if form in (V2, CHATML):
-            return talk, None
         call = {"function": {"name": text(), "arguments": text()}}
-        tool = {"function": {"name": text(), "description": text(), "parameters": {text(): text()}}}
+        tool = {"function": {"name": "f", "description": text(), "parameters": {text(): text()}}}
         calls = {"role": "assistant", "content": text(), "tool_calls": [call]}
         return [*talk, calls, {"role": "tool", "content": text()}], [tool]
 
@@ -278,8 +287,8 @@ def test_a_missing_token_is_named(tmp_path: Path) -> None:
     assert render(V3, say(("user", "q")), tokenizer) == f"{BOS}{USER}q{ASSISTANT}"
     with pytest.raises(ModelError, match="<think>.*R1"):
         render(R1, say(("user", "q")), tokenizer)
-    with pytest.raises(ModelError, match="tool▁outputs▁begin.*V3"):
-        render(V3, say(("tool", "7")), tokenizer)
+    spelled = f"{USER}<tool_response>\n7\n</tool_response>"
+    assert render(V3, say(("tool", "7")), tokenizer) == f"{BOS}{spelled}{ASSISTANT}"
 
 
 @pytest.mark.parametrize(
@@ -294,7 +303,7 @@ def test_the_splitter_undoes_the_rendering(
     answer = {"role": "assistant", "content": content, "tool_calls": [CALL_F, CALL_G][:num_calls]}
     answer |= {"reasoning_content": reasoning} if reasoning else {}
     text = trained(form, [*say(("user", "q")), answer], tokenizer, add_generation_prompt=False).removesuffix(EOS)
-    splitter = Splitter(starts_in_reasoning=bool(reasoning))
+    splitter = Splitter(bool(reasoning), form.calls, {"f", "g"})
     events = splitter.push(text) + splitter.flush()
     assert "".join(event.text for event in events if isinstance(event, Reasoning)) == reasoning
     assert "".join(event.text for event in events if isinstance(event, Content)) == content

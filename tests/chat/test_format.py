@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from porcelet.chat import V3_TEMPLATE, ChatFormat
 from porcelet.chat.builtin import CHATML, R1, V2, V3, V3_1, BuiltIn
+from porcelet.chat.calls import TAGGED
+from porcelet.chat.messages import Call
 from porcelet.errors import InputError, ModelError
 from porcelet.tokenizer import Tokenizer
 from porcelet.weights import gguf
@@ -46,6 +48,7 @@ R1_0528_TEMPLATE = deepseek_template("m.content.split('</think>')[-1]", "")
 V3_1_TEMPLATE = deepseek_template(
     "'</think>' ~ m.content.split('</think>')[-1]", "' ~ ('<think>' if thinking else '</think>') ~ '"
 )
+KNOWS_TOOLS = "{# tools tool_calls <tool_call> #}"
 FORMATS = {
     "chatml": ChatFormat(None, CHATML_TEMPLATE, "<|im_start|>", "<|im_end|>"),
     "plain": ChatFormat(None, PLAIN_TEMPLATE, BOS, EOS),
@@ -138,7 +141,7 @@ def test_a_mask_that_cannot_be_found_is_refused_when_asked_for(tokenizer: Tokeni
         _ = rendered.trainable
     assert trained(form, [{"role": "assistant", "content": "a"}], tokenizer) == ["a"]
     call = {"function": {"name": "f", "arguments": "{}"}}
-    form = ChatFormat(None, form.template + "{{ messages[0].tool_calls }}")
+    form = ChatFormat(None, form.template + "{{ messages[0].tool_calls }}" + KNOWS_TOOLS)
     rendered = form.render([{"role": "assistant", "content": "a", "tool_calls": [call]}], tokenizer)
     with pytest.raises(ModelError, match="tool call"):
         _ = rendered.trainable
@@ -174,9 +177,9 @@ def test_filters_act_on_contents(tokenizer: Tokenizer) -> None:
 def test_templates_get_everything_in_its_usual_form(tokenizer: Tokenizer) -> None:
     """Tools, calls with their arguments as an object, ids, reasoning, thinking: none can be injected through."""
     source = "{{ tools | tojson }}\n{% for m in messages %}{{ m | tojson }}\n{% endfor %}"
-    source += "{{ thinking }} {{ enable_thinking }}{# tool_calls reasoning_content #}"
+    source += "{{ thinking }} {{ enable_thinking }}{# reasoning_content #}" + KNOWS_TOOLS
     evil = "<|im_end|>"
-    function = {"name": evil, "description": evil, "parameters": {"type": "object", evil: [evil]}}
+    function = {"name": "f", "description": evil, "parameters": {"type": "object", evil: [evil]}}
     call = {"id": evil, "type": "function", "function": {"name": evil, "arguments": json.dumps({evil: [1, evil]})}}
     talk = [
         {"role": "assistant", "content": None, "reasoning_content": evil, "tool_calls": [call]},
@@ -193,15 +196,59 @@ def test_templates_get_everything_in_its_usual_form(tokenizer: Tokenizer) -> Non
     assert tokenizer.decode(plain).startswith("null") and tokenizer.decode(plain).endswith("\n ")
 
 
-@pytest.mark.parametrize("name", ["tools", "tool_calls", "thinking"])
-def test_what_a_template_does_not_know_is_refused(tokenizer: Tokenizer, name: str) -> None:
+def test_what_a_template_does_not_know_is_refused(tokenizer: Tokenizer) -> None:
     """Not dropped in silence: a template that never names it cannot write it."""
-    call = {"function": {"name": "f", "arguments": "{}"}}
-    answer = {"role": "assistant", "content": "a"} | ({"tool_calls": [call]} if name == "tool_calls" else {})
-    given = {"tools": [{"function": {"name": "f"}}], "thinking": True}
-    settings = {key: value for key, value in given.items() if key == name}
-    with pytest.raises(InputError, match=f"^{name}"):
-        tokens(FORMATS["chatml"], [answer], tokenizer, **settings)
+    with pytest.raises(InputError, match="^thinking"):
+        tokens(FORMATS["chatml"], [{"role": "user", "content": "q"}], tokenizer, thinking=True)
+
+
+# What a template may do with a system message: write it, refuse it, leave it out.
+SYSTEMS = {
+    "": True,
+    "{% for m in messages if m.role == 'system' %}{{ raise_exception('no') }}{% endfor %}": False,
+    "{% set messages = messages | selectattr('role', 'ne', 'system') | list %}": False,
+}
+
+
+@pytest.mark.parametrize("source", SYSTEMS)
+def test_a_template_without_tools_gets_them_in_words(tokenizer: Tokenizer, source: str) -> None:
+    """Any conversation renders: the list stands in the system message, or in the first one of the user."""
+    call = {"id": "1", "function": {"name": "f", "arguments": '{"a": "<|im_end|>"}'}}
+    talk = [
+        {"role": "user", "content": "q1"},
+        {"role": "assistant", "content": "Wait.", "tool_calls": [call]},
+        {"role": "tool", "content": "7", "tool_call_id": "1"},
+    ]
+    form = ChatFormat(None, source + CHATML_TEMPLATE.replace("messages[0]", "[][0]"), "<|im_start|>", "<|im_end|>")
+    text = tokenizer.decode(tokens(form, talk, tokenizer, tools=[{"function": {"name": "f"}}]))
+    place = "system" if SYSTEMS[source] else "user"
+    assert f"<|im_start|>{place}\nYou can call" in text and ("Hi" in text) != SYSTEMS[source]
+    spoken = 'Wait.\n<tool_call>\n{"name": "f", "arguments": {"a": "<|im_end|>"}}\n</tool_call>'
+    assert f"<|im_start|>assistant\n{spoken}<|im_end|>\n" in text
+    assert text.endswith("<|im_start|>user\n<tool_response>\n7\n</tool_response><|im_end|>\n<|im_start|>assistant\n")
+
+
+@pytest.mark.parametrize(
+    ("form", "ability"),
+    [
+        (ChatFormat(V3), "never"),
+        (ChatFormat(V2), "never"),
+        (ChatFormat(CHATML), "never"),
+        (ChatFormat(R1), "always"),
+        (ChatFormat(V3_1), "choice"),
+        (ChatFormat(None, R1_TEMPLATE, BOS, EOS), "always"),
+        (ChatFormat(None, R1_0528_TEMPLATE, BOS, EOS), "always"),
+        (ChatFormat(None, R1_0528_TEMPLATE + " ", BOS, EOS), "always"),  # not known by what it does
+        (ChatFormat(None, V3_1_TEMPLATE, BOS, EOS), "choice"),
+        (ChatFormat(None, CHATML_TEMPLATE + "{{ '<think>' }}{# </think> #}"), "always"),
+        (ChatFormat(None, CHATML_TEMPLATE + "{{ '' if enable_thinking | default(true) else '</think>' }}"), "choice"),
+        (ChatFormat(None, CHATML_TEMPLATE + "{# I am thinking #}"), "never"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_whether_a_model_reasons(tokenizer: Tokenizer, form: ChatFormat, ability: str) -> None:
+    """By what the template does: that it names thinking is not enough."""
+    assert form.thinking(tokenizer) == ability
 
 
 def test_a_template_can_continue_an_answer(tokenizer: Tokenizer) -> None:
@@ -290,6 +337,9 @@ def nested(depth: int) -> Any:
         ({"function": {"name": "f", "parameters": {"a": {1}}}}, "not JSON"),
         ({"function": {"name": "f", "schema": {}}}, "'schema'"),
         ({"function": {"name": "f"}, "strict": True}, "'strict'"),
+        ({"function": {"name": "f", "strict": "yes"}}, "strict is a str; it must be a bool"),
+        ({"function": {"name": "a b"}}, "name is 'a b'; it must be 1 to 64 of"),
+        ({"function": {"name": "n" * 65}}, "it must be 1 to 64 of"),
     ],
 )
 def test_malformed_tools_are_named(tokenizer: Tokenizer, tool: Any, message: str) -> None:
@@ -298,11 +348,38 @@ def test_malformed_tools_are_named(tokenizer: Tokenizer, tool: Any, message: str
         ChatFormat(V3).render([{"role": "user", "content": "q"}], tokenizer, tools=[tool])
 
 
+@pytest.mark.parametrize(
+    ("tools", "message"),
+    [
+        ([{"function": {"name": "f"}}, {"function": {"name": "g"}}, {"function": {"name": "f"}}], "tools\\[0\\].*'f'"),
+        ([{"function": {"name": f"f{i}"}} for i in range(129)], "129 entries; at most 128"),
+    ],
+)
+def test_tools_have_one_name_each(tokenizer: Tokenizer, tools: list[Any], message: str) -> None:
+    """And there are not too many of them."""
+    with pytest.raises(InputError, match=message):
+        ChatFormat(V3).render([{"role": "user", "content": "q"}], tokenizer, tools=tools)
+
+
+def test_results_belong_to_calls(tokenizer: Tokenizer) -> None:
+    """They are put in the calls' order, since no form writes ids; one for a call that is not there is refused."""
+    calls = [{"id": id, "function": {"name": id, "arguments": "{}"}} for id in "ab"]
+    asked = [{"role": "user", "content": "q"}, {"role": "assistant", "content": None, "tool_calls": calls}]
+    results = [{"role": "tool", "content": f"result of {id}", "tool_call_id": id} for id in "ab"]
+    right = tokens(ChatFormat(V3), [*asked, *results], tokenizer)
+    assert tokens(ChatFormat(V3), [*asked, *results[::-1]], tokenizer) == right
+    assert tokens(ChatFormat(V3), [*asked, *results[:1]], tokenizer)
+    with pytest.raises(InputError, match=r"messages\[2\].tool_call_id is 'c'"):
+        tokens(ChatFormat(V3), [*asked, results[0] | {"tool_call_id": "c"}], tokenizer)
+    with pytest.raises(InputError, match="tool_call_id is 'a'"):
+        tokens(ChatFormat(V3), [asked[0], results[0], asked[1]], tokenizer)
+
+
 @pytest.mark.parametrize("arguments", ["{", "[" * 100_000, "[" * 65 + "]" * 65, "\ud800"])
 def test_arguments_that_are_no_json_stay_text(tokenizer: Tokenizer, arguments: str) -> None:
     """Models err; what they wrote reaches the template as it is."""
     call = {"function": {"name": "f", "arguments": arguments}}
-    form = ChatFormat(None, "{{ messages[0].tool_calls[0].function.arguments | length }}")
+    form = ChatFormat(None, "{{ messages[0].tool_calls[0].function.arguments | length }}" + KNOWS_TOOLS)
     found = tokens(form, [{"role": "assistant", "content": None, "tool_calls": [call]}], tokenizer)
     assert tokenizer.decode(found) == str(len(arguments))
 
@@ -455,11 +532,37 @@ def test_gguf_metadata_give_template_and_tokens() -> None:
         ChatFormat.from_gguf({})
 
 
+def test_a_template_that_knows_tools_writes_them(tmp_path: Path) -> None:
+    """Qwen's way: calls come back as the tokens that the model had written, tags among them; contents hold none."""
+    write_tokenizer(tmp_path, ["<|im_start|>", "<|im_end|>", "<tool_call>", "</tool_call>"])
+    tokenizer = Tokenizer.from_folder(tmp_path)
+    source = (
+        "{% if tools %}{{ '<|im_start|>system\n' ~ tools | tojson ~ '<|im_end|>\n' }}{% endif %}"
+        "{% for m in messages %}{{ '<|im_start|>' ~ m.role ~ '\n' ~ (m.content or '') }}"
+        "{% for c in m.tool_calls or [] %}{{ '\n' if m.content or not loop.first }}"
+        '{{ \'<tool_call>\n{"name": "\' ~ c.function.name ~ \'", "arguments": \' }}'
+        "{{ c.function.arguments | tojson ~ '}\n</tool_call>' }}{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    form = ChatFormat(None, source, "", "<|im_end|>")
+    question = [{"role": "user", "content": "a <tool_call> b"}]
+    prompt = tokens(form, question, tokenizer, tools=[{"function": {"name": "f"}}])
+    assert tokenizer.token_id("<tool_call>") not in prompt and "You can call" not in tokenizer.decode(prompt)
+    calls = tuple(Call(id, "f", '{"x": 1}') for id in "12")
+    said = tokenizer.encode("Wait.\n" + "".join(text for text, _ in TAGGED.write(calls)), special=True)
+    sent = [{"id": call.id, "function": {"name": "f", "arguments": call.arguments}} for call in calls]
+    answer = {"role": "assistant", "content": "Wait.", "tool_calls": sent}
+    again = tokens(form, [*question, answer], tokenizer, tools=[{"function": {"name": "f"}}])
+    assert again[: len(prompt) + len(said)] == [*prompt, *said]
+    assert form.calls(tokenizer) is TAGGED and ChatFormat(V3).calls(tokenizer) is TAGGED
+
+
 def test_names_and_keys_never_complete_a_special_token(tokenizer: Tokenizer) -> None:
     """A template that writes "<" and ">" around a key or a name makes no special token of one that fits inside."""
     source = (
         "{% for m in messages %}{% for c in m.tool_calls or [] %}<{{ c.function.name }}>"
         "{% for key in c.function.arguments %}<{{ key }}>{% endfor %}{% endfor %}{{ m.content }}{% endfor %}"
+        + KNOWS_TOOLS
     )
     inside = "|im_start|"
     function = {"name": "|im_end|", "arguments": json.dumps({inside: "x"})}

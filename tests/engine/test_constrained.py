@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from porcelet.chat.calls import CALLS
 from porcelet.config import PAGE_SIZE, EngineConfig
 from porcelet.engine.codec import open_tokenizer
 from porcelet.engine.engine import Engine
 from porcelet.errors import InputError
 from porcelet.tokenizer import Tokenizer
 from porcelet.types import Constraint, Output, Reasoning, Request, SamplingParams
+from tests.scripted_model import save_scripted_model
 from tests.tiny_model import save_tiny_model
 
 SCHEMA = json.dumps(
@@ -119,3 +121,47 @@ def test_what_cannot_be_kept_is_refused(folder: Path) -> None:
     with pytest.raises(InputError, match="no tokenizer"):
         bare.submit(Request(id="a", prompt=(1,), params=SamplingParams(constraint=WISHES[1][0])))
     assert not engine.has_work and not bare.has_work
+
+
+def test_a_trigger_begins_the_constraint(folder: Path, tokenizer: Tokenizer) -> None:
+    """Before it, an answer is what it is without a constraint, guesses and all; from it on, the grammar holds. In the
+    reasoning it is a token like others."""
+    trigger = tokenizer.token_id("<|user|>")
+    assert trigger is not None
+    constraint = Constraint("lark", f'start: <[{trigger}]> "=" /[ab]{{3}}/', (), (trigger,), trigger)
+    params = SamplingParams(
+        max_tokens=80, temperature=0.3, seed=4, n=6, logit_bias=((trigger, 3.0),), constraint=constraint
+    )
+    engine = Engine.load(folder, EngineConfig(speculation="lookup"))
+    outputs = engine.generate([[5] * 40], params)
+    free = engine.generate([[5] * 40], dataclasses.replace(params, constraint=None))
+    triggered = 0
+    for output, other in zip(outputs, free, strict=True):
+        if trigger not in output.tokens:
+            assert output.tokens == other.tokens
+            continue
+        start = output.tokens.index(trigger)
+        triggered += 1
+        assert output.tokens[:start] == other.tokens[:start] and output.finish_reason == "stop"
+        assert re.fullmatch("=[ab]{3}", tokenizer.decode(output.tokens[start + 1 :]))
+    assert triggered and sum(output.num_accepted for output in outputs)
+    plain = Engine.load(folder, EngineConfig(speculation="off")).generate([[5] * 40], params)
+    assert [output.tokens for output in plain] == [output.tokens for output in outputs]
+    reasoning = Reasoning(end=(46,), budget=30, closing=(46,))
+    likely = dataclasses.replace(params, reasoning=reasoning, logit_bias=((trigger, 100.0),), n=1)
+    (output,) = engine.generate([[5] * 40], likely)
+    assert output.tokens[:31] == (*[trigger] * 30, 46) and output.tokens[31] == trigger
+    assert re.fullmatch("=[ab]{3}", tokenizer.decode(output.tokens[32:]))
+
+
+def test_guesses_end_at_the_trigger(tmp_path: Path) -> None:
+    """What was guessed to follow it was not drawn under the grammar: it does not count, however right it was."""
+    loop = ["a", "b", CALLS, "c", "d"]
+    folder = save_scripted_model(tmp_path / "model", [[*loop, "a"]])
+    tokenizer = open_tokenizer(folder)
+    a, b, trigger, *_ = prompt = tokenizer.encode("".join(loop) * 3 + "a", special=True)
+    constraint = Constraint("lark", f'start: <[{trigger}]> "zz"', (), (trigger,), trigger)
+    params = SamplingParams(max_tokens=20, temperature=0, constraint=constraint)
+    (output,) = Engine.load(folder, EngineConfig(speculation="lookup")).generate([prompt], params)
+    assert output.num_drafted and output.tokens == (b, trigger, *tokenizer.encode("zz"))
+    assert output.finish_reason == "stop"

@@ -252,3 +252,52 @@ def test_a_grammar_that_outgrows_its_parser_ends_the_request(tiny: Walk) -> None
         for character in "px":
             matcher.push(*tiny.tokenizer.encode(character))
             matcher.mask()
+
+
+def test_parts_and_permitted_special_tokens(tiny: Walk) -> None:
+    """A grammar of parts of every kind, with the special tokens that it may use and no others."""
+    user, system = (tiny.tokenizer.token_id(text) for text in ("<|user|>", "<|system|>"))
+    assert user is not None and system is not None
+    kinds = [Constraint("json_schema", '{"const": 1}'), Constraint("regex", "a/b{2}"), Constraint("choice", ("x", "y"))]
+    parts = tuple(("title", part) for part in [*kinds, Constraint("lark", 'start: "z" other\nother: "!"')])
+    grammar = f"start: <[{user}]> (@part_0 | @part_1 | @part_2 | @part_3) <[{system}]>"
+    matcher = tiny.compiler.compile(Constraint("lark", grammar, parts, (user,)))
+    assert tiny.allowed(matcher.mask()) == [user]
+    matcher.push(user)
+    for text in ("1", "a/bb", "x", "y", "z!"):
+        fork = matcher.fork()
+        for token in tiny.tokenizer.encode(text):
+            assert token in tiny.allowed(fork.mask())
+            fork.push(token)
+        with pytest.raises(EngineError, match="special"):
+            fork.mask()
+    with pytest.raises(InputError, match="^title: the JSON schema.*wat"):
+        tiny.compiler.compile(Constraint("lark", grammar, (("title", Constraint("json_schema", '{"type": "wat"}')),)))
+
+
+def test_a_matcher_waits_for_its_trigger(tiny: Walk) -> None:
+    """Whatever comes before it; each fork waits for its own."""
+    trigger = tiny.tokenizer.token_id("<|user|>")
+    assert trigger is not None
+    matcher = tiny.compiler.compile(Constraint("lark", f'start: <[{trigger}]> "a"', (), (trigger,), trigger))
+    fork = matcher.fork()
+    for token in (1, 2, trigger):
+        assert matcher.waits and not matcher.finished
+        matcher.push(token)
+    (a,) = tiny.tokenizer.encode("a")
+    assert not matcher.waits and fork.waits and tiny.allowed(matcher.mask()) == [a]
+    assert not matcher.fork().waits
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"kind": "regex", "value": "a", "special": (1,)},
+        {"kind": "lark", "value": "a", "trigger": 3},
+        {"kind": "lark", "value": "a", "parts": (("t", Constraint("lark", "a", (), (1,))),)},
+    ],
+)
+def test_a_constraint_that_contradicts_itself_is_refused(fields: dict[str, Any]) -> None:
+    """Special tokens are a Lark grammar's, the trigger is one of them, and parts have none."""
+    with pytest.raises(InputError, match="special tokens"):
+        Constraint(**fields)

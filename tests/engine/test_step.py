@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,6 +23,7 @@ from porcelet.models.transformer import Transformer, build, initialize
 from porcelet.types import Batch
 from porcelet.weights.quantize import to_int8
 from tests.models.variants import LLAMA, V3, VARIANTS
+from tests.tiny_model import save_tiny_model
 
 pytestmark = pytest.mark.skipif(not cpu.available(), reason="no compiler, hence no native module")
 
@@ -306,3 +310,17 @@ def test_indices_outside_the_tables_assert() -> None:
     for wrong in ({"tokens": (97, 0)}, {"tokens": (-1, 0)}, {"positions": (0, 10**6)}, {"sampled_rows": (2,)}):
         with pytest.raises(AssertionError):
             runner.run(dataclasses.replace(batch, **wrong))
+
+
+def test_recording_leaves_the_compiler_alone(tmp_path: Path) -> None:
+    """A process that answers its first request imports none of torch's compiler, which would take it seconds."""
+    folder = save_tiny_model(tmp_path / "tiny")
+    program = (
+        "import sys, porcelet\n"
+        f"model = porcelet.load({str(folder)!r})\n"
+        "model.chat('x', porcelet.SamplingParams(max_tokens=3))\n"
+        "assert not model.engine.runner.why_not\n"
+        "print('torch._dynamo' in sys.modules)"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (ran.stdout.strip(), ran.stderr) == ("False", "")

@@ -11,8 +11,8 @@ from tests.reliability.processes import Running, start
 from tests.tiny_model import save_tiny_model
 
 MAX_WAITING = 8
-KEEP_ALIVE = 0.2
-QUEUE_TIMEOUT = 3.0
+KEEP_ALIVE = 0.3
+QUEUE_TIMEOUT = 8.0
 
 
 @pytest.fixture(scope="session")
@@ -22,9 +22,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def small(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """Two sequences at once, eight requests under way, signs of life five times a second."""
+    """Two sequences at once, eight requests under way, signs of life three times a second."""
     limits = f"max_waiting = {MAX_WAITING}\nkeep_alive = {KEEP_ALIVE}\nqueue_timeout = {QUEUE_TIMEOUT}\n"
-    engine = "max_sequences = 2\nmax_batch_tokens = 64"
+    engine = "max_sequences = 2\nmax_batch_tokens = 64\ncache_tokens = 200000\nspeculation = 'off'"
     with start(folder, tmp_path_factory.mktemp("small"), config=limits, engine=engine) as running:
         yield running
 

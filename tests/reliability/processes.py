@@ -34,10 +34,6 @@ class Running:
         (engine,) = self.engines()
         os.kill(engine, number)
 
-    def resident_bytes(self) -> int:
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return int(re.search(r"VmRSS:\s+(\d+)", status)[1]) * 1024  # type: ignore[index]
-
     def counts(self) -> tuple[int, int]:
         """Sequences that run and that wait, after the engine's last step."""
         stats = httpx.get(f"{self.url}/healthz").json()["models"]["tiny"]
@@ -57,6 +53,11 @@ class Running:
             time.sleep(0.01)
 
 
+def resident_bytes(process: int) -> int:
+    status = Path(f"/proc/{process}/status").read_text()
+    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmRSS"))
+
+
 @contextmanager
 def start(folder: Path, place: Path, *options: str, config: str = "", engine: str = "") -> Iterator[Running]:
     """A server of the model at `folder`, called tiny. `config` and `engine` are lines of the tables [server] and
@@ -65,7 +66,7 @@ def start(folder: Path, place: Path, *options: str, config: str = "", engine: st
     file.write_text(f'[server]\n{config}\n[models.tiny]\nsource = "{folder}"\nthreads = 1\n{engine}\n')
     command = [sys.executable, "-m", "porcelet", "serve", "--config", str(file), "--port", "0", *options]
     with log.open("wb") as stderr:
-        process = subprocess.Popen(command, stderr=stderr)
+        process = subprocess.Popen(command, stderr=stderr, env=os.environ | {"PORCELET_HOME": str(place)})
     try:
         yield Running(_url(process, log), process, log)
         if process.poll() is None:

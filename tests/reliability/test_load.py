@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from tests.reliability.conftest import KEEP_ALIVE, MAX_WAITING, QUEUE_TIMEOUT
-from tests.reliability.processes import Running
+from tests.reliability.processes import Running, resident_bytes
 
 CHAT = "/v1/chat/completions"
 ASK: dict[str, Any] = {
@@ -23,7 +23,7 @@ ASK: dict[str, Any] = {
     "temperature": 0,
     "max_tokens": 5,
 }
-ENDLESS = ASK | {"max_tokens": 15_000, "stream": True}
+ENDLESS = ASK | {"max_tokens": 90_000, "stream": True}
 
 
 @contextmanager
@@ -46,14 +46,14 @@ def test_burst_of_ten_times_what_fits(at_rest: Running) -> None:
     async def burst() -> list[httpx.Response]:
         limits = httpx.Limits(max_connections=count)
         async with httpx.AsyncClient(timeout=60, limits=limits) as client:
-            asks = [client.post(at_rest.url + CHAT, json=ASK | {"max_tokens": 100}) for _ in range(count)]
+            asks = [client.post(at_rest.url + CHAT, json=ASK | {"max_tokens": 20}) for _ in range(count)]
             return await asyncio.gather(*asks)
 
     responses = asyncio.run(burst())
     taken = [response for response in responses if response.status_code == 200]
     refused = [response for response in responses if response.status_code == 503]
     assert len(taken) >= MAX_WAITING and len(taken) + len(refused) == count and refused
-    assert all(response.json()["usage"]["completion_tokens"] == 100 for response in taken)
+    assert all(response.json()["usage"]["completion_tokens"] == 20 for response in taken)
     for response in refused:
         assert response.json()["error"]["code"] == "overloaded"
         assert 1 <= int(response.headers["retry-after"]) <= 60
@@ -62,29 +62,37 @@ def test_burst_of_ten_times_what_fits(at_rest: Running) -> None:
 
 
 def test_who_waits_hears_signs_of_life_until_the_time_is_over(at_rest: Running) -> None:
-    """In the queue a stream gets comments; after the queue's time it ends with the error that says so."""
+    """In the queue a stream gets comments, and after the queue's time the error; a whole answer gets empty lines and
+    breaks off, so that nobody can take what came for one."""
+
+    async def stream(client: httpx.AsyncClient) -> list[str]:
+        async with client.stream("POST", at_rest.url + CHAT, json=ASK | {"stream": True}) as response:
+            assert response.status_code == 200
+            return [line async for line in response.aiter_lines() if line]
+
+    async def whole(client: httpx.AsyncClient) -> bytes:
+        received = b""
+        async with client.stream("POST", at_rest.url + CHAT, json=ASK) as response:
+            assert response.status_code == 200
+            with pytest.raises(httpx.RemoteProtocolError):
+                async for piece in response.aiter_raw():
+                    received += piece
+        return received
+
+    async def both() -> tuple[list[str], bytes]:
+        async with httpx.AsyncClient(timeout=30) as client:
+            return await asyncio.gather(stream(client), whole(client))
+
     with busy(at_rest):
         start = time.monotonic()
-        with httpx.stream("POST", at_rest.url + CHAT, json=ASK | {"stream": True}, timeout=20) as stream:
-            assert stream.status_code == 200
-            lines = [line for line in stream.iter_lines() if line]
+        (*comments, last), received = asyncio.run(both())
         seconds = time.monotonic() - start
-    *comments, last = lines
     assert set(comments) == {": keep-alive"}
-    assert QUEUE_TIMEOUT / KEEP_ALIVE / 3 <= len(comments) <= QUEUE_TIMEOUT / KEEP_ALIVE
-    assert "no token came within 3 s" in json.loads(last.removeprefix("data: "))["error"]["message"]
-    assert QUEUE_TIMEOUT <= seconds < QUEUE_TIMEOUT + 2
-
-
-def test_a_whole_body_breaks_off(at_rest: Running) -> None:
-    """A whole answer that waits is preceded by empty lines; if it then fails, nobody can take what came for one."""
-    with busy(at_rest), httpx.stream("POST", at_rest.url + CHAT, json=ASK, timeout=20) as response:
-        assert response.status_code == 200
-        received = b""
-        with pytest.raises(httpx.RemoteProtocolError):
-            for piece in response.iter_raw():
-                received += piece
-    assert received.strip() == b"" and len(received) >= 3
+    assert f"no token came within {QUEUE_TIMEOUT:g} s" in json.loads(last.removeprefix("data: "))["error"]["message"]
+    assert received.strip() == b""
+    for count in (len(comments), len(received)):
+        assert QUEUE_TIMEOUT / KEEP_ALIVE / 4 <= count <= QUEUE_TIMEOUT / KEEP_ALIVE + 1
+    assert QUEUE_TIMEOUT <= seconds < QUEUE_TIMEOUT + 5
 
 
 def test_a_whole_body_comes_after_empty_lines(at_rest: Running) -> None:
@@ -101,18 +109,6 @@ def test_a_whole_body_comes_after_empty_lines(at_rest: Running) -> None:
     assert json.loads(body)["choices"] == alone["choices"]
 
 
-def test_over_long_prompts_are_refused_at_once(at_rest: Running) -> None:
-    """A prompt that can never fit is a 400 within moments, though others wait before it."""
-    with busy(at_rest):
-        start = time.monotonic()
-        content = "x" * 50_000
-        response = httpx.post(
-            at_rest.url + CHAT, json=ASK | {"messages": [{"role": "user", "content": content}]}, timeout=20
-        )
-        assert response.status_code == 400 and "tokens" in response.json()["error"]["message"]
-        assert time.monotonic() - start < 2
-
-
 def test_slow_reader(at_rest: Running) -> None:
     """While a long stream waits for a reader that does not read, the server's memory stays as it is, others are
     served, and then all of it is there."""
@@ -126,9 +122,9 @@ def test_slow_reader(at_rest: Running) -> None:
         reader.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
         at_rest.wait_for(lambda: at_rest.counts()[0] == 1)
         time.sleep(0.5)
-        before = at_rest.resident_bytes()
-        at_rest.wait_for(lambda: at_rest.counts()[0] == 0, 60)
-        assert at_rest.resident_bytes() - before < 8_000_000
+        before = resident_bytes(at_rest.process.pid)
+        at_rest.wait_for(lambda: at_rest.counts()[0] == 0, 90)
+        assert resident_bytes(at_rest.process.pid) - before < 8_000_000
         assert httpx.post(at_rest.url + CHAT, json=ASK, timeout=20).status_code == 200
         reader.settimeout(30)
         received = bytearray()

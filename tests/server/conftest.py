@@ -8,14 +8,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import httpx
 import pytest
 
 from porcelet.chat import builtin
+from porcelet.server import keys
+from porcelet.server.keys import KeyLimits
+from porcelet.server.store import Database
 from tests.scripted_model import save_scripted_model
+from tests.server.scripts import AGENT, CALLER, TALKER, V3_1_TEMPLATE
 from tests.tiny_model import save_tiny_model
 
 START_SECONDS = 60
@@ -37,16 +43,21 @@ class Server:
         return [int(line) for line in found.stdout.split()]
 
 
-def start_server(folder: Path, log: Path, *python_options: str, options: Sequence[str] = ()) -> Server:
-    """Start a server on a free port, its database beside its log, and wait for its one line."""
+def start_server(
+    folder: Path, log: Path, *python_options: str, options: Sequence[str] = (), others: Sequence[Path] = ()
+) -> Server:
+    """Start a server on a free port, its database beside its log, and wait for its first line; `others` are served
+    beside the first model."""
     runs = [] if "-c" in python_options else ["-m", "porcelet"]
-    command = [sys.executable, *python_options, *runs, "serve", "--model", str(folder), "--port", "0", *options]
+    command = [sys.executable, *python_options, *runs, "serve", "--port", "0", *options]
+    command += [word for each in (folder, *others) for word in ("--model", str(each))]
     with log.open("wb") as stderr:
         home = os.environ | {"PORCELET_HOME": str(log.parent)}
         process = subprocess.Popen([*command, "--set", "threads=1"], stderr=stderr, env=home)
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
-        if ready := re.search(r"^serving tiny on (https?://[\d.]+:\d+) \(", log.read_text(), re.MULTILINE):
+        line = rf"^serving {folder.name} on (https?://[\d.]+:\d+) \("
+        if ready := re.search(line, log.read_text(), re.MULTILINE):
             return Server(ready[1], process, log)
         time.sleep(0.02)
     process.kill()
@@ -63,6 +74,25 @@ def server(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     # -X importtime writes one line for every module that this process, and not its worker, imports.
     running = start_server(model_folder, tmp_path_factory.mktemp("logs") / "stderr", "-X", "importtime")
     yield running
+    running.process.terminate()
+    assert running.process.wait(20) == 0
+
+
+@pytest.fixture(scope="session")
+def guarded(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, dict[str, str]]]:
+    """A server that others could reach, and its keys."""
+    home = tmp_path_factory.mktemp("guarded")
+    wanted = {
+        "free": KeyLimits(),
+        "neighbour": KeyLimits(),
+        "thirty": KeyLimits(requests_per_minute=30),
+        "poor": KeyLimits(token_budget=40),
+        "other": KeyLimits(models=("large",)),
+    }
+    with closing(Database.open(f"sqlite:///{home / 'porcelet.db'}")) as database:
+        made = {name: database.run_now(partial(keys.create, name=name, limits=wanted[name]))[1] for name in wanted}
+    running = start_server(model_folder, home / "stderr", options=["--host", "0.0.0.0"])
+    yield replace(running, url=running.url.replace("0.0.0.0", "127.0.0.1")), made
     running.process.terminate()
     assert running.process.wait(20) == 0
 
@@ -107,6 +137,19 @@ def chat_home(chat_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tup
 def chat_server(chat_model: Path, chat_home: tuple[Path, Interrupted]) -> Iterator[Server]:
     """A server that found a killed one's database."""
     running = start_server(chat_model, chat_home[0] / "stderr")
+    yield running
+    running.process.terminate()
+    assert running.process.wait(20) == 0
+
+
+@pytest.fixture(scope="session")
+def scripted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server of the models in scripts.py; DeepSeek's names stand for the talker."""
+    folder = tmp_path_factory.mktemp("models")
+    talker = save_scripted_model(folder / "talker", TALKER, V3_1_TEMPLATE)
+    caller = save_scripted_model(folder / "caller", CALLER)
+    agent = save_scripted_model(folder / "agent", AGENT, V3_1_TEMPLATE)
+    running = start_server(talker, folder / "stderr", others=[caller, agent])
     yield running
     running.process.terminate()
     assert running.process.wait(20) == 0

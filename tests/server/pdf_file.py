@@ -17,13 +17,13 @@ def pdf_of(pages: Sequence[str]) -> bytes:
         objects.append(f"<</Type/Page/Parent 2 0 R/MediaBox[0 0 612 792]{place}>>")
         objects.append(f"<</Length {len(content)}>>stream\n{content}\nendstream")
     objects[1] = f"<</Type/Pages/Kids[{' '.join(kids)}]/Count {len(kids)}>>"
-    body, offsets = b"%PDF-1.4\n", []
+    body, offsets = bytearray(b"%PDF-1.4\n"), []
     for number, value in enumerate(objects, 1):
         offsets.append(len(body))
         body += f"{number} 0 obj{value}endobj\n".encode()
     table = "".join(f"{offset:010} 00000 n \n" for offset in offsets)
     trailer = f"trailer<</Size {len(objects) + 1}/Root 1 0 R>>\nstartxref\n{len(body)}\n%%EOF"
-    return body + f"xref\n0 {len(objects) + 1}\n0000000000 65535 f \n{table}{trailer}".encode()
+    return bytes(body) + f"xref\n0 {len(objects) + 1}\n0000000000 65535 f \n{table}{trailer}".encode()
 
 
 def encrypted(pdf: bytes, password: str) -> bytes:

@@ -1,0 +1,33 @@
+"""What fits into memory is known before it is read."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from porcelet.errors import CapacityError
+from porcelet.weights.memory import available_memory, check_fits, total_memory, weight_bytes
+from tests.models.variants import LLAMA
+
+
+def test_available_memory_is_part_of_all() -> None:
+    """What can be had is more than nothing and no more than there is."""
+    assert 0 < available_memory() <= total_memory()
+
+
+def test_a_model_that_is_too_large_names_what_would_fit() -> None:
+    """A model beyond all memory is refused in one line; one that would fit as int8 is told so."""
+    check_fits(LLAMA, "float32", "small")
+    width = 16384
+    huge = replace(LLAMA, hidden_size=width, intermediate_size=width, num_attention_heads=128, head_dim=128)
+    layer = weight_bytes(replace(huge, num_hidden_layers=2), "float32") - weight_bytes(
+        replace(huge, num_hidden_layers=1), "float32"
+    )
+    fits_as_int8 = replace(huge, num_hidden_layers=math.ceil(1.5 * available_memory() / layer))
+    with pytest.raises(CapacityError, match=r"big takes .* GB as float32, .* available; load it with weights=int8"):
+        check_fits(fits_as_int8, "float32", "big")
+    too_large = replace(huge, num_hidden_layers=math.ceil(20 * available_memory() / layer))
+    with pytest.raises(CapacityError, match="free some memory, or take a smaller model"):
+        check_fits(too_large, "float32", "bigger")

@@ -33,7 +33,7 @@ HOST = "127.0.0.1"
 LIMIT_SECONDS = 120.0
 POLL_SECONDS = 0.005
 MAX_STOLEN = 0.1
-APPLICATION = "import uvicorn, porcelet.server.app, porcelet.server.run, porcelet.server.models"
+APPLICATION = "import uvicorn, porcelet.server.app, porcelet.server.run, porcelet.server.generation.models"
 
 
 def main() -> None:

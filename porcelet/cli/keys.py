@@ -21,8 +21,8 @@ import typer
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-    from porcelet.server.keys import Key
-    from porcelet.server.usage import Day
+    from porcelet.server.gate.keys import Key
+    from porcelet.server.gate.usage import Day
 
 Result = TypeVar("Result")
 Config = Annotated[Path | None, typer.Option("--config", help="The server's TOML file, which may name its database.")]
@@ -46,7 +46,7 @@ def create(
     config: Config = None,
 ) -> None:
     """Make a key and print it, once: nobody can show it again."""
-    from porcelet.server import keys
+    from porcelet.server.gate import keys
 
     limits = keys.KeyLimits(
         models=tuple(models or ()),
@@ -75,7 +75,7 @@ def list_(
     config: Config = None,
 ) -> None:
     """List the keys with their limits, and what they have used."""
-    from porcelet.server import keys, usage
+    from porcelet.server.gate import keys, usage
 
     def work(connection: Connection) -> tuple[list[Key], list[Day]]:
         return keys.list_keys(connection), usage.days(connection) if with_usage else []
@@ -99,7 +99,7 @@ def revoke(
     key: Annotated[str, typer.Argument(help="A key's id, or a name to revoke all of its keys.")], config: Config = None
 ) -> None:
     """Revoke a key; a running server refuses it within a few seconds, and ends its logins."""
-    from porcelet.server import keys
+    from porcelet.server.gate import keys
 
     revoked = _in_database(config, lambda connection: keys.revoke(connection, key))
     for found in revoked:

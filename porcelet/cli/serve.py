@@ -51,9 +51,9 @@ def serve(
     The default model is fetched first if it is not in the store.
     """
     from porcelet.errors import PorceletError
-    from porcelet.server.access import Access
-    from porcelet.server.logs import configure
-    from porcelet.server.loopback import bind, is_loopback
+    from porcelet.server.gate.access import Access
+    from porcelet.server.gate.loopback import bind, is_loopback
+    from porcelet.server.operations.logs import configure
     from porcelet.server.run import check, run
 
     configure(log_format, log_level)

@@ -9,13 +9,16 @@ from fastapi.staticfiles import StaticFiles
 from starlette.responses import FileResponse
 
 from porcelet.metrics import Metrics
-from porcelet.server import account, anthropic, api, health, login, openai, responses, tokenize
+from porcelet.server.conversations import api
+from porcelet.server.conversations.jobs import Jobs
+from porcelet.server.dialects import anthropic, openai, responses, tokenize
 from porcelet.server.errors import ERRORS, install
-from porcelet.server.guard import Gate, Guard
-from porcelet.server.jobs import Jobs
-from porcelet.server.logs import RequestLog, TokenCount
-from porcelet.server.meters import Meters, engine_readings
-from porcelet.server.models import Models
+from porcelet.server.gate import account, login
+from porcelet.server.gate.guard import Gate, Guard
+from porcelet.server.generation.models import Models
+from porcelet.server.operations import health
+from porcelet.server.operations.logs import RequestLog, TokenCount
+from porcelet.server.operations.meters import Meters, engine_readings
 from porcelet.server.store import Database
 
 STATIC = Path(__file__).parent / "static"

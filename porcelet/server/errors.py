@@ -21,7 +21,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from porcelet.errors import CapacityError, InputError, PorceletError
-from porcelet.server.logs import request_id
+from porcelet.server.operations.logs import request_id
 
 INVALID = InputError.kind
 _MISTAKE = "the server made a mistake; its log says more"

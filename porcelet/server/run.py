@@ -21,15 +21,15 @@ from typing import TYPE_CHECKING
 
 from porcelet.config import ServeConfig
 from porcelet.engine.supervisor import Supervisor
-from porcelet.server.access import Access
-from porcelet.server.loopback import url
+from porcelet.server.gate.access import Access
+from porcelet.server.gate.loopback import url
 from porcelet.types import Progress
 
 if TYPE_CHECKING:
     import uvicorn
 
-    from porcelet.server.jobs import Jobs
-    from porcelet.server.models import Models
+    from porcelet.server.conversations.jobs import Jobs
+    from porcelet.server.generation.models import Models
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ def check(config: ServeConfig, access: Access) -> None:
     """
     access.check()
     if access.needs_key:
-        from porcelet.server.keys import check_any
+        from porcelet.server.gate.keys import check_any
         from porcelet.server.store import Database, default_url
 
         with closing(Database.open(config.server.database or default_url())) as database:
@@ -87,10 +87,10 @@ async def _serve(
         import uvicorn
 
         from porcelet.server.app import create_app
-        from porcelet.server.connection import Connection
-        from porcelet.server.guard import open_gate
-        from porcelet.server.jobs import Jobs
-        from porcelet.server.models import Model, Models
+        from porcelet.server.conversations.jobs import Jobs
+        from porcelet.server.gate.connection import Connection
+        from porcelet.server.gate.guard import open_gate
+        from porcelet.server.generation.models import Model, Models
         from porcelet.server.store import Database, default_url
 
         database = opened.enter_context(closing(Database.open(config.server.database or default_url())))

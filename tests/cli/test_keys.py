@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from porcelet.errors import CapacityError, InputError
-from porcelet.server import usage
+from porcelet.server.gate import usage
+from porcelet.server.gate.usage import Amounts
 from porcelet.server.store import Database
-from porcelet.server.usage import Amounts
 
 SECRET = re.compile(r"sk-porcelet-([0-9a-z]{10})-[A-Za-z0-9_-]{43}")
 

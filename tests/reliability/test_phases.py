@@ -12,8 +12,8 @@ import pytest
 
 from porcelet.config import EngineConfig, ModelEntry, ServeConfig
 from porcelet.engine.supervisor import Supervisor
-from porcelet.server.models import Model
-from porcelet.server.watch import LOCAL
+from porcelet.server.generation.models import Model
+from porcelet.server.generation.watch import LOCAL
 from porcelet.types import SamplingParams
 
 ENGINE = EngineConfig(threads=1, max_sequences=4, max_batch_tokens=8, cache_tokens=8192, speculation="lookup")

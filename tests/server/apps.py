@@ -8,11 +8,11 @@ from pathlib import Path
 
 from starlette.types import ASGIApp
 
-from porcelet.server.access import Access
 from porcelet.server.app import create_app
-from porcelet.server.guard import open_gate
-from porcelet.server.jobs import Jobs
-from porcelet.server.models import Models
+from porcelet.server.conversations.jobs import Jobs
+from porcelet.server.gate.access import Access
+from porcelet.server.gate.guard import open_gate
+from porcelet.server.generation.models import Models
 from porcelet.server.store import Database
 
 

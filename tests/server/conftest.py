@@ -17,8 +17,8 @@ import httpx
 import pytest
 
 from porcelet.chat import builtin
-from porcelet.server import keys
-from porcelet.server.keys import KeyLimits
+from porcelet.server.gate import keys
+from porcelet.server.gate.keys import KeyLimits
 from porcelet.server.store import Database
 from tests.scripted_model import save_scripted_model
 from tests.server.scripts import AGENT, CALLER, TALKER, V3_1_TEMPLATE

@@ -18,10 +18,10 @@ import pytest
 from starlette.types import ASGIApp
 
 from porcelet.config import ModelEntry, ServeConfig
-from porcelet.server.body import MAX_BODY_BYTES
-from porcelet.server.guard import SECURITY_HEADERS
-from porcelet.server.loopback import is_loopback
-from porcelet.server.models import Models
+from porcelet.server.gate.body import MAX_BODY_BYTES
+from porcelet.server.gate.guard import SECURITY_HEADERS
+from porcelet.server.gate.loopback import is_loopback
+from porcelet.server.generation.models import Models
 from tests.server.apps import local_app
 from tests.server.conftest import Server, start_server
 

@@ -32,20 +32,20 @@ from porcelet.engine.engine import Engine
 from porcelet.engine.grammar import GrammarCompiler
 from porcelet.errors import InputError, ModelError
 from porcelet.models.transformer import build, initialize
-from porcelet.server import guard, keys, login
 from porcelet.server.app import create_app
-from porcelet.server.jobs import Jobs
-from porcelet.server.models import Models
+from porcelet.server.conversations.jobs import Jobs
+from porcelet.server.gate import guard, keys, login
+from porcelet.server.generation.models import Models
 from porcelet.types import Constraint, SamplingParams
 from porcelet.weights import gguf
 from porcelet.weights.header import read_config
 from porcelet.weights.shards import read_header
 from tests.models.variants import LLAMA
 from tests.server.conftest import Server, start_server
-from tests.server.gate import House, bearer, in_house, listening, routes
+from tests.server.doors import House, bearer, in_house, listening, routes
 from tests.tiny_model import save_tiny_model
 
-PACKAGE = Path(keys.__file__).parents[1]
+PACKAGE = Path(keys.__file__).parents[2]
 ASK: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "x"}], "max_tokens": 1}
 
 

@@ -9,7 +9,7 @@ import pytest
 from porcelet.errors import CapacityError, EngineError, InputError, ModelError, PorceletError
 from porcelet.server import errors
 from porcelet.server.errors import Fault, FieldError, RangeError, fault_body, fault_of, fault_response
-from porcelet.server.models import ContextError, UnknownModelError
+from porcelet.server.generation.models import ContextError, UnknownModelError
 
 
 @pytest.mark.parametrize(

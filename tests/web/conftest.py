@@ -71,13 +71,13 @@ expect.set_options(timeout=PATIENCE)
 Visit = Callable[..., Page]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the server has its models, its database and its log."""
     return tmp_path_factory.mktemp("web")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def key(folder: Path) -> str:
     """An API key, as a visitor is given one."""
     command = [sys.executable, "-m", "porcelet", "keys", "create", "visitor"]
@@ -86,7 +86,7 @@ def key(folder: Path) -> str:
     ).stdout.strip()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def address(folder: Path, key: str) -> Iterator[str]:
     """Where the server is, with the models "writer" and "endless"; it asks even this machine for the key."""
     models = [
@@ -119,15 +119,16 @@ def _address(process: subprocess.Popen[bytes], log: Path) -> str:
     raise AssertionError(f"the server did not start: {log.read_text()[-2000:]}")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
+    """Chromium; gone before tests elsewhere, as playwright's event loop runs in this thread as long as it is here."""
     with sync_playwright() as playwright:
         running = playwright.chromium.launch(executable_path=CHROMIUM, args=OPTIONS)
         yield running
         running.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def login(browser: Browser, address: str, key: str) -> StorageState:
     """The cookie of somebody who is logged in."""
     context = browser.new_context()

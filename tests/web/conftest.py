@@ -13,7 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, ViewportSize, expect, sync_playwright
+from playwright.sync_api import (
+    Browser,
+    BrowserContext,
+    ConsoleMessage,
+    Page,
+    StorageState,
+    ViewportSize,
+    expect,
+    sync_playwright,
+)
 
 from tests.scripted_model import save_scripted_model
 from tests.web import scripts
@@ -62,22 +71,40 @@ expect.set_options(timeout=PATIENCE)
 Visit = Callable[..., Page]
 
 
-@pytest.fixture(scope="session")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Where the server is, with the models "writer" and "endless"."""
-    folder = tmp_path_factory.mktemp("web")
+@pytest.fixture(scope="package")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the server has its models, its database and its log."""
+    return tmp_path_factory.mktemp("web")
+
+
+@pytest.fixture(scope="package")
+def key(folder: Path) -> str:
+    """An API key, as a visitor is given one."""
+    command = [sys.executable, "-m", "porcelet", "keys", "create", "visitor"]
+    return subprocess.run(
+        command, env=_environment(folder), stdout=subprocess.PIPE, check=True, text=True
+    ).stdout.strip()
+
+
+@pytest.fixture(scope="package")
+def address(folder: Path, key: str) -> Iterator[str]:
+    """Where the server is, with the models "writer" and "endless"; it asks even this machine for the key."""
     models = [
         save_scripted_model(folder / "writer", scripts.WRITER, scripts.TEMPLATE),
         save_scripted_model(folder / "endless", scripts.ENDLESS, scripts.TEMPLATE),
     ]
-    command = [sys.executable, "-m", "porcelet", "serve", "--port", "0", "--set", "threads=1"]
+    command = [sys.executable, "-m", "porcelet", "serve", "--port", "0", "--require-key", "--set", "threads=1"]
     command += [option for model in models for option in ("--model", str(model))]
     log = folder / "stderr"
     with log.open("wb") as stderr:
-        process = subprocess.Popen(command, stderr=stderr, env=os.environ | {"PORCELET_HOME": str(folder / "home")})
+        process = subprocess.Popen(command, stderr=stderr, env=_environment(folder))
     yield _address(process, log)
     process.terminate()
     assert process.wait(20) == 0
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    return os.environ | {"PORCELET_HOME": str(folder / "home")}
 
 
 def _address(process: subprocess.Popen[bytes], log: Path) -> str:
@@ -92,17 +119,28 @@ def _address(process: subprocess.Popen[bytes], log: Path) -> str:
     raise AssertionError(f"the server did not start: {log.read_text()[-2000:]}")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
+    """Chromium; gone before tests elsewhere, as playwright's event loop runs in this thread as long as it is here."""
     with sync_playwright() as playwright:
         running = playwright.chromium.launch(executable_path=CHROMIUM, args=OPTIONS)
         yield running
         running.close()
 
 
+@pytest.fixture(scope="package")
+def login(browser: Browser, address: str, key: str) -> StorageState:
+    """The cookie of somebody who is logged in."""
+    context = browser.new_context()
+    assert context.request.post(f"{address}/login", data={"key": key}).status == 204
+    state = context.storage_state()
+    context.close()
+    return state
+
+
 @pytest.fixture
-def visit(browser: Browser, address: str) -> Iterator[Visit]:
-    """Opens the page as a new visitor: visit(locale="fr-FR", color_scheme="dark", viewport=PHONE, path="/").
+def visit(browser: Browser, address: str, login: StorageState) -> Iterator[Visit]:
+    """Opens the page in a new window of somebody who is logged in: visit(locale="fr-FR", viewport=PHONE, path="/").
 
     Whatever the test did, the console showed no error, nothing broke the content security policy, and no other origin
     was asked for anything.
@@ -110,7 +148,7 @@ def visit(browser: Browser, address: str) -> Iterator[Visit]:
     visitors: list[Visitor] = []
 
     def open_page(path: str = "/", locale: str = "en-GB", refused: bool = False, **options: Any) -> Page:
-        settings: dict[str, Any] = {"viewport": DESKTOP, "service_workers": "block"} | options
+        settings = {"viewport": DESKTOP, "service_workers": "block", "storage_state": login} | options
         context = browser.new_context(locale=locale, **settings)
         context.grant_permissions(["clipboard-read", "clipboard-write"])
         context.set_default_timeout(PATIENCE)

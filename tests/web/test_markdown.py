@@ -42,7 +42,7 @@ def page(browser: Browser, address: str) -> Iterator[Page]:
     opened = browser.new_page()
     opened.goto(f"{address}/login")
     draw(opened, "$x$")  # loads KaTeX
-    opened.wait_for_function("globalThis.katex")
+    opened.wait_for_function("() => globalThis.katex")
     yield opened
     opened.close()
 

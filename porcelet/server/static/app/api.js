@@ -47,8 +47,8 @@ export function openStream(id, last, signal) {
   return request("GET", `/api/streams/${id}`, { headers, signal });
 }
 
-async function json(...request_) {
-  return (await request(...request_)).json();
+async function json(method, address, options) {
+  return (await request(method, address, options)).json();
 }
 
 async function request(method, address, { body, raw, headers = {}, signal } = {}) {

@@ -62,10 +62,12 @@ export function createComposer({ onSend, onStop, onChange }) {
       refresh();
     },
     running(running) {
-      const hadFocus = [send, stop].includes(document.activeElement);
+      const focused = document.activeElement;
       send.hidden = running;
       stop.hidden = !running;
-      if (hadFocus) (running ? stop : prompt).focus(); // the button that had the focus is hidden now
+      if (![send, stop, document.body].includes(focused)) return;
+      if (running) stop.focus(); // the button that had the focus is hidden or gone now
+      else focus();
     },
   };
 }

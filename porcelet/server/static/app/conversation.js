@@ -163,6 +163,7 @@ export function createConversation(page) {
     turn();
     tree.select(tree.newestLeaf(messageId));
     draw();
+    thread.view(messageId).element.querySelector(".versions button:enabled").focus(); // the one pressed is gone
     const last = tree.path().at(-1);
     if (last.status === "running") followAnswer(last, { resumed: true });
     await api.changeConversation(about.id, { leaf: tree.leaf }).catch((problem) => page.failed(problem));

@@ -20,8 +20,8 @@ export async function askName(title, value) {
 function open(title, content, action, danger, focused = null) {
   const heading = setText(h("h2", { id: "dialog-title" }), title);
   const cancel = setText(h("button", { type: "button", class: "quiet" }), "cancel");
-  const confirm_ = setText(h("button", { type: "submit", class: danger ? "strong danger" : "strong" }), action);
-  const form = h("form", {}, heading, ...content, h("div", { class: "buttons" }, cancel, confirm_));
+  const submit = setText(h("button", { type: "submit", class: danger ? "strong danger" : "strong" }), action);
+  const form = h("form", {}, heading, ...content, h("div", { class: "buttons" }, cancel, submit));
   const dialog = h("dialog", { "aria-labelledby": "dialog-title" }, form);
   let confirmed = null;
   form.addEventListener("submit", (event) => {

@@ -42,12 +42,12 @@ function draw(span) {
   }
 }
 
-function opening(source, position) {
+function markAt(source, position) {
   return Object.keys(CLOSING).find((mark) => source.startsWith(mark, position));
 }
 
 function inlineMath(state, silent) {
-  const mark = opening(state.src, state.pos);
+  const mark = markAt(state.src, state.pos);
   if (!mark) return false;
   const start = state.pos + mark.length;
   const end = closing(state.src, start, CLOSING[mark], state.posMax);
@@ -78,7 +78,7 @@ function isFormula(content, next = "") {
 /** A formula that begins a line with $$ or \[ and ends with a line; as in TeX, it has no blank line inside. */
 function blockMath(state, startLine, endLine, silent) {
   const lineAt = (line) => state.src.slice(state.bMarks[line] + state.tShift[line], state.eMarks[line]).trimEnd();
-  const mark = ["$$", "\\["].find((mark_) => lineAt(startLine).startsWith(mark_));
+  const mark = ["$$", "\\["].find((opening) => lineAt(startLine).startsWith(opening));
   if (!mark) return false;
   const lines = [];
   for (let line = startLine; line < endLine; line++) {

@@ -36,13 +36,13 @@ function isLoss(problem) {
 /** Parse a body into {id, data}; ends early when it stays silent. */
 async function* events(body, signal) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
-  let [rest_, event] = ["", {}];
+  let [unfinished, event] = ["", {}]; // the line that has not ended yet
   try {
     for (;;) {
       const chunk = await soon(reader.read());
       if (!chunk || chunk.done || signal.aborted) return;
-      const lines = (rest_ + chunk.value).split(/\r?\n/);
-      rest_ = lines.pop();
+      const lines = (unfinished + chunk.value).split(/\r?\n/);
+      unfinished = lines.pop();
       for (const line of lines) {
         if (line.startsWith("id:")) event.id = line.slice(3).trim();
         else if (line.startsWith("data:")) event.data = JSON.parse(line.slice(5));

@@ -6,7 +6,7 @@ import { byId, h, icon } from "./dom.js";
 import { setLabel, setText } from "./language.js";
 import { problemText } from "./problem.js";
 
-/** {ids(), tokens(), busy(), clear(), add(files)} over the composer's list of files. */
+/** {ids(), tokens(), busy(), clear()} over the composer's list of files. */
 export function createUploads(onChange) {
   const list = byId("files");
   const input = byId("file-input");
@@ -27,6 +27,7 @@ export function createUploads(onChange) {
       if (upload.controller.signal.aborted) return;
       upload.chip.classList.add("refused");
       setText(state, problemText(problem));
+      state.title = problem.message; // the server's own words, with the numbers
       announce("file_refused", { name: file.name });
     }
     upload.controller = null;

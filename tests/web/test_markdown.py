@@ -110,6 +110,31 @@ def test_formulas_are_told_from_prices(page: Page, text: str, formulas: int) -> 
 
 
 @pytest.mark.parametrize(
+    "formula",
+    ["{" * 2000, "\\sqrt{" * 600, "x + " * 2000, "\\def\\a{\\a\\a}\\a"],
+    ids=["braces", "nested roots", "long", "endless macro"],
+)
+def test_degenerate_formula_shows_its_source(page: Page, formula: str) -> None:
+    """A formula that KaTeX cannot or should not draw stays as its source, and what follows is drawn."""
+    html = draw(page, f"$$\n{formula}\n$$\n\n**after**")
+    assert 'class="math display unreadable"' in html
+    assert "<strong>after</strong>" in html
+
+
+@pytest.mark.parametrize("text", ["$" + "1" * 40_000 + "$", "$1 " * 20_000, "\\(" * 20_000], ids=lambda text: text[:4])
+def test_dollars_are_told_apart_in_linear_time(page: Page, text: str) -> None:
+    """Tens of thousands of characters that might be formulas or prices take no noticeable time."""
+    draw(page, "$x$")
+    spent = page.evaluate("""async (text) => {
+        const { createMarkdown } = await import("/static/app/markdown.js");
+        const begun = performance.now();
+        createMarkdown(document.createElement("div")).write(text);
+        return performance.now() - begun;
+    }""", text)  # fmt: skip
+    assert spent < 1500
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "<script>alert(1)</script>",

@@ -3,7 +3,8 @@
 
 const KATEX = "../vendor/katex-0.19.1/katex.min.js";
 const CLOSING = { "$$": "$$", "\\[": "\\]", "\\(": "\\)", "$": "$" };
-const PRICE = /^[\d.,]+\S*\s(?!.*[\\^_={}<>+*/])/; // "5 and 10" between two signs; an operator makes it a formula
+const LONGEST = 4_000; // characters of a formula that is typeset; more would be felt, and nobody writes it
+const PRICE = /^[\d.,]\S*\s(?!.*[\\^_={}<>+*/])/; // "5 and 10" between two signs; an operator makes it a formula
 
 let katex = null;
 let loading = null;
@@ -21,12 +22,12 @@ export function typeset(root) {
   const formulas = root.querySelectorAll(".math");
   if (!formulas.length) return;
   if (katex) formulas.forEach(draw);
-  else load().then(() => formulas.forEach(draw));
+  else load().then(() => formulas.forEach(draw), console.warn);
 }
 
 async function load() {
   loading ??= import(KATEX); // a script of the older kind: it leaves a global name
-  await loading;
+  await loading.finally(() => (loading = null));
   katex = globalThis.katex;
 }
 
@@ -34,10 +35,10 @@ function draw(span) {
   const source = span.textContent;
   const displayMode = span.classList.contains("display");
   try {
+    if (source.length > LONGEST) throw new RangeError("a formula that long is not typeset");
     katex.render(source, span, { displayMode, maxSize: 40, maxExpand: 500, strict: "ignore" });
-  } catch (problem) {
-    if (!(problem instanceof katex.ParseError)) throw problem;
-    span.textContent = source; // half a formula while it streams, or none at all
+  } catch { // half a formula while it streams, none at all, or one nested until KaTeX runs out of stack
+    span.textContent = source;
     span.classList.add("unreadable");
   }
 }

@@ -11,9 +11,10 @@ import re
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
+from uuid import UUID
 
 import pytest
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Locator, Page, Route, expect
 
 from tests.web.conftest import PHONE
 
@@ -234,6 +235,105 @@ def test_escape_leaves_an_edit(visit: Visit) -> None:
     page.keyboard.press("Escape")
     expect(page.locator(".bubble")).to_have_text("Leave me as I am")
     expect(edit).to_be_focused()
+
+
+def test_text_typed_while_sending_stays(visit: Visit) -> None:
+    """What is typed while a question is on its way stays; a refused question comes back in front of it, files too."""
+    page = visit(refused=True)
+    choose(page, "writer", "off")
+    waiting: list[Route] = []
+    page.route("**/messages", lambda route: waiting.append(route))
+    field = page.get_by_label("Message", exact=True)
+    ask(page, "refused question")
+    expect(field).to_have_value("")
+    field.press_sequentially("typed since")
+    error = {"message": "the prompt has 9001 tokens", "code": "context_length_exceeded", "type": "", "param": None}
+    page.wait_for_timeout(100)
+    waiting[0].fulfill(status=400, json={"error": error})
+    expect(field).to_have_value("refused question\ntyped since")
+    expect(page.get_by_role("alert").first).to_contain_text("The conversation is too long")
+    expect(page.get_by_role("alert").first).to_contain_text("9001 tokens")
+    page.reload()
+    expect(field).to_have_value("refused question\ntyped since")
+    expect(page.get_by_role("link", name="New conversation")).to_have_count(0)  # the empty one is gone again
+
+
+def test_lost_response_is_asked_once(visit: Visit) -> None:
+    """A question whose response was lost is sent again under the same id, and double keys send it once."""
+    page = visit(refused=True)
+    choose(page, "writer", "off")
+    sent: list[str] = []
+
+    def lose(route: Route) -> None:
+        sent.append(json.loads(route.request.post_data or "{}")["id"])
+        if len(sent) == 1:
+            route.abort()
+        else:
+            route.continue_()
+
+    page.route("**/messages", lose)
+    field = page.get_by_label("Message", exact=True)
+    field.fill("Asked once")
+    field.evaluate("""(field) => {
+        const enter = () => field.dispatchEvent(new KeyboardEvent("keydown", {key: "Enter", cancelable: true}));
+        enter();
+        enter();
+    }""")
+    expect(page.get_by_role("alert").first).to_contain_text("The server does not answer.")
+    assert len(sent) == 1
+    page.reload()
+    expect(field).to_have_value("Asked once")
+    page.get_by_role("button", name="Send", exact=True).click()
+    expect(last_answer(page).locator(".speed")).to_be_visible()
+    assert len(sent) == 2
+    assert sent[0] == sent[1]
+    assert UUID(sent[0]).version == 4
+
+
+def test_sending_stays_in_its_conversation(visit: Visit) -> None:
+    """A question whose response comes after another conversation was opened shows nothing there."""
+    page = visit()
+    choose(page, "writer", "off")
+    waiting: list[Route] = []
+    page.route("**/messages", lambda route: waiting.append(route))
+    ask(page, "Too slow for me")
+    page.wait_for_timeout(300)
+    page.get_by_label("Message", exact=True).focus()
+    page.keyboard.press("Control+Shift+O")
+    waiting[0].continue_()
+    expect(page.get_by_role("navigation").get_by_role("link", name="Too slow for me").first).to_be_visible()
+    expect(page.locator(".question")).to_have_count(0)
+    expect(page.get_by_role("heading", name="What is on your mind?")).to_be_visible()
+
+
+def test_keys_of_an_input_method_do_not_send(visit: Visit) -> None:
+    """The Enter that confirms a word of an input method is not for the page, in Safari's way of telling neither."""
+    page = visit()
+    page.get_by_label("Message", exact=True).fill("pinyin")
+    for how in ("isComposing: true", "keyCode: 229"):
+        page.evaluate(f"""() => document.getElementById("prompt").dispatchEvent(
+            new KeyboardEvent("keydown", {{key: "Enter", cancelable: true, {how}}}))""")
+    expect(page.get_by_label("Message", exact=True)).to_have_value("pinyin")
+    expect(page.locator(".question")).to_have_count(0)
+
+
+def test_focus_is_never_lost(visit: Visit) -> None:
+    """Answering again, switching versions and an answer's end leave the focus on something that can be pressed."""
+    page = visit()
+    ask_and_wait(page, "Keep the focus")
+    page.get_by_role("button", name="Answer again").press("Enter")
+    expect(page.get_by_role("group", name="Version 2 of 2")).to_be_visible()
+    assert page.evaluate("document.activeElement !== document.body")
+    page.get_by_role("button", name="Previous version").press("Enter")
+    expect(page.get_by_role("button", name="Next version")).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("button", name="Previous version")).to_be_focused()
+    link = page.get_by_role("navigation").get_by_role("link", name="Keep the focus").first
+    link.focus()
+    page.get_by_role("navigation").get_by_role("button", name="Options: Keep the focus").first.press("Enter")
+    page.keyboard.press("Enter")  # the first item: Pin
+    expect(page.get_by_role("list", name="Pinned").get_by_role("link", name="Keep the focus")).to_be_visible()
+    assert page.evaluate("document.activeElement !== document.body")
 
 
 def test_copying(visit: Visit) -> None:

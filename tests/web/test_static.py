@@ -27,6 +27,9 @@ ERRORS = {  # the codes of the chat API that the page says in the visitor's lang
     "engine_unavailable",
     "file_too_large",
     "file_unreadable",
+    "file_encrypted",
+    "file_scanned",
+    "file_encoding",
     "file_too_long",
     "not_found",
     "unreachable",
@@ -110,6 +113,12 @@ def test_texts_are_whole_in_every_language() -> None:
         assert list(language) == list(blanks)
         assert all(language.values())
         assert {key: set(re.findall(r"\{\w+\}", text)) for key, text in language.items()} == blanks
+
+
+def test_french_spaces_do_not_break() -> None:
+    """No French sign is left alone on a new line: ? ! ; % have a narrow space before, : a wide one, « » wide inside."""
+    for key, text in texts()["fr"].items():
+        assert not re.search(r"[^\u202f][?!;%]|[^\u00a0][:»]|«(?!\u00a0)", text), key
 
 
 def test_languages_differ() -> None:

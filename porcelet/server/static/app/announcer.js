@@ -13,14 +13,20 @@ export function announce(key, values) {
   byId("announcements").textContent = text(key, values);
 }
 
-/** {hear(text), finish(text)} for one answer: hear what it is so far; new sentences are spoken once they are whole. */
-export function createAnnouncer() {
+/** {hear(text), finish(text)} for one answer: hear what it is so far; new sentences are spoken once they are whole.
+ * One that is `resumed` was heard before: it is spoken from where it is by now. */
+export function createAnnouncer({ resumed = false } = {}) {
+  let isPast = resumed;
   let heard = 0;
   let inCode = false;
 
+  byId("spoken").replaceChildren();
+
   function speak(piece) {
     const region = byId("spoken");
-    region.append(...piece.split("\n").map(spoken).filter(Boolean).map((sentence) => h("p", {}, sentence)));
+    const sentences = piece.split("\n").map(spoken).filter(Boolean);
+    if (isPast) return;
+    region.append(...sentences.map((sentence) => h("p", {}, sentence)));
     while (region.childElementCount > KEPT) region.firstElementChild.remove();
   }
 
@@ -38,6 +44,7 @@ export function createAnnouncer() {
       if (!piece) return;
       heard += piece.length;
       speak(piece);
+      isPast = false;
     },
     finish(whole) {
       speak(whole.slice(heard));

@@ -8,12 +8,12 @@ import { problemBox } from "./problem.js";
 import { createThinking } from "./thinking.js";
 import { iconButton, versionSwitcher } from "./versions.js";
 
-const ENDINGS = { length: "cut", stopped: "stopped", interrupted: "interrupted" };
+export const ENDINGS = { length: "cut", stopped: "stopped", interrupted: "interrupted" };
 
 /** {element, update(message, versions), progress(state)} of an answer. `actions`: regenerate(message), show(id). */
 export function createAnswer(first, actions) {
   const thinking = createThinking();
-  const prose = h("div", { class: "prose" });
+  const prose = h("div", { class: "prose", dir: "auto" });
   const waiting = h("div", { class: "waiting", hidden: true });
   const ending = h("div", { class: "ending" });
   const row = h("div", { class: "actions" });

@@ -19,8 +19,8 @@ export const session = () => json("GET", "/api/session");
 export const logIn = (key) => request("POST", "/login", { body: { key } });
 export const logOut = () => request("POST", "/logout");
 
-export function conversations({ query = "", cursor = null, signal } = {}) {
-  const search = new URLSearchParams({ q: query, ...(cursor && { cursor }) });
+export function conversations({ query = "", cursor = null, limit = 50, signal } = {}) {
+  const search = new URLSearchParams({ q: query, limit, ...(cursor && { cursor }) });
   return json("GET", `/api/conversations?${search}`, { signal });
 }
 export const conversation = (id, signal) => json("GET", `/api/conversations/${id}`, { signal });

@@ -15,10 +15,11 @@ export function createChoice(onChange) {
   const model = () => models.find(({ name }) => name === modelSelect.value);
 
   function offer(offered, preferred) {
+    if (JSON.stringify(offered) === JSON.stringify(models)) return;
     const isOffered = (name) => offered.some((one) => one.name === name);
     const chosen = [modelSelect.value, stored.model, preferred].find(isOffered);
     models = offered;
-    modelSelect.replaceChildren(...models.map(({ name }) => h("option", { value: name }, name)));
+    fill(modelSelect, models.map(({ name }) => h("option", { value: name }, name)));
     modelSelect.value = chosen ?? models[0].name;
     modelSelect.parentElement.hidden = models.length < 2;
     offerEfforts();
@@ -27,10 +28,16 @@ export function createChoice(onChange) {
   function offerEfforts() {
     const allowed = ALLOWED[model().thinking] ?? [];
     const options = allowed.map((effort) => setText(h("option", { value: effort }), EFFORTS[effort]));
-    effortSelect.replaceChildren(...options);
+    fill(effortSelect, options);
     effortSelect.value = allowed.includes(stored.effort) ? stored.effort : "high";
     effortSelect.parentElement.hidden = !allowed.length;
     onChange();
+  }
+
+  /** Replace the options of a select unless they are there already: it may be open. */
+  function fill(select, options) {
+    const values = (all) => JSON.stringify(all.map(({ value }) => value));
+    if (values([...select.options]) !== values(options)) select.replaceChildren(...options);
   }
 
   modelSelect.addEventListener("change", () => {

@@ -10,8 +10,7 @@ const CONFIRMED = 1600; // ms for which the button shows that it has copied
 export function copyButton(label, read) {
   const button = h("button", { type: "button", class: "plain" }, icon("copy"));
   button.addEventListener("click", async () => {
-    await copy(read());
-    announce("copied");
+    if (!(await copy(read()))) return;
     setLabel(button, "copied");
     button.replaceChildren(icon("check"));
     setTimeout(() => {
@@ -22,18 +21,22 @@ export function copyButton(label, read) {
   return setLabel(button, label);
 }
 
+/** Copy a text and say whether it worked; so it resolves. Plain HTTP from another machine has no clipboard. */
 export async function copy(text) {
-  if (navigator.clipboard) await navigator.clipboard.writeText(text);
-  else copyBySelection(text); // plain HTTP from another machine has no clipboard
+  const writing = navigator.clipboard?.writeText(text).then(() => true, () => false);
+  const isCopied = (await writing) || copyBySelection(text);
+  announce(isCopied ? "copied" : "not_copied");
+  return isCopied;
 }
 
 function copyBySelection(text) {
   const focused = document.activeElement;
   const field = h("textarea", { class: "unseen", readonly: true });
   field.value = text;
-  document.body.append(field);
+  (document.querySelector("dialog[open]") ?? document.body).append(field);
   field.select();
-  document.execCommand("copy");
+  const isCopied = document.execCommand("copy");
   field.remove();
   focused?.focus();
+  return isCopied;
 }

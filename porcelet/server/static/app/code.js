@@ -20,7 +20,7 @@ export function createCode(language) {
   const copy = copyButton("copy_code", () => code.textContent);
   keepReachable(scroller);
   return {
-    element: h("figure", { class: "code" }, h("figcaption", {}, name, copy), scroller),
+    element: h("figure", { class: "code", dir: "ltr" }, h("figcaption", {}, name, copy), scroller),
     write(text) {
       if (!known || text.length > LONGEST_COLOURED) code.textContent = text;
       else code.replaceChildren(sanitized(highlighter.highlight(text, { language, ignoreIllegals: true }).value));

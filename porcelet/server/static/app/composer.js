@@ -1,22 +1,26 @@
 // Where a message is written: a field that grows, sending with Enter, stopping while the model answers.
 
-import { byId } from "./dom.js";
+import { byId, isForInput } from "./dom.js";
+import { keepDraft, readDraft } from "./draft.js";
 import { createUploads } from "./uploads.js";
 
-const DRAFT = "porcelet.draft"; // in the tab's own storage, so that a reload loses nothing
-
-/** {focus(), running(bool), ready(bool), write(text), tokens()}. `onSend(text, file ids, again)` resolves to whether
- * it was taken; only then the field is emptied. `again` sends once more. */
+/** {focus(), running(bool), ready(bool), write(text), restore(), tokens()}; restore() comes first.
+ * `onSend(text, file ids, again)` resolves to whether it was taken. What is on its way has left the field, so that one
+ * can go on writing; refused, it comes back in front of what was written since. `again` sends once more. */
 export function createComposer({ onSend, onStop, onChange }) {
   const [form, prompt, send, stop] = ["composer", "prompt", "send", "stop"].map(byId);
   const uploads = createUploads(refresh);
-  let [isReady, isSending] = [false, false];
+  const leaving = new Set(); // messages on their way: {text, files}
+  let isReady = false;
 
   function refresh() {
     prompt.style.height = "auto";
     prompt.style.height = `${prompt.scrollHeight}px`;
-    send.disabled = !isReady || isSending || uploads.busy() || !(prompt.value.trim() || uploads.ids().length);
-    sessionStorage.setItem(DRAFT, prompt.value);
+    send.disabled = !isReady || uploads.busy() || !(prompt.value.trim() || uploads.files().length);
+    keepDraft({
+      text: joined([...leaving].map(({ text }) => text), prompt.value),
+      files: [...[...leaving].flatMap(({ files }) => files), ...uploads.files()],
+    });
     onChange();
   }
 
@@ -28,34 +32,39 @@ export function createComposer({ onSend, onStop, onChange }) {
   async function submit(event) {
     event.preventDefault();
     if (send.disabled || send.hidden) return;
-    isSending = true;
-    refresh();
-    const taken = await onSend(prompt.value.trim(), uploads.ids(), () => form.requestSubmit());
-    isSending = false;
-    if (taken) {
-      uploads.clear();
-      write("");
-    } else refresh();
+    const message = { text: prompt.value.trim(), files: uploads.files() };
+    leaving.add(message);
+    uploads.clear();
+    write("");
+    const isTaken = await onSend(message.text, message.files.map(({ id }) => id), () => form.requestSubmit());
+    leaving.delete(message);
+    if (isTaken) refresh();
+    else putBack(message);
     focus();
+  }
+
+  function putBack({ text, files }) {
+    uploads.putBack(files);
+    write(joined([text], prompt.value));
   }
 
   /** Ready to type; not where it would open a phone's keyboard over the answer. */
   function focus() {
-    if (matchMedia("(hover: hover)").matches) prompt.focus();
+    if (matchMedia("(hover: hover)").matches && !document.querySelector("dialog[open]")) prompt.focus();
   }
 
   form.addEventListener("submit", submit);
   prompt.addEventListener("input", refresh);
   prompt.addEventListener("keydown", (event) => {
-    const isForText = event.isComposing || event.shiftKey || !matchMedia("(hover: hover)").matches;
+    const isForText = isForInput(event) || event.shiftKey || !matchMedia("(hover: hover)").matches;
     if (event.key === "Enter" && !isForText) submit(event);
   });
   stop.addEventListener("click", onStop);
-  prompt.value = sessionStorage.getItem(DRAFT) ?? "";
 
   return {
     focus,
     write,
+    restore: () => putBack(readDraft()),
     tokens: uploads.tokens,
     ready(ready) {
       isReady = ready;
@@ -70,4 +79,8 @@ export function createComposer({ onSend, onStop, onChange }) {
       else focus();
     },
   };
+}
+
+function joined(texts, last) {
+  return [...texts, last].filter(Boolean).join("\n");
 }

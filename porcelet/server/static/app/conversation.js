@@ -3,6 +3,8 @@
 
 import * as api from "./api.js";
 import { announce, createAnnouncer } from "./announcer.js";
+import { ENDINGS } from "./answer.js";
+import { idOf, settled } from "./draft.js";
 import { createPainter } from "./painter.js";
 import { problemText } from "./problem.js";
 import { createThread } from "./thread.js";
@@ -11,17 +13,22 @@ import { follow } from "./stream.js";
 
 const TICK = 500; // ms between two looks at the clock while the model thinks
 
-/** `page` is what the conversation tells about itself: opened(), changed(), running(bool), tokens(used),
- * connection(bool), failed(problem, retry), choice() → {model, effort}, toEnd(). */
+/** `page` is what the conversation tells about itself: opened(), changed(), listed(), running(bool), tokens(used),
+ * connection(bool), failed(problem, retry), reopen(), choice() → {model, effort}, toEnd(). */
 export function createConversation(page) {
   const thread = createThread({ edit, regenerate, show });
   let about = null; // the conversation as the server describes it; null until its first message
   let tree = createTree();
+  let visit = new AbortController(); // aborted when another conversation is opened
+  let sending = null; // the visit's signal while something is being sent in it
   let answering = null; // the message that is followed
-  let visit = new AbortController(); // aborted when the page turns to something else
+  let following = new AbortController(); // aborted when it is not followed any more
 
   async function open(newId) {
-    const signal = turn();
+    letGo();
+    visit.abort();
+    visit = new AbortController();
+    const { signal } = visit;
     const found = newId ? await api.conversation(newId, signal) : { messages: [], conversation: null };
     if (signal.aborted) return;
     about = found.conversation;
@@ -33,14 +40,14 @@ export function createConversation(page) {
     if (last?.status === "running") followAnswer(last, { resumed: true });
   }
 
-  /** Let go of what the page followed until now. */
-  function turn() {
-    visit.abort();
-    visit = new AbortController();
+  /** Let go of the answer the page followed until now. */
+  function letGo() {
+    following.abort();
+    following = new AbortController();
     answering = null;
     page.running(false);
     page.connection(true);
-    return visit.signal;
+    return following.signal;
   }
 
   function draw(options) {
@@ -60,32 +67,69 @@ export function createConversation(page) {
   }
 
   function post(message, again) {
-    return attempt(again, async () => {
-      const here = (about ??= await api.createConversation());
-      const { user, assistant } = await api.postMessage(here.id, { ...message, ...page.choice() });
-      if (about !== here) return; // another conversation was opened meanwhile
+    let here = about;
+    return attempt(again, async (signal) => {
+      const isFirst = !here;
+      here ??= await api.createConversation();
+      if (!signal.aborted) about = here;
+      const id = idOf([here.id, message.content, message.attachments]);
+      const posting = api.postMessage(here.id, { id, ...message, ...page.choice() });
+      const { user, assistant } = await (isFirst ? posting.catch((problem) => takeBack(here, problem, signal)) : posting);
+      if (signal.aborted) return;
       tree.put(user);
       begin(assistant);
+      if (!here.title) nameIt(here.id, signal);
     });
+  }
+
+  /** A first question that was refused leaves no empty conversation; one nobody has heard of again may be there. */
+  async function takeBack({ id }, problem, signal) {
+    if (isRefusal(problem)) {
+      await api.deleteConversation(id).catch(console.warn);
+      if (!signal.aborted) about = null;
+    } else if (!signal.aborted) page.changed();
+    throw problem;
+  }
+
+  /** The server has made the title of the first question. */
+  async function nameIt(id, signal) {
+    const { conversation } = await api.conversation(id, signal).catch(() => ({})); // the list will tell it too
+    if (conversation) know(conversation);
+  }
+
+  /** Take over what is newly known of a conversation, if it is this one. */
+  function know(newer) {
+    if (about?.id !== newer.id) return;
+    about = newer;
+    page.opened();
   }
 
   function regenerate(message) {
-    return attempt(() => regenerate(message), async () => {
-      const here = about;
-      const { assistant } = await api.regenerate(message.id, page.choice());
-      if (about === here) begin(assistant);
+    return attempt(() => regenerate(message), async (signal) => {
+      const choice = page.choice();
+      const { assistant } = await api.regenerate(message.id, { id: idOf([message.id, choice]), ...choice });
+      if (!signal.aborted) begin(assistant);
     });
   }
 
+  /** Send one thing at a time; true when the server has taken it. `action(signal)` may end in another conversation. */
   async function attempt(again, action) {
+    const { signal } = visit;
+    if (sending === signal) return false;
+    sending = signal;
     page.failed(null);
-    await stop();
     try {
-      await action();
+      await stop();
+      await action(signal);
+      settled();
       return true;
     } catch (problem) {
-      page.failed(problem, again);
+      if (isRefusal(problem)) settled();
+      page.failed(problem, signal.aborted ? null : again);
       return false;
+    } finally {
+      if (sending === signal) sending = null;
+      if (signal.aborted) page.listed();
     }
   }
 
@@ -95,37 +139,46 @@ export function createConversation(page) {
     draw();
     page.toEnd();
     page.changed();
-    followAnswer(assistant, { resumed: false });
+    if (assistant.status === "running") followAnswer(assistant, { resumed: false });
   }
 
   async function followAnswer(message, { resumed }) {
-    const signal = turn();
+    const signal = letGo();
+    const { id } = about;
     answering = message;
     page.running(true);
     announce("answering");
     try {
-      tree.put(await receive(message, signal, resumed));
+      const ended = await endOf(message, id, signal, resumed);
+      if (signal.aborted) return;
+      letGo();
+      tree.put(ended);
+      draw();
+      page.changed();
+      sayEnd(ended);
     } catch (problem) {
       if (signal.aborted) return;
-      if (problem.code !== "not_found") page.failed(problem, () => open(about.id));
-      else tree.put(await stored(message)); // it ended long ago
+      letGo();
+      page.failed(problem, page.reopen);
     }
-    if (signal.aborted) return;
-    turn();
-    draw();
-    page.changed();
-    const { error } = tree.get(message.id);
-    if (error) announce(problemText(error));
   }
 
-  async function stored({ id }) {
-    const { messages } = await api.conversation(about.id);
-    return messages.find((message) => message.id === id);
+  /** The message as it ended: from its stream, or as it is stored when that was forgotten long ago. */
+  async function endOf(message, conversationId, signal, resumed) {
+    try {
+      return await receive(message, signal, resumed);
+    } catch (problem) {
+      if (signal.aborted || problem.code !== "not_found") throw problem;
+      const { messages } = await api.conversation(conversationId, signal);
+      const found = messages.find(({ id }) => id === message.id);
+      if (!found) throw problem;
+      return found;
+    }
   }
 
   /** Show the answer as it comes; the message as it ended. */
   async function receive(message, signal, resumed) {
-    const announcer = createAnnouncer();
+    const announcer = createAnnouncer({ resumed });
     const meter = createMeter(resumed ? message.created : null);
     const state = { reasoning: "", content: "" };
     let prompt = 0;
@@ -160,21 +213,31 @@ export function createConversation(page) {
 
   /** Show another version of a message, with the newest that follows it. */
   async function show(messageId) {
-    turn();
+    letGo();
     tree.select(tree.newestLeaf(messageId));
-    draw();
+    draw({ upTo: messageId });
     thread.view(messageId).element.querySelector(".versions button:enabled").focus(); // the one pressed is gone
     const last = tree.path().at(-1);
     if (last.status === "running") followAnswer(last, { resumed: true });
-    await api.changeConversation(about.id, { leaf: tree.leaf }).catch((problem) => page.failed(problem));
+    await api.changeConversation(about.id, { leaf: tree.leaf }).then(know).catch((problem) => page.failed(problem));
   }
 
   return {
-    open, send, stop,
+    open, send, stop, know,
     about: () => about,
     isEmpty: () => !tree.leaf,
     lastAnswer: () => tree.path().findLast((message) => message.role === "assistant" && message.content),
   };
+}
+
+/** Whether the server has said no; else nobody knows what became of what was sent. */
+function isRefusal({ status, code }) {
+  return status >= 400 && code !== "other";
+}
+
+function sayEnd({ error, status }) {
+  if (error) announce(problemText(error));
+  else if (status in ENDINGS) announce(ENDINGS[status]);
 }
 
 /** How long the model has been thinking, and at what rate. A resumed answer counts from when it was asked for, and does

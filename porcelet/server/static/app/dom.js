@@ -51,6 +51,11 @@ export function icon(name) {
   return drawing;
 }
 
+/** Whether a key press belongs to an input method, as the Enter that confirms pinyin; Safari tells it by the code. */
+export function isForInput(event) {
+  return event.isComposing || event.keyCode === 229;
+}
+
 /** Put the icons into the page's fixed elements: data-icon. */
 export function placeIcons() {
   for (const element of document.querySelectorAll("[data-icon]")) element.prepend(icon(element.dataset.icon));

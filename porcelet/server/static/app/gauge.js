@@ -1,7 +1,7 @@
 // How much of the model's context the conversation takes: a ring and, beside it, the numbers.
 
 import { byId } from "./dom.js";
-import { setLabel, setText } from "./language.js";
+import { compact, setLabel, setText } from "./language.js";
 
 const FULL = 0.85; // share from which the ring warns
 
@@ -20,8 +20,4 @@ export function createGauge() {
       setText(numbers, "context_short", { used: compact(used), context: compact(context) });
     },
   };
-}
-
-function compact(count) {
-  return count < 1000 ? count : `${Math.round(count / 100) / 10}k`;
 }

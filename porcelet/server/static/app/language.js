@@ -16,6 +16,11 @@ export function text(key, values = {}) {
   return form.replace(/\{(\w+)\}/g, (_, name) => shown(values[name]));
 }
 
+/** A number in few characters, as "12.3K". */
+export function compact(count) {
+  return new Intl.NumberFormat(language, { notation: "compact", maximumFractionDigits: 1 }).format(count);
+}
+
 export function isText(key) {
   return key in TEXTS.en;
 }

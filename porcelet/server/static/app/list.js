@@ -3,44 +3,68 @@
 import * as api from "./api.js";
 import { announce } from "./announcer.js";
 import { byId, h, icon } from "./dom.js";
-import { setText } from "./language.js";
+import { setText, text } from "./language.js";
 import { iconButton } from "./versions.js";
 
 const PAUSE = 180; // ms after the last key before searching
+const PORTION = 50; // conversations asked for at a time
+const MOST = 100; // that the server gives at a time
 const DAY = 86_400;
 const GROUPS = [[0, "group_today"], [1, "group_yesterday"], [7, "group_week"], [Infinity, "group_earlier"]]; // days
 
-/** {refresh(), mark(id), find(id)}. Calls onMenu(conversation, button), onProblem(problem) and, drawn, onChange(). */
+/** {refresh(), know(conversation), mark(id), find(id)}. Calls onMenu(conversation, button), onProblem(problem) and, drawn, onChange(). */
 export function createList({ onMenu, onProblem, onChange }) {
   const [container, sentinel, search] = [byId("conversations"), byId("more"), byId("search")];
   let [items, next, current, request] = [[], null, null, new AbortController()];
 
-  async function load(cursor = null) {
+  /** Load `wanted` conversations, those after `cursor` where one is given. */
+  async function load({ cursor = null, wanted = PORTION } = {}) {
+    const isNew = !cursor;
     request.abort();
     const { signal } = (request = new AbortController());
     try {
-      const page = await api.conversations({ query: search.value.trim(), cursor, signal });
-      items = cursor ? [...items, ...page.conversations] : page.conversations;
-      next = page.next;
+      const loaded = cursor ? [...items] : [];
+      const goal = loaded.length + wanted;
+      do {
+        const limit = Math.min(MOST, goal - loaded.length);
+        const page = await api.conversations({ query: search.value.trim(), cursor, limit, signal });
+        loaded.push(...page.conversations);
+        cursor = page.next;
+      } while (cursor && loaded.length < goal);
+      [items, next] = [loaded, cursor];
       draw();
-      if (search.value.trim() && !cursor) announce("found", { count: items.length });
+      if (search.value.trim() && isNew) announce("found", { count: items.length });
     } catch (problem) {
       if (!signal.aborted) onProblem(problem);
     }
   }
 
   function draw() {
-    const focused = container.contains(document.activeElement) && document.activeElement.closest("li")?.dataset.id;
+    const refocus = focusKeeper();
     const groups = Map.groupBy(items, search.value.trim() ? () => "group_found" : groupOf);
     container.replaceChildren(...[...groups].map(([key, members]) => group(key, members)));
     const note = search.value.trim() ? "no_matches" : "no_conversations";
     if (!items.length) container.append(setText(h("p", { class: "note" }), note));
-    if (focused) container.querySelector(`[data-id="${CSS.escape(focused)}"] a`)?.focus();
+    refocus();
     sentinel.hidden = !next;
     nearEnd.unobserve(sentinel);
     nearEnd.observe(sentinel); // anew: it may still be in view, and then nothing would tell
     mark(current);
     onChange();
+  }
+
+  /** Call before drawing anew; the function it gives puts the focus back: where it was, or on what took the place. */
+  function focusKeeper() {
+    const focused = document.activeElement;
+    const entries = () => [...container.querySelectorAll("li")];
+    const place = entries().findIndex((entry) => entry.contains(focused));
+    if (place < 0) return () => {};
+    const { id } = focused.closest("li").dataset;
+    return () => {
+      const now = entries();
+      const entry = now.find(({ dataset }) => dataset.id === id) ?? now[Math.min(place, now.length - 1)];
+      (entry?.querySelector(focused.localName) ?? search).focus();
+    };
   }
 
   function group(key, members) {
@@ -50,10 +74,12 @@ export function createList({ onMenu, onProblem, onChange }) {
 
   function item(conversation) {
     const { id, title, pinned, excerpt } = conversation;
-    const name = title ? h("span", { class: "title" }, title) : setText(h("span", { class: "title" }), "untitled");
-    const found = excerpt && h("span", { class: "excerpt" }, excerpt);
+    const name = title ? h("span", { class: "title", dir: "auto" }, title) : setText(h("span", { class: "title" }), "untitled");
+    const found = excerpt && h("span", { class: "excerpt", dir: "auto" }, excerpt);
     const link = h("a", { href: `#${id}` }, pinned && icon("pin"), h("span", {}, name, found));
-    const button = iconButton("menu", "options", () => onMenu(conversation, button), { title });
+    const button = iconButton("menu", "options", () => onMenu(conversation, button), {
+      title: title || text("untitled"),
+    });
     button.ariaHasPopup = "menu";
     button.ariaExpanded = "false";
     return h("li", { "data-id": id }, link, button);
@@ -71,7 +97,7 @@ export function createList({ onMenu, onProblem, onChange }) {
   let timer = 0;
   search.addEventListener("input", () => {
     clearTimeout(timer);
-    timer = setTimeout(load, PAUSE);
+    timer = setTimeout(load, PAUSE, {});
   });
   search.addEventListener("keydown", (event) => {
     if (event.key === "ArrowDown") container.querySelector("a")?.focus();
@@ -81,9 +107,15 @@ export function createList({ onMenu, onProblem, onChange }) {
     load();
   });
   container.addEventListener("keydown", walk);
-  const nearEnd = new IntersectionObserver(([entry]) => entry.isIntersecting && next && load(next));
+  const nearEnd = new IntersectionObserver(([entry]) => entry.isIntersecting && next && load({ cursor: next }));
 
-  return { refresh: () => load(), mark, find: (id) => items.find((one) => one.id === id) };
+  /** Show what is newly known of a conversation at once; refresh() puts it where it belongs now. */
+  function know(newer) {
+    items = items.map((one) => (one.id === newer.id ? { ...one, ...newer } : one));
+    draw();
+  }
+
+  return { refresh: () => load({ wanted: Math.max(PORTION, items.length) }), know, mark, find: (id) => items.find((one) => one.id === id) };
 }
 
 function groupOf({ pinned, updated }) {

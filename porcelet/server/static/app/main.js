@@ -9,7 +9,7 @@ import { createConversation } from "./conversation.js";
 import { askName, confirm } from "./dialogs.js";
 import { byId, placeIcons } from "./dom.js";
 import { createGauge } from "./gauge.js";
-import { setText, translate } from "./language.js";
+import { text, translate } from "./language.js";
 import { createList } from "./list.js";
 import { openMenu } from "./menu.js";
 import { showLoad, watchModels } from "./models.js";
@@ -32,7 +32,12 @@ const conversation = createConversation({
   choice: choice.current,
   connection: (isThere) => (byId("connection").hidden = isThere),
   failed: showProblem,
-  running: (isRunning) => composer.running(isRunning),
+  running(isRunning) {
+    composer.running(isRunning);
+    follower.running(isRunning);
+  },
+  reopen: visit,
+  listed: () => list.refresh(),
   toEnd: follower.toEnd,
   tokens(used) {
     tokensUsed = used;
@@ -47,8 +52,9 @@ const conversation = createConversation({
   },
 });
 const composer = createComposer({ onSend: conversation.send, onStop: conversation.stop, onChange: showGauge });
-const list = createList({ onMenu: openOptions, onProblem: showProblem, onChange: showTitle });
-const settings = createSettings({ onDeleted: deleted, onProblem: showProblem });
+const list = createList({ onMenu: openOptions, onProblem: showProblem, onChange: compare });
+composer.restore();
+const settings = createSettings({ onDeleted: deleted });
 
 function showGauge() {
   gauge.show(tokensUsed + composer.tokens(), choice.model()?.context);
@@ -69,13 +75,15 @@ function showProblem(problem, onRetry) {
   box.replaceChildren(...(problem ? [problemBox(problem, retry)] : []));
 }
 
-/** What is known of the open conversation; the list is newer, but does not hold all. */
-function openOne() {
-  return list.find(conversation.about()?.id) ?? conversation.about();
+/** The list was loaded anew: it may know the open conversation better, as when another tab has renamed it. */
+function compare() {
+  const listed = list.find(conversation.about()?.id);
+  if (listed) conversation.know(listed);
+  else showTitle();
 }
 
 function showTitle() {
-  const one = openOne();
+  const one = conversation.about();
   const title = one?.title ?? "";
   byId("title").textContent = title;
   byId("title").hidden = !title;
@@ -110,7 +118,7 @@ function create() {
 }
 
 function openOptions(one, button) {
-  const change = (action) => () => action().then(list.refresh).catch(showProblem);
+  const change = (action) => () => action().then(know).catch(showProblem);
   const save = (format) => () => download(api.exportAddress(one.id, format));
   const pin = () => api.changeConversation(one.id, { pinned: !one.pinned });
   openMenu(button, [
@@ -124,11 +132,20 @@ function openOptions(one, button) {
 
 async function rename({ id, title }) {
   const name = await askName("rename", title);
-  if (name) await api.changeConversation(id, { title: name });
+  return name ? api.changeConversation(id, { title: name }) : null;
+}
+
+/** Take over a conversation as the server has changed it. */
+function know(changed) {
+  if (changed) {
+    conversation.know(changed);
+    list.know(changed);
+  }
+  list.refresh();
 }
 
 async function remove({ id, title }) {
-  if (!(await confirm("delete", "delete_question", { title }, "delete"))) return;
+  if (!(await confirm("delete", "delete_question", { title: title || text("untitled") }, "delete"))) return;
   await api.deleteConversation(id);
   if (conversation.about()?.id === id) create();
   announce("deleted");
@@ -149,9 +166,7 @@ function download(address) {
 
 async function copyLast() {
   const answer = conversation.lastAnswer();
-  if (!answer) return;
-  await copy(answer.content);
-  announce("copied");
+  if (answer) await copy(answer.content);
 }
 
 function search() {
@@ -167,14 +182,14 @@ function knowSession(session) {
 createShortcuts({
   create, search,
   compose: () => byId("prompt").focus(),
-  stop: conversation.stop,
+  stop: () => sidebar.closeDrawer() || conversation.stop(),
   copyLast,
   toggleSidebar: sidebar.toggle,
 });
 for (const button of document.querySelectorAll(".new-chat")) button.addEventListener("click", create);
 byId("export-all").addEventListener("click", () => download(api.exportAllAddress));
 byId("conversation-menu").addEventListener("click", ({ currentTarget }) => {
-  openOptions(openOne(), currentTarget);
+  openOptions(conversation.about(), currentTarget);
 });
 for (const suggestion of document.querySelectorAll("#suggestions button")) {
   suggestion.addEventListener("click", () => {

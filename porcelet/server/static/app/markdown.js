@@ -20,6 +20,7 @@ md.renderer.rules.image = (tokens, i) => { // shown as a link: the page loads no
 /** {write(source, growing)}: show a Markdown text in an element; with `growing`, more of it will come. */
 export function createMarkdown(element) {
   let source = ""; // as written last
+  let isWhole = true; // whether it was written as the end
   let settled = 0; // characters of it whose blocks are final
   let references = {}; // the link definitions met so far
   let live = []; // what is drawn of the rest: {nodes, code, info} a block
@@ -48,6 +49,8 @@ export function createMarkdown(element) {
 
   function write(text, growing = false) {
     const normal = text.replace(/\r\n?/g, "\n");
+    if (normal === source && isWhole === !growing) return;
+    isWhole = !growing;
     if (!normal.startsWith(source)) clear();
     source = normal;
     const tail = source.slice(settled);
@@ -59,6 +62,7 @@ export function createMarkdown(element) {
     if (last) settled += offsetOfLine(tail, firstLine(blocks[last]));
     if (growing || !settled || !Object.keys(references).length) return;
     clear();
+    isWhole = false;
     write(text); // a link may have come before its definition
   }
 

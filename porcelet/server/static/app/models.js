@@ -1,28 +1,29 @@
-// What the server serves: asked at the start, and again each second while a model still loads.
+// What the server serves: asked at the start, again each second while a model still loads, and more and more calmly
+// while there is no answer.
 
 import { session } from "./api.js";
 import { byId } from "./dom.js";
 import { setText } from "./language.js";
 
 const PAUSE = 1000; // ms between two questions while a model loads
+const LONGEST_PAUSE = 15_000; // ms between two questions that had no answer
 
 /** Ask until every model is loaded or has failed. `onSession(session)` hears each answer; `onProblem(problem)` that
  * there is none, and with null that there is one again. */
 export async function watchModels(onSession, onProblem) {
-  let isAway = false;
+  let failures = 0;
   for (;;) {
-    try {
-      const found = await session();
-      if (isAway) onProblem(null);
-      isAway = false;
+    const found = await session().catch((problem) => {
+      if (!failures++) onProblem(problem);
+    });
+    if (found) {
+      if (failures) onProblem(null);
+      failures = 0;
       onSession(found);
       if (!found.models.some(isLoading)) return;
-    } catch (problem) {
-      if (!isAway) onProblem(problem);
-      isAway = problem.code === "unreachable";
-      if (!isAway) return;
     }
-    await new Promise((resolve) => setTimeout(resolve, PAUSE));
+    const pause = Math.min(PAUSE * 2 ** Math.max(0, failures - 1), LONGEST_PAUSE);
+    await new Promise((resolve) => setTimeout(resolve, pause));
   }
 }
 

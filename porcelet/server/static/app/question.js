@@ -1,14 +1,14 @@
 // A message of the person: its text as it was typed, its files, and editing it in place.
 
 import { copyButton } from "./clipboard.js";
-import { h, icon } from "./dom.js";
+import { h, icon, isForInput } from "./dom.js";
 import { keepReachable } from "./reach.js";
 import { setLabel, setText } from "./language.js";
 import { iconButton, versionSwitcher } from "./versions.js";
 
 /** {element, update(message, versions)} of a question. `actions`: edit(message, text), show(id). */
 export function createQuestion(first, actions) {
-  const bubble = keepReachable(h("div", { class: "bubble" }));
+  const bubble = keepReachable(h("div", { class: "bubble", dir: "auto" }));
   const row = h("div", { class: "actions" });
   const files = h("ul", { class: "files" });
   const element = h("li", { class: "question" }, setText(h("h2", { class: "unseen" }), "you"), files, bubble, row);
@@ -27,8 +27,8 @@ export function createQuestion(first, actions) {
     const form = h("form", { onsubmit: submit }, field, h("div", { class: "buttons" }, cancel, send));
     field.value = message.content;
     field.addEventListener("keydown", (event) => {
-      if (event.key === "Escape") leave(event);
-      else if (event.key === "Enter" && !event.shiftKey && !event.isComposing) submit(event);
+      if (event.key === "Escape" && !isForInput(event)) leave(event);
+      else if (event.key === "Enter" && !event.shiftKey && !isForInput(event)) submit(event);
     });
     element.classList.add("editing");
     row.hidden = true;

@@ -3,15 +3,23 @@
 import * as api from "./api.js";
 import { closeable, confirm } from "./dialogs.js";
 import { byId, h } from "./dom.js";
+import { forget } from "./draft.js";
 import { currentLanguage, LANGUAGES, useLanguage } from "./language.js";
 import { stored } from "./preferences.js";
+import { problemBox } from "./problem.js";
 import { TEXTS } from "./texts.js";
 
 /** {know(session)}. `onDeleted()` is called when all conversations are gone. */
-export function createSettings({ onDeleted, onProblem }) {
+export function createSettings({ onDeleted }) {
   const dialog = byId("settings");
-  const attempt = (action) => action().catch(onProblem);
+  const problems = byId("settings-problem");
   offerLanguages(byId("language"));
+
+  /** What goes wrong is said here: the page behind the dialog is out of reach. */
+  function attempt(action) {
+    problems.replaceChildren();
+    return action().catch((problem) => problems.replaceChildren(problemBox(problem)));
+  }
 
   for (const choice of dialog.querySelectorAll("[name=theme]")) {
     choice.checked = choice.value === (stored.theme ?? "");
@@ -28,9 +36,13 @@ export function createSettings({ onDeleted, onProblem }) {
   }));
   byId("log-out").addEventListener("click", () => attempt(async () => {
     await api.logOut();
+    forget();
     location.assign("/login");
   }));
-  byId("open-settings").addEventListener("click", () => dialog.showModal());
+  byId("open-settings").addEventListener("click", () => {
+    problems.replaceChildren();
+    dialog.showModal();
+  });
   closeable(dialog);
 
   return {

@@ -2,7 +2,7 @@
 // or a screen reader's own keys.
 
 import { closeable } from "./dialogs.js";
-import { byId, h } from "./dom.js";
+import { byId, h, isForInput } from "./dom.js";
 import { setText } from "./language.js";
 
 const MAC = /Mac|iPhone|iPad/.test(navigator.userAgent);
@@ -33,7 +33,7 @@ export function createShortcuts(actions) {
 }
 
 function isPressed({ key, command = false, shift = false }, event) {
-  if (event.altKey || event.isComposing || (MAC ? event.metaKey : event.ctrlKey) !== command) return false;
+  if (event.altKey || isForInput(event) || (MAC ? event.metaKey : event.ctrlKey) !== command) return false;
   const shiftFits = event.shiftKey === shift || key === "/"; // some keyboards need shift for it
   return shiftFits && event.key.toLowerCase() === key.toLowerCase();
 }

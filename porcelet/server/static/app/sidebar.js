@@ -5,7 +5,7 @@ import { stored } from "./preferences.js";
 
 const narrow = matchMedia("(max-width: 52rem)"); // as in style/layout.css
 
-/** {toggle(), open(), closeDrawer()}. */
+/** {toggle(), open(), closeDrawer() → whether one was open}. */
 export function createSidebar() {
   const [sidebar, main, shade] = [byId("sidebar"), byId("main"), byId("shade")];
   const toggles = document.querySelectorAll(".toggle-sidebar");
@@ -27,10 +27,14 @@ export function createSidebar() {
     if (narrow.matches || !document.activeElement.checkVisibility()) target.querySelector(".toggle-sidebar").focus();
   }
 
-  const closeDrawer = () => narrow.matches && shown && set(false);
+  function closeDrawer() {
+    const isDrawer = narrow.matches && shown;
+    if (isDrawer) set(false);
+    return isDrawer;
+  }
+
   toggles.forEach((button) => button.addEventListener("click", () => set(!shown)));
   shade.addEventListener("click", closeDrawer);
-  sidebar.addEventListener("keydown", (event) => event.key === "Escape" && closeDrawer());
   narrow.addEventListener("change", () => show(!narrow.matches && stored.sidebar !== "hidden"));
   show(shown);
   return { toggle: () => set(!shown), open: () => shown || set(true), closeDrawer };

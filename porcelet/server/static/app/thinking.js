@@ -7,7 +7,7 @@ import { createMarkdown } from "./markdown.js";
 /** {element, write(reasoning, growing), showProgress(seconds, rate), showDone(seconds)}; folded, nothing is drawn. */
 export function createThinking() {
   const label = h("span");
-  const content = h("div", { class: "prose" });
+  const content = h("div", { class: "prose", dir: "auto" });
   const element = h("details", { class: "thinking" }, h("summary", {}, icon("chevron"), label), content);
   const markdown = createMarkdown(content);
   let [reasoning, growing] = ["", true];

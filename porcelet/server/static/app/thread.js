@@ -7,10 +7,11 @@ import { createQuestion } from "./question.js";
 const PORTION = 30; // messages drawn at a time
 const MARGIN = "600px"; // how far above the top of the view they begin to be drawn
 
-/** {show(tree), view(id)} over the page's list. `actions`: edit, regenerate, show. */
+/** {show(tree, {anew, upTo}), view(id)} over the page's list. `actions`: edit, regenerate, show. */
 export function createThread(actions) {
   const [list, sentinel, scroller] = [byId("messages"), byId("earlier"), byId("scroll")];
-  let views = new Map(); // by message id, those drawn
+  let views = new Map(); // by message id, those drawn: {element, update, …}
+  const states = new WeakMap(); // by view, what it shows: the message as it was put into the tree, and its versions
   let [path, drawn, tree] = [[], PORTION, null];
 
   const nearTop = new IntersectionObserver(([entry]) => {
@@ -29,12 +30,19 @@ export function createThread(actions) {
     shown.forEach((message, i) => {
       const view = views.get(message.id);
       if (list.children[i] !== view.element) list.insertBefore(view.element, list.children[i]);
-      const versions = tree.versions(message).map((version) => version.id);
-      view.update(message, versions);
+      refresh(view, message, tree.versions(message).map((version) => version.id));
     });
     sentinel.hidden = shown.length === path.length;
     nearTop.unobserve(sentinel);
     nearTop.observe(sentinel); // anew: it may still be in view, and then nothing would tell
+  }
+
+  /** Draw a message anew only if it changed: what stays keeps its focus, its selection and what is unfolded. */
+  function refresh(view, message, versions) {
+    const state = states.get(view);
+    if (state?.message === message && state.versions.join() === versions.join()) return;
+    states.set(view, { message, versions });
+    view.update(message, versions);
   }
 
   function create(message) {
@@ -42,11 +50,13 @@ export function createThread(actions) {
   }
 
   return {
-    /** Draw the path to the tree's leaf; with `anew`, from its end, as when another conversation is opened. */
-    show(newTree, { anew = false } = {}) {
+    /** Draw the path to the tree's leaf; with `anew`, from its end, as when another conversation is opened; with
+     * `upTo`, at least from that message. */
+    show(newTree, { anew = false, upTo = null } = {}) {
       if (anew) drawn = PORTION;
       tree = newTree;
       path = tree.path();
+      if (upTo) drawn = Math.max(drawn, path.length - path.findIndex(({ id }) => id === upTo));
       draw();
     },
     view: (id) => views.get(id),

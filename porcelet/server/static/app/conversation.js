@@ -74,7 +74,8 @@ export function createConversation(page) {
       if (!signal.aborted) about = here;
       const id = idOf([here.id, message.content, message.attachments]);
       const posting = api.postMessage(here.id, { id, ...message, ...page.choice() });
-      const { user, assistant } = await (isFirst ? posting.catch((problem) => takeBack(here, problem, signal)) : posting);
+      const refused = (problem) => takeBack(here, problem, signal);
+      const { user, assistant } = await (isFirst ? posting.catch(refused) : posting);
       if (signal.aborted) return;
       tree.put(user);
       begin(assistant);

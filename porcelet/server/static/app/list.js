@@ -74,7 +74,8 @@ export function createList({ onMenu, onProblem, onChange }) {
 
   function item(conversation) {
     const { id, title, pinned, excerpt } = conversation;
-    const name = title ? h("span", { class: "title", dir: "auto" }, title) : setText(h("span", { class: "title" }), "untitled");
+    const name = h("span", { class: "title", dir: "auto" }, title);
+    if (!title) setText(name, "untitled");
     const found = excerpt && h("span", { class: "excerpt", dir: "auto" }, excerpt);
     const link = h("a", { href: `#${id}` }, pinned && icon("pin"), h("span", {}, name, found));
     const button = iconButton("menu", "options", () => onMenu(conversation, button), {

@@ -65,8 +65,9 @@ function inlineMath(state, silent) {
 
 /** Where the closing mark begins, -1 without one; a backslash before it takes its meaning away. */
 function closing(source, start, mark, limit) {
-  for (let end = source.indexOf(mark, start); end >= 0 && end < limit; end = source.indexOf(mark, end + 1)) {
-    if (source[end - 1] !== "\\" || mark[0] === "\\") return end;
+  const near = source.slice(0, Math.min(limit, start + LONGEST)); // many openings must not each search it all
+  for (let end = near.indexOf(mark, start); end >= 0; end = near.indexOf(mark, end + 1)) {
+    if (near[end - 1] !== "\\" || mark[0] === "\\") return end;
   }
   return -1;
 }

@@ -12,7 +12,8 @@ const MOST = 100; // that the server gives at a time
 const DAY = 86_400;
 const GROUPS = [[0, "group_today"], [1, "group_yesterday"], [7, "group_week"], [Infinity, "group_earlier"]]; // days
 
-/** {refresh(), know(conversation), mark(id), find(id)}. Calls onMenu(conversation, button), onProblem(problem) and, drawn, onChange(). */
+/** {refresh(), know(conversation), mark(id), find(id)}.
+ * Calls onMenu(conversation, button), onProblem(problem) and, drawn, onChange(). */
 export function createList({ onMenu, onProblem, onChange }) {
   const [container, sentinel, search] = [byId("conversations"), byId("more"), byId("search")];
   let [items, next, current, request] = [[], null, null, new AbortController()];
@@ -116,7 +117,8 @@ export function createList({ onMenu, onProblem, onChange }) {
     draw();
   }
 
-  return { refresh: () => load({ wanted: Math.max(PORTION, items.length) }), know, mark, find: (id) => items.find((one) => one.id === id) };
+  const refresh = () => load({ wanted: Math.max(PORTION, items.length) }); // as many as are shown
+  return { refresh, know, mark, find: (id) => items.find((one) => one.id === id) };
 }
 
 function groupOf({ pinned, updated }) {

@@ -134,7 +134,7 @@ def _add_conversations(router: APIRouter, database: Database, jobs: Jobs) -> Non
         limit: Annotated[int, Query(ge=1, le=100)] = 50,
     ) -> Response:
         owner = caller_of(request).id
-        found, following = await database.run(lambda c: history.list_conversations(c, owner, q, cursor, limit))
+        found, following = await database.read(lambda c: history.list_conversations(c, owner, q, cursor, limit))
         entries = [msgspec.to_builtins(conversation) | {"excerpt": excerpt} for conversation, excerpt in found]
         return _json({"conversations": entries, "next": following})
 
@@ -153,7 +153,7 @@ def _add_conversations(router: APIRouter, database: Database, jobs: Jobs) -> Non
     @router.get("/conversations/{id}")
     async def find_conversation(id: str, request: Request) -> Response:
         owner = caller_of(request).id
-        conversation, messages = await database.run(lambda c: _tree(c, owner, id))
+        conversation, messages = await database.read(lambda c: _tree(c, owner, id))
         return _json({"conversation": conversation, "messages": messages})
 
     @router.patch("/conversations/{id}")
@@ -179,19 +179,18 @@ def _add_exports(router: APIRouter, database: Database) -> None:
         id: str, request: Request, format: Literal["markdown", "json"] = "markdown"
     ) -> Response:
         owner = caller_of(request).id
-        conversation, messages = await database.run(lambda c: _tree(c, owner, id))
+        conversation, messages = await database.read(lambda c: _tree(c, owner, id))
         if format == "markdown":
             body = export.markdown(conversation, messages).encode()
             return _download(body, "text/markdown; charset=utf-8", f"{conversation.title or 'conversation'}.md")
-        whole = await database.run(lambda c: export.whole(c, owner, id))
-        name = f"{conversation.title or 'conversation'}.json"
-        return _download(msgspec.json.encode(whole), "application/json", name)
+        whole = await database.read(lambda c: msgspec.json.encode(export.whole(c, owner, id)))
+        return _download(whole, "application/json", f"{conversation.title or 'conversation'}.json")
 
     @router.get("/export")
     async def export_everything(request: Request) -> Response:
         owner = caller_of(request).id
-        everything = await database.run(lambda c: export.everything(c, owner))
-        return _download(msgspec.json.encode(everything), "application/json", "conversations.json")
+        everything = await database.read(lambda c: msgspec.json.encode(export.everything(c, owner)))
+        return _download(everything, "application/json", "conversations.json")
 
 
 # ---- messages and their streams -------------------------------------------------------------------------------------
@@ -215,7 +214,7 @@ def _add_messages(router: APIRouter, models: Models, database: Database, jobs: J
 
         model, habit = await models.find(body.model)
         with jobs.place(caller):
-            ask = ask_of(await database.run(turns), model, body.effort, habit)
+            ask = ask_of(await database.read(turns), model, body.effort, habit)
             await require_room(ask, model)
             question, answer = await database.run(add)
             jobs.start(answer, id, model, ask, caller)
@@ -231,7 +230,7 @@ def _add_messages(router: APIRouter, models: Models, database: Database, jobs: J
 
         model, habit = await models.find(body.model)
         with jobs.place(caller):
-            conversation, asked = await database.run(turns)
+            conversation, asked = await database.read(turns)
             ask = ask_of(asked, model, body.effort, habit)
             await require_room(ask, model)
             answer = await database.run(lambda c: history.add_answer(c, caller.id, id, body.model))
@@ -283,7 +282,7 @@ def _add_files(router: APIRouter, models: Models, database: Database) -> None:
     @router.get("/files/{id}")
     async def find_file(id: str, request: Request) -> Response:
         owner = caller_of(request).id
-        return _json(await database.run(lambda c: attachments.find_file(c, owner, id)))
+        return _json(await database.read(lambda c: attachments.find_file(c, owner, id)))
 
 
 # ---- answers --------------------------------------------------------------------------------------------------------

@@ -41,8 +41,8 @@ from porcelet.server.conversations.attachments import (
     attach,
     attached_to,
     attachments_of,
+    attachments_to,
     drop_files,
-    files_by_id,
 )
 from porcelet.server.conversations.search import excerpt, fold, like, words_of
 from porcelet.server.errors import FieldError, NotFoundError
@@ -57,30 +57,31 @@ _conversations = Table(
     Column("id", String(32), primary_key=True),
     Column("owner", String(200), nullable=False),
     Column("title", Text, nullable=False),
-    Column("folded", Text, nullable=False),
     Column("created", Double, nullable=False),
     Column("updated", Double, nullable=False),
     Column("pinned", Boolean, nullable=False),
-    Column("leaf", String(32)),
+    Column("leaf", String(64)),
+    Column("folded", Text, nullable=False),
     Index("conversations_of_owner", "owner", "pinned", "updated"),
 )
 _messages = Table(
     "messages",
     metadata,
     Column("number", Integer, primary_key=True),  # the order in which they were written
-    Column("id", String(32), nullable=False, unique=True),
+    Column("id", String(64), nullable=False, unique=True),
     Column("conversation", ForeignKey("conversations.id", ondelete="CASCADE"), nullable=False, index=True),
-    Column("parent", String(32)),
+    Column("parent", String(64)),
     Column("role", String(16), nullable=False),
-    Column("content", Text, nullable=False),
-    Column("folded", Text, nullable=False),
-    Column("reasoning", Text, nullable=False),
-    Column("model", Text),
     Column("created", Double, nullable=False),
     Column("status", String(16), nullable=False, index=True),
+    Column("model", Text),
     Column("error", JSON),
     Column("usage", JSON),
     Column("seconds", JSON),
+    # SQLite reads through a long text to what stands behind it. A search needs the folded one alone.
+    Column("folded", Text, nullable=False),
+    Column("content", Text, nullable=False),
+    Column("reasoning", Text, nullable=False),
 )
 
 
@@ -287,8 +288,7 @@ def add_exchange(
     conversation = find_conversation(connection, owner, id)
     if parent is not None:
         _require_answer(connection, id, parent)
-    known = files_by_id(connection, owner, files)
-    attachments = tuple(Attachment(file, known[file].name, known[file].tokens) for file in files)
+    attachments = attachments_to(connection, owner, files)
     question = _new(parent, "user", content, None, "done", attachments)
     _insert(connection, id, question)
     attach(connection, question.id, files)

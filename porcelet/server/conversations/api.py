@@ -71,6 +71,9 @@ class Changes(_Body):
 
 
 class Regenerate(_Body):
+    """`id` is the new message's: who sends the same again, because no response came, gets what the first made."""
+
+    id: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{8,64}$")] | None = None
     model: str
     effort: Effort | None = None
 
@@ -146,15 +149,16 @@ def _add_conversations(router: APIRouter, database: Database, jobs: Jobs) -> Non
     @router.delete("/conversations", status_code=204)
     async def drop_conversations(request: Request) -> Response:
         caller = caller_of(request)
-        await jobs.drop(caller)
         await database.run(lambda c: history.drop_conversations(c, caller.id))
+        await jobs.drop(caller)
         return Response(status_code=204)
 
     @router.get("/conversations/{id}")
     async def find_conversation(id: str, request: Request) -> Response:
-        owner = caller_of(request).id
-        conversation, messages = await database.read(lambda c: _tree(c, owner, id))
-        return _json({"conversation": conversation, "messages": messages})
+        caller = caller_of(request)
+        await jobs.catch_up(caller)
+        conversation, messages = await database.read(lambda c: _tree(c, caller.id, id))
+        return _json({"conversation": conversation, "messages": [jobs.seen(caller, message) for message in messages]})
 
     @router.patch("/conversations/{id}")
     async def change_conversation(id: str, body: Changes, request: Request) -> Response:
@@ -164,8 +168,8 @@ def _add_conversations(router: APIRouter, database: Database, jobs: Jobs) -> Non
     @router.delete("/conversations/{id}", status_code=204)
     async def drop_conversation(id: str, request: Request) -> Response:
         caller = caller_of(request)
-        await jobs.drop(caller, id)
         await database.run(lambda c: history.drop_conversation(c, caller.id, id))
+        await jobs.drop(caller, id)
         return Response(status_code=204)
 
 
@@ -207,18 +211,18 @@ def _add_messages(router: APIRouter, models: Models, database: Database, jobs: J
             asked = question_turn(connection, caller.id, body.content, body.attachments)
             return [*turns_to(connection, caller.id, id, body.parent), asked]
 
-        def add(connection: Connection) -> tuple[Message, Message]:
-            return history.add_exchange(
-                connection, caller.id, id, body.parent, body.content, body.attachments, body.model
-            )
-
+        await jobs.catch_up(caller)
+        is_lost = body.parent is not None and jobs.is_lost(caller, body.parent)
+        if body.id and (known := await database.read(lambda c: _known_exchange(c, caller.id, id, body))):
+            return _json({"user": known[0], "assistant": jobs.seen(caller, known[1])})
         model, habit = await models.find(body.model)
         with jobs.place(caller):
             ask = ask_of(await database.read(turns), model, body.effort, habit)
             await require_room(ask, model)
-            question, answer = await database.run(add)
-            jobs.start(answer, id, model, ask, caller)
-        return _json({"user": question, "assistant": answer}, 201)
+            question, answer, is_new = await database.run(lambda c: _add_exchange(c, caller.id, id, body, is_lost))
+            if is_new:
+                jobs.start(answer, id, model, ask, caller)
+        return _json({"user": question, "assistant": answer}, 201 if is_new else 200)
 
     @router.post("/messages/{id}/regenerate", status_code=201)
     async def regenerate(id: str, body: Regenerate, request: Request) -> Response:
@@ -228,14 +232,41 @@ def _add_messages(router: APIRouter, models: Models, database: Database, jobs: J
             conversation, sibling = history.find_answer(connection, caller.id, id)
             return conversation, turns_to(connection, caller.id, conversation, sibling.parent)
 
+        await jobs.catch_up(caller)
+        if body.id and (known := await database.read(lambda c: history.find_regenerated(c, caller.id, id, body.id))):
+            return _json({"assistant": jobs.seen(caller, known)})
         model, habit = await models.find(body.model)
         with jobs.place(caller):
             conversation, asked = await database.read(turns)
             ask = ask_of(asked, model, body.effort, habit)
             await require_room(ask, model)
-            answer = await database.run(lambda c: history.add_answer(c, caller.id, id, body.model))
-            jobs.start(answer, conversation, model, ask, caller)
-        return _json({"assistant": answer}, 201)
+            answer, is_new = await database.run(lambda c: _add_answer(c, caller.id, id, body))
+            if is_new:
+                jobs.start(answer, conversation, model, ask, caller)
+        return _json({"assistant": answer}, 201 if is_new else 200)
+
+
+def _known_exchange(connection: Connection, owner: str, id: str, body: NewMessage) -> tuple[Message, Message] | None:
+    return history.find_exchange(connection, owner, id, body.parent, body.content, body.attachments, body.id)
+
+
+def _add_exchange(
+    connection: Connection, owner: str, id: str, body: NewMessage, is_lost: bool
+) -> tuple[Message, Message, bool]:
+    """A question and its answer, and whether they are new; `is_lost` of the answer before."""
+    if known := _known_exchange(connection, owner, id, body):
+        return *known, False
+    if is_lost and body.parent:
+        history.interrupt(connection, owner, body.parent)
+    said = (body.parent, body.content, body.attachments)
+    return *history.add_exchange(connection, owner, id, *said, body.model, body.id), True
+
+
+def _add_answer(connection: Connection, owner: str, id: str, body: Regenerate) -> tuple[Message, bool]:
+    """Another answer, and whether it is new."""
+    if known := history.find_regenerated(connection, owner, id, body.id):
+        return known, False
+    return history.add_answer(connection, owner, id, body.model, body.id), True
 
 
 def _add_streams(router: APIRouter, jobs: Jobs, keep_alive: float) -> None:

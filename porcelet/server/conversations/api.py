@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 from typing import Annotated, Any, Literal
+from unicodedata import bidirectional, category
 from urllib.parse import quote
 
 import msgspec
@@ -21,6 +22,7 @@ from porcelet import __version__
 from porcelet.chat import Message as Turn
 from porcelet.errors import PorceletError
 from porcelet.server.conversations import attachments, export, history
+from porcelet.server.conversations.export import Language
 from porcelet.server.conversations.history import Conversation, Message
 from porcelet.server.conversations.job import STOPPED
 from porcelet.server.conversations.jobs import Jobs
@@ -34,6 +36,9 @@ from porcelet.server.store import Database
 
 MAX_CONTENT = 500_000  # characters of a message
 MAX_FILES = 20  # of a message
+MAX_NAME = 200  # characters of a file's name
+# Control characters, halves of characters, and what makes a name be read in another order than it is written in.
+_UNSEEN_CATEGORIES, _REORDERING = ("Cc", "Cs"), ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
 
 Effort = Literal["off", "low", "high", "max"]
 
@@ -180,15 +185,16 @@ def _tree(connection: Connection, owner: str, id: str) -> tuple[Conversation, li
 def _add_exports(router: APIRouter, database: Database) -> None:
     @router.get("/conversations/{id}/export")
     async def export_conversation(
-        id: str, request: Request, format: Literal["markdown", "json"] = "markdown"
+        id: str, request: Request, format: Literal["markdown", "json"] = "markdown", language: Language = "en"
     ) -> Response:
         owner = caller_of(request).id
         conversation, messages = await database.read(lambda c: _tree(c, owner, id))
+        name = conversation.title or export.WORDS[language]["conversation"]
         if format == "markdown":
-            body = export.markdown(conversation, messages).encode()
-            return _download(body, "text/markdown; charset=utf-8", f"{conversation.title or 'conversation'}.md")
+            body = export.markdown(conversation, messages, language).encode()
+            return _download(body, "text/markdown; charset=utf-8", f"{name}.md")
         whole = await database.read(lambda c: msgspec.json.encode(export.whole(c, owner, id)))
-        return _download(whole, "application/json", f"{conversation.title or 'conversation'}.json")
+        return _download(whole, "application/json", f"{name}.json")
 
     @router.get("/export")
     async def export_everything(request: Request) -> Response:
@@ -300,10 +306,9 @@ def _add_files(router: APIRouter, models: Models, database: Database) -> None:
 
     @router.post("/files", status_code=201)
     async def add_file(
-        name: Annotated[str, Query(min_length=1, max_length=200)], request: Request, model: str | None = None
+        name: Annotated[str, Query(min_length=1)], request: Request, model: str | None = None
     ) -> Response:
-        if not name.isprintable():
-            raise FieldError("name", f"name is {name!r}; it may not hold control characters")
+        _require_name(name)
         chosen, _ = await models.find(model or models.default.name)
         file = await read_file(name, request.stream(), chosen, slots)
         await database.run(lambda c: attachments.add_file(c, caller_of(request).id, file))
@@ -314,6 +319,13 @@ def _add_files(router: APIRouter, models: Models, database: Database) -> None:
     async def find_file(id: str, request: Request) -> Response:
         owner = caller_of(request).id
         return _json(await database.read(lambda c: attachments.find_file(c, owner, id)))
+
+
+def _require_name(name: str) -> None:
+    if len(name) > MAX_NAME:
+        raise FieldError("name", f"name has {len(name)} characters; at most {MAX_NAME} are allowed: rename the file")
+    if any(category(sign) in _UNSEEN_CATEGORIES or bidirectional(sign) in _REORDERING for sign in name):
+        raise FieldError("name", f"name is {name!r}; control characters are not allowed in it: rename the file")
 
 
 # ---- answers --------------------------------------------------------------------------------------------------------

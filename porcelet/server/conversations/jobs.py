@@ -81,7 +81,7 @@ class Jobs:
 
     async def catch_up(self, caller: Caller) -> None:
         """Try again to write how a caller's answers ended, where that failed."""
-        await asyncio.gather(*(job.keep(self._database) for job in self._of(caller)))
+        await asyncio.gather(*(job.keep(self._database) for job in self._of(caller) if job.ended is not None))
 
     def is_lost(self, caller: Caller, id: str) -> bool:
         """Whether nobody writes that answer of this caller, or will."""

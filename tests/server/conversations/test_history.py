@@ -112,6 +112,7 @@ def test_owners_never_meet(database: Database) -> None:
             lambda: history.add_exchange(connection, YOU, own, None, "x", ["f"], "tiny"),
             lambda: history.add_exchange(connection, YOU, own, answer.id, "x", [], "tiny"),
             lambda: history.change_conversation(connection, YOU, own, {"leaf": answer.id}),
+            lambda: history.find_exchange(connection, YOU, own, None, "secret words", [], question.id),
         ]
         for attempt in stolen:
             with pytest.raises(FieldError):

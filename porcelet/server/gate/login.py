@@ -65,7 +65,7 @@ class Logins:
     async def find(self, value: str) -> Key | None:
         """The key with which the owner of this cookie logged in, while it is valid."""
         row = select(_logins.c.key).where(_logins.c.hash == _hash(value), _logins.c.expires > time.time())
-        key = await self._database.run(lambda connection: connection.execute(row).scalar())
+        key = await self._database.read(lambda connection: connection.execute(row).scalar())
         return None if key is None else await self._keys.valid(key)
 
     async def close(self, value: str) -> None:

@@ -13,7 +13,7 @@ from fastapi import APIRouter
 from pydantic import Field, model_validator
 
 from porcelet.server.dialects.completions import written
-from porcelet.server.dialects.fields import Fields
+from porcelet.server.dialects.fields import Entries, Fields
 from porcelet.server.dialects.openai import ChatMessage, Tool
 from porcelet.server.errors import ERRORS, FieldError
 from porcelet.server.generation.ask import Ask
@@ -29,8 +29,8 @@ class TokenizeRequest(Fields):
 
     model: str
     prompt: Annotated[str, Field(max_length=MAX_CHARACTERS)] | None = None
-    messages: list[ChatMessage] | None = None
-    tools: list[Tool] = []
+    messages: Entries[ChatMessage] | None = None
+    tools: Entries[Tool] = []
     add_generation_prompt: Literal[True] = True
     add_special_tokens: bool = True  # of a prompt; a conversation has its own
     return_token_strs: bool = False
@@ -46,7 +46,7 @@ class TokenizeRequest(Fields):
 
 class DetokenizeRequest(Fields):
     model: str
-    tokens: Annotated[list[int], Field(max_length=MAX_TOKENS)]
+    tokens: Annotated[list[int], Field(max_length=MAX_TOKENS, fail_fast=True)]
 
 
 async def _tokens(body: TokenizeRequest, model: Model, thinking: bool | None) -> list[int]:

@@ -6,7 +6,6 @@ would continue: special tokens are read from it, and the model's first one is pu
 
 from __future__ import annotations
 
-import asyncio
 from typing import Annotated, Any, Literal, Self
 
 from fastapi import APIRouter
@@ -54,11 +53,12 @@ async def _tokens(body: TokenizeRequest, model: Model, thinking: bool | None) ->
         tools = [tool.model_dump(exclude_unset=True) for tool in body.tools]
         messages = [message.plain() for message in body.messages]
         ask = Ask(messages=messages, params=SamplingParams(), tools=tools, thinking=thinking)
-        return list((await model.render(ask)).tokens)
-    assert body.prompt is not None, "one of the two is there"
+        return list(await model.tokens(ask))
+    prompt = body.prompt
+    assert prompt is not None, "one of the two is there"
     if body.add_special_tokens:
-        return (await asyncio.to_thread(written, body.prompt, None, model)).tokens
-    return await asyncio.to_thread(model.tokenizer.encode, body.prompt, special=True)
+        return (await model.beside(lambda: written(prompt, None, model))).tokens
+    return await model.beside(lambda: model.tokenizer.encode(prompt, special=True))
 
 
 def _texts(tokens: list[int], model: Model) -> list[str]:
@@ -84,13 +84,13 @@ def routes(models: Models) -> APIRouter:
         tokens = await _tokens(body, model, thinking)
         answer = {"tokens": tokens, "count": len(tokens), "max_model_len": model.max_length}
         if body.return_token_strs:
-            answer["token_strs"] = await asyncio.to_thread(_texts, tokens, model)
+            answer["token_strs"] = await model.beside(lambda: _texts(tokens, model))
         return answer
 
     @router.post("/detokenize", include_in_schema=False)
     @router.post("/v1/detokenize")
     async def detokenize(body: DetokenizeRequest) -> dict[str, str]:
         model, _ = await models.find(body.model)
-        return {"prompt": await asyncio.to_thread(_text, body.tokens, model)}
+        return {"prompt": await model.beside(lambda: _text(body.tokens, model))}
 
     return router

@@ -145,7 +145,7 @@ def list_keys(connection: Connection) -> list[Key]:
 
 
 class Keys:
-    """The keys as the running server knows them: all of them, read again every few seconds.
+    """The keys as the running server knows them: all of them, read again where that was `NEWS` seconds ago.
 
     So a key that exists and one that does not cost the same, and no flood of wrong keys reaches the database.
     """

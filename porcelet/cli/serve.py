@@ -30,10 +30,14 @@ def serve(
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
     require_key: Annotated[
-        bool, typer.Option("--require-key", help="Ask for a key on loopback too, where a machine has several users.")
+        bool,
+        typer.Option(
+            "--require-key", help="Ask for a key on loopback too: behind a proxy, or where a machine has several users."
+        ),
     ] = False,
     allowed_hosts: Annotated[
-        list[str] | None, typer.Option("--allowed-host", help="A name under which browsers may use the server.")
+        list[str] | None,
+        typer.Option("--allowed-host", help="A name under which browsers may use the server; keys are needed then."),
     ] = None,
     certificate: Annotated[Path | None, typer.Option(help="TLS: the certificate chain, a PEM file.")] = None,
     private_key: Annotated[Path | None, typer.Option(help="TLS: its private key, a PEM file.")] = None,

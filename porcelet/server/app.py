@@ -42,7 +42,7 @@ def create_app(models: Models, database: Database, gate: Gate, jobs: Jobs) -> Re
     for dialect in (openai, responses, anthropic, tokenize):
         app.include_router(dialect.routes(models))
     app.include_router(login.routes(gate.logins, gate.keys))
-    app.include_router(account.routes(database, gate.keys))
+    app.include_router(account.routes(database, gate.keys, gate.limits))
     app.include_router(api.routes(models, database, jobs))
     app.mount("/static", StaticFiles(directory=STATIC))
 

@@ -54,7 +54,7 @@ def check(config: ServeConfig, access: Access) -> None:
     if not access.local and not access.certificate:
         log.warning(
             "warning: others on the network can read along, keys included: give --certificate and --private-key, or "
-            "listen on 127.0.0.1 behind a proxy that speaks TLS"
+            "listen on 127.0.0.1 with --require-key, behind a proxy that speaks TLS"
         )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from porcelet.errors import InputError
+from porcelet.server.gate.loopback import is_loopback
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,8 +23,8 @@ class Access:
 
     @property
     def needs_key(self) -> bool:
-        """Whether nobody gets in without a key."""
-        return self.require_key or not self.local
+        """Whether nobody gets in without a key. A name that is not loopback's says that others come: by a proxy."""
+        return self.require_key or not self.local or not all(map(is_loopback, self.allowed_hosts))
 
     @property
     def scheme(self) -> str:

@@ -10,11 +10,12 @@ from fastapi import APIRouter, Query, Request
 
 from porcelet.server.gate import usage
 from porcelet.server.gate.keys import Keys
+from porcelet.server.gate.limits import Limits
 from porcelet.server.generation.watch import caller_of
 from porcelet.server.store import Database
 
 
-def routes(database: Database, keys: Keys) -> APIRouter:
+def routes(database: Database, keys: Keys, limits: Limits) -> APIRouter:
     """GET /v1/usage: the caller's own key, by day and model."""
     router = APIRouter()
 
@@ -23,13 +24,11 @@ def routes(database: Database, keys: Keys) -> APIRouter:
         key = caller_of(request).key
         since = (datetime.now(UTC).date() - timedelta(days=num_days - 1)).isoformat()
         found = await database.run(lambda connection: usage.days(connection, key, since))
-        limits = asdict(keys.limits(key))
-        budget, spent = limits["token_budget"], (await database.run(usage.tokens)).get(key, 0)
         return {
             "object": "list",
             "data": [{"date": day.date, "model": day.model, **asdict(day.amounts)} for day in found],
-            "limits": limits,
-            "tokens_left": None if budget is None else max(budget - spent, 0),
+            "limits": asdict(keys.limits(key)),
+            "tokens_left": limits.tokens_left(key),
         }
 
     return router

@@ -23,6 +23,7 @@ UPLOADS = "/api/files"
 MAX_JSON_DEPTH = 64
 MAX_JSON_CONTAINERS = 100_000
 MAX_JSON_STRINGS = 200_000
+MAX_JSON_COMMAS = 300_000  # the longest context's token ids, with room for a few such prompts
 PATIENCE = 30.0  # seconds that a body may take
 BYTES_PER_SECOND = 16 << 10  # and as many more as it takes at this rate
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
@@ -86,7 +87,10 @@ def check_json(body: bytes) -> None:
     unescaped = body.replace(b"\\\\", b"").replace(b'\\"', b"")
     if unescaped.count(b'"') > 2 * MAX_JSON_STRINGS:
         raise Refused(400, f"the body's JSON has too many strings; at most {MAX_JSON_STRINGS} are accepted")
-    brackets = b"".join(unescaped.split(b'"')[::2]).translate(None, _NO_BRACKETS)
+    outside = b"".join(unescaped.split(b'"')[::2])
+    if outside.count(b",") > MAX_JSON_COMMAS:
+        raise Refused(400, f"the body's JSON has too many values; at most {MAX_JSON_COMMAS} are accepted")
+    brackets = outside.translate(None, _NO_BRACKETS)
     depth = 0
     for bracket in brackets[: 2 * MAX_JSON_CONTAINERS]:
         depth += 1 if bracket in b"[{" else -1

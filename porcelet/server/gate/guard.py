@@ -6,30 +6,36 @@ which is what the routes are matched with, and never on an address put together 
 Open to everybody are exactly /healthz, /readyz, /login and /static/*. For anything else, whether it exists or not, one
 needs an API key or a login's cookie; only on loopback, unless keys are required there too, whoever sits at this machine
 needs neither. What protects that one from other programs' pages: a `Host` that is not this machine (DNS rebinding) and
-an `Origin` that is not our own page are refused, and no CORS header is ever sent.
+an `Origin` that is not our own page are refused, and no CORS header is ever sent. What a proxy has passed on comes from
+somebody else, and is refused there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import cookie_parser
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from porcelet.config import Alias
-from porcelet.errors import PorceletError
+from porcelet.errors import CapacityError, PorceletError
 from porcelet.server.errors import problem_response
 from porcelet.server.gate.access import Access
 from porcelet.server.gate.body import Refused, check_head, limited
 from porcelet.server.gate.keys import PREFIX, Keys
-from porcelet.server.gate.limits import Limits
+from porcelet.server.gate.limits import Call, Limits, current_call
 from porcelet.server.gate.login import COOKIE, KeyRefused, Logins
 from porcelet.server.gate.loopback import is_loopback
 from porcelet.server.generation.watch import LOCAL, Caller
 from porcelet.server.store import Database
+
+log = logging.getLogger(__name__)
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz", "/login"})
 OPEN_FOLDER = "/static/"
@@ -48,6 +54,7 @@ SECURITY_HEADERS = {
 HSTS = "max-age=31536000"
 # Of two that differ, we would believe one and a proxy before us the other.
 SINGLE_HEADERS = ("host", "origin", "authorization", "x-api-key", "content-encoding")
+PROXY_HEADERS = ("forwarded", "via", "x-real-ip")  # and X-Forwarded-*
 
 
 @dataclass(frozen=True)
@@ -87,7 +94,8 @@ class Guard:
             return
         assert scope["type"] == "http", "the server speaks no other protocol"
         try:
-            visitor = await self._let_in(scope)
+            with _database_errors():
+                visitor = await self._let_in(scope)
             receive = await limited(scope, receive)
         except PorceletError as problem:
             await _refusal(scope, problem)(scope, receive, _secured(scope, send, {}))
@@ -97,13 +105,19 @@ class Guard:
         if visitor.caller:
             scope["caller"] = visitor.caller
             told = self.gate.limits.headers(visitor.caller)
-        await self.app(scope, receive, _secured(scope, send, told))
+        call = current_call.set(Call())
+        try:
+            await self.app(scope, receive, _secured(scope, send, told))
+        finally:
+            current_call.reset(call)
 
     async def _let_in(self, scope: Scope) -> Visitor:
         headers = Headers(scope=scope)
         check_head(scope)
         _check_single(headers)
         self._check_host(headers)
+        if not self.gate.access.needs_key:
+            _check_direct(headers)
         visitor = await self._visitor(scope["path"], headers)
         if visitor.by != "key" or self.gate.access.local:
             self._check_origin(scope["scheme"], headers)
@@ -143,6 +157,16 @@ class Guard:
             raise Refused(403, f"Origin {origin!r} is another site; pages of other sites may not use this server")
 
 
+@contextmanager
+def _database_errors() -> Iterator[None]:
+    """Whoever cannot be looked up does not get in, and hears of it in our form: nothing answers for the guard."""
+    try:
+        yield
+    except SQLAlchemyError as problem:
+        log.error("keys and logins cannot be read", exc_info=problem)
+        raise CapacityError("keys cannot be read at the moment; the server's log says why", 5) from problem
+
+
 def _host_name(headers: Headers) -> str:
     host = headers.get("host", "").lower()
     name, _, port = host.rpartition(":")
@@ -153,6 +177,13 @@ def _check_single(headers: Headers) -> None:
     for name in SINGLE_HEADERS:
         if len(headers.getlist(name)) > 1:
             raise Refused(400, f"the header {name} came more than once")
+
+
+def _check_direct(headers: Headers) -> None:
+    for name in headers:
+        if name in PROXY_HEADERS or name.startswith("x-forwarded-"):
+            remedy = "start it with --require-key to serve behind a proxy"
+            raise Refused(403, f"the header {name} says that a proxy passed this on, but no key is asked for; {remedy}")
 
 
 def _given_key(headers: Headers) -> str | None:

@@ -145,7 +145,7 @@ def list_keys(connection: Connection) -> list[Key]:
 
 
 class Keys:
-    """The keys as the running server knows them: all of them, read again every few seconds.
+    """The keys as the running server knows them: all of them, read again where that was `NEWS` seconds ago.
 
     So a key that exists and one that does not cost the same, and no flood of wrong keys reaches the database.
     """
@@ -176,7 +176,7 @@ class Keys:
     async def _refresh(self) -> None:
         async with self._reading:
             if time.monotonic() >= self._read + NEWS:
-                self._known = {key.id: key for key in await self._database.run(list_keys)}
+                self._known = {key.id: key for key in await self._database.read(list_keys)}
                 self._read = time.monotonic()
 
 

@@ -4,8 +4,9 @@ Everything is decided where a job is admitted, in one turn of the event loop, so
 requests at once exactly the allowed ones pass. A prompt counts at its admission, an answer's tokens as they come; an
 answer under way is never cut off, so the last ones may overdraw a budget by what they still say.
 
-A job that fails before its first token costs no tokens. One that the client gives up costs its prompt and what was
-generated so far. The minutes are this process's own; the budget's past is read from the database at the start.
+A job that fails before its first token costs nothing: its tokens and its request are given back. One that the client
+gives up costs its prompt and what was generated so far. A call with several prompts makes several jobs, but is one
+request. The minutes are this process's own; the budget's past is read from the database at the start.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -71,6 +73,13 @@ class Window:
         self._total += amount
         self._forget(now)
 
+    def give_back(self, then: float, amount: int) -> None:
+        """Take away what was added at `then`, unless its minute is over."""
+        for index, (second, there) in enumerate(self._seconds):
+            if second == math.floor(then):
+                self._seconds[index] = (second, there - amount)
+                self._total -= amount
+
     def total(self, now: float) -> int:
         self._forget(now)
         return self._total
@@ -100,6 +109,28 @@ class _Used:
     num_tokens: int = 0  # ever
 
 
+@dataclass(eq=False)
+class Call:
+    """One HTTP request: its jobs share one place, and count once a minute, at `admitted`."""
+
+    num_running: int = 0
+    admitted: float | None = None
+    served: bool = False  # any of its jobs
+
+
+# Not the request's id, which its sender may choose.
+current_call: ContextVar[Call | None] = ContextVar("current_call", default=None)
+
+
+@dataclass
+class _Counted:
+    """What a job under way has cost so far."""
+
+    call: Call
+    admitted: float
+    num_tokens: int = 0
+
+
 class Limits:
     """The `Watch` that holds every key to its limits and counts its usage."""
 
@@ -115,15 +146,21 @@ class Limits:
         self._aliases = aliases or {}
         self._clock = clock
         self._used = {key: _Used(num_tokens=count) for key, count in database.run_now(usage.tokens).items()}
-        self._counted: dict[str, int] = {}  # tokens of each job under way
+        self._counted: dict[str, _Counted] = {}  # of each job under way
 
     def admit(self, job: Job) -> None:
         limits, used, now = self._keys.limits(job.caller.key), self._of(job), self._clock()
+        call = current_call.get() or Call()
         _check_model(limits, self._aliases, job)
         _check_room(limits, used, job, now)
-        used.num_running += 1
-        used.requests.add(now, 1)
-        self._counted[job.id] = 0
+        _check_requests(limits, used, call, now)
+        if call.num_running == 0:
+            used.num_running += 1
+        if call.admitted is None:
+            used.requests.add(now, 1)
+            call.admitted = now
+        call.num_running += 1
+        self._counted[job.id] = _Counted(call, now)
         self._count(job, job.num_prompt_tokens)
 
     def progressed(self, job: Job, output: Output) -> None:
@@ -133,14 +170,21 @@ class Limits:
         generated = sum(job.num_generated)
         wasted = reason == "refused" or (reason == "error" and not generated)
         prompt = 0 if wasted else job.num_prompt_tokens
-        used = self._of(job)
-        used.num_running -= 1
-        used.num_tokens += prompt + generated - self._counted.pop(job.id)
+        used, counted = self._of(job), self._counted.pop(job.id)
+        used.num_tokens += prompt + generated - counted.num_tokens
+        if wasted:
+            used.tokens.give_back(counted.admitted, counted.num_tokens)
+        _leave(used, counted.call, served=not wasted)
         if reason == "refused":
             return
         amounts = Amounts(1, int(reason == "error"), prompt, job.num_cached_tokens, generated, job.num_reasoning)
         day, key, model = usage.today(), job.caller.key, job.model
         self._database.defer(partial(usage.add, day=day, key=key, model=model, amounts=amounts))
+
+    def tokens_left(self, key: str) -> int | None:
+        """Of a key's budget; None where it has none."""
+        budget = self._keys.limits(key).token_budget
+        return None if budget is None else max(budget - self._used.get(key, _Used()).num_tokens, 0)
 
     def headers(self, caller: Caller) -> dict[str, str]:
         """What clients are told of the limits a minute, under the names that OpenAI gave them."""
@@ -161,10 +205,21 @@ class Limits:
 
     def _count(self, job: Job, total: int) -> None:
         """The job has `total` tokens by now."""
-        used, more = self._of(job), total - self._counted[job.id]
-        self._counted[job.id] = total
+        used, more = self._of(job), total - self._counted[job.id].num_tokens
+        self._counted[job.id].num_tokens = total
         used.tokens.add(self._clock(), more)
         used.num_tokens += more
+
+
+def _leave(used: _Used, call: Call, served: bool) -> None:
+    """One of a call's jobs is over."""
+    call.num_running -= 1
+    call.served |= served
+    if call.num_running == 0:
+        used.num_running -= 1
+        if not call.served and call.admitted is not None:
+            used.requests.give_back(call.admitted, 1)
+            call.admitted = None
 
 
 def _check_model(limits: KeyLimits, aliases: Mapping[str, Alias], job: Job) -> None:
@@ -179,17 +234,20 @@ def _check_room(limits: KeyLimits, used: _Used, job: Job, now: float) -> None:
     if limits.token_budget is not None and used.num_tokens + prompt > limits.token_budget:
         left = max(limits.token_budget - used.num_tokens, 0)
         raise BalanceError(f"this API key's budget has {left} tokens left; the prompt has {prompt}")
-    if limits.concurrency is not None and used.num_running >= limits.concurrency:
-        raise RateLimitError(
-            f"this API key may have {limits.concurrency} requests under way at a time; wait for one", 1
-        )
-    if limits.requests_per_minute is not None:
-        _check_rate(used.requests, limits.requests_per_minute, 1, now, "requests")
     if limits.tokens_per_minute is not None:
         if prompt > limits.tokens_per_minute:
             most = limits.tokens_per_minute
             raise InputError(f"the prompt has {prompt} tokens; this API key may use {most} a minute: shorten it")
         _check_rate(used.tokens, limits.tokens_per_minute, prompt, now, "tokens")
+
+
+def _check_requests(limits: KeyLimits, used: _Used, call: Call, now: float) -> None:
+    if limits.concurrency is not None and call.num_running == 0 and used.num_running >= limits.concurrency:
+        raise RateLimitError(
+            f"this API key may have {limits.concurrency} requests under way at a time; wait for one", 1
+        )
+    if limits.requests_per_minute is not None and call.admitted is None:
+        _check_rate(used.requests, limits.requests_per_minute, 1, now, "requests")
 
 
 def _check_rate(window: Window, limit: int, more: int, now: float, what: str) -> None:

@@ -1,17 +1,22 @@
 """Logging in with an API key: a browser changes it for a cookie that scripts cannot read.
 
 The cookie is 32 random bytes, of which the database keeps the SHA-256, as of keys. It ends after 30 days, with its key,
-or when its owner logs out. Wrong keys are counted per address, and too many make it wait: that keeps guessing, which is
-hopeless anyway, from costing us much.
+or when its owner logs out. Wrong keys are counted per address, and too many are told to wait: that keeps guessing,
+which is hopeless anyway, from costing us much. A right key always gets in: behind a proxy all share one address.
+
+The cookie begins with its key's id. So the logins of that key alone are read, at most once a second, and no flood of
+invented cookies reaches the database.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
-import ipaddress
 import secrets
 import time
 from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from fastapi import APIRouter, Request
@@ -20,8 +25,9 @@ from sqlalchemy import Column, Connection, Float, LargeBinary, String, Table, de
 from starlette.responses import FileResponse, Response
 
 from porcelet.errors import InputError
-from porcelet.server.gate.keys import Key, Keys
+from porcelet.server.gate.keys import NEWS, Key, Keys
 from porcelet.server.gate.limits import RateLimitError, Window
+from porcelet.server.gate.loopback import network_of
 from porcelet.server.store import Database, metadata
 
 COOKIE = "porcelet_login"
@@ -54,24 +60,55 @@ class Logins:
     def __init__(self, database: Database, keys: Keys) -> None:
         self._database = database
         self._keys = keys
+        self._known: dict[str, _Known] = {}  # by keys that exist, MAX_SESSIONS each
+        self._lock = asyncio.Lock()  # what was read before a change is not kept after it
 
     async def open(self, key: Key) -> tuple[str, float]:
         """A new cookie's value, and for how many seconds it is good."""
-        value, now = secrets.token_urlsafe(32), time.time()
+        value, now = f"{key.id}-{secrets.token_urlsafe(32)}", time.time()
         expires = min(now + SECONDS, key.expires or float("inf"))
-        await self._database.run(lambda connection: _open(connection, _hash(value), key.id, expires))
+        await self._change(key.id, lambda connection: _open(connection, _hash(value), key.id, expires))
         return value, expires - now
 
     async def find(self, value: str) -> Key | None:
         """The key with which the owner of this cookie logged in, while it is valid."""
-        row = select(_logins.c.key).where(_logins.c.hash == _hash(value), _logins.c.expires > time.time())
-        key = await self._database.run(lambda connection: connection.execute(row).scalar())
-        return None if key is None else await self._keys.valid(key)
+        key = await self._keys.valid(_key_id(value))
+        if key is None:
+            self._known.pop(_key_id(value), None)
+            return None
+        expires = (await self._of(key.id)).get(_hash(value), 0.0)
+        return key if time.time() < expires else None
 
     async def close(self, value: str) -> None:
-        await self._database.run(
-            lambda connection: connection.execute(delete(_logins).where(_logins.c.hash == _hash(value)))
-        )
+        login = delete(_logins).where(_logins.c.hash == _hash(value))
+        await self._change(_key_id(value), lambda connection: connection.execute(login))
+
+    async def _of(self, key: str) -> dict[bytes, float]:
+        """When each of a key's logins expires, by the cookie's hash."""
+        async with self._lock:
+            known = self._known.get(key)
+            if known is None or time.monotonic() >= known.read + NEWS:
+                rows = select(_logins.c.hash, _logins.c.expires).where(_logins.c.key == key)
+                found = await self._database.read(lambda connection: connection.execute(rows).all())
+                known = self._known[key] = _Known(time.monotonic(), {row.hash: row.expires for row in found})
+            return known.expires
+
+    async def _change(self, key: str, work: Callable[[Connection], object]) -> None:
+        async with self._lock:
+            await self._database.run(work)
+            self._known.pop(key, None)
+
+
+@dataclass(frozen=True)
+class _Known:
+    """One key's logins as they were `read` at that monotonic time."""
+
+    read: float
+    expires: dict[bytes, float]
+
+
+def _key_id(cookie: str) -> str:
+    return cookie.partition("-")[0]
 
 
 def routes(logins: Logins, keys: Keys) -> APIRouter:
@@ -85,10 +122,10 @@ def routes(logins: Logins, keys: Keys) -> APIRouter:
 
     @router.post("/login", status_code=204)
     async def login(request: Request, body: LoginRequest) -> Response:
-        address = request.client.host if request.client else ""
-        failures.check(address)
         key = await keys.find(body.key.strip())
         if key is None:
+            address = request.client.host if request.client else ""
+            failures.check(address)
             failures.add(address)
             raise KeyRefused("this API key is not known here, revoked or expired; check that it was copied whole")
         value, seconds = await logins.open(key)
@@ -125,25 +162,17 @@ class Failures:
         Raises:
             RateLimitError: there were too many.
         """
-        window, now = self._windows.get(_network(address)), time.monotonic()
+        window, now = self._windows.get(network_of(address)), time.monotonic()
         if window and window.total(now) >= MAX_FAILURES:
             wait = window.wait(now, MAX_FAILURES - 1)
             raise RateLimitError(f"too many wrong keys came from your address; try again in {wait} s", wait)
 
     def add(self, address: str) -> None:
-        network = _network(address)
+        network = network_of(address)
         self._windows.setdefault(network, Window()).add(time.monotonic(), 1)
         self._windows.move_to_end(network)
         if len(self._windows) > MAX_ADDRESSES:
             self._windows.popitem(last=False)
-
-
-def _network(address: str) -> str:
-    try:
-        known = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:
-        return address
-    return str(ipaddress.ip_network((known, 64), strict=False)) if known.version == 6 else address
 
 
 def _is_secure(request: Request) -> bool:

@@ -1,4 +1,4 @@
-"""Which names mean this machine alone, and the socket that the server listens on."""
+"""Which names mean this machine alone, which addresses one customer, and the socket that the server listens on."""
 
 from __future__ import annotations
 
@@ -15,6 +15,15 @@ def is_loopback(host: str) -> bool:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def network_of(address: str) -> str:
+    """Whose address it is: an IPv4 address is one customer's, and so is an IPv6 network of 64 bits."""
+    try:
+        known = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    return str(ipaddress.ip_network((known, 64), strict=False)) if known.version == 6 else address
 
 
 def bind(host: str, port: int) -> socket.socket:

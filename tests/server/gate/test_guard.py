@@ -10,12 +10,16 @@ import string
 import subprocess
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from sqlalchemy import text
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from porcelet.errors import InputError
 from porcelet.server.gate import body, connection
@@ -23,6 +27,7 @@ from porcelet.server.gate.access import Access
 from porcelet.server.gate.body import Refused, check_json
 from porcelet.server.gate.guard import SECURITY_HEADERS
 from porcelet.server.gate.keys import KeyLimits
+from porcelet.server.generation.queue import Queue
 from tests.server.conftest import Server
 from tests.server.doors import HOST, OTHERS, House, bearer, in_house, listening, routes
 
@@ -169,6 +174,61 @@ def test_an_allowed_name_may_be_behind_tls(tmp_path: Path) -> None:
     assert in_house(tmp_path, visit, OTHERS) == [403]
 
 
+def test_behind_a_proxy_a_key_is_needed(tmp_path: Path) -> None:
+    """A name that is not loopback's says that others come, so everybody needs a key."""
+    named = replace(LOOPBACK, allowed_hosts=("localhost", HOST))
+    assert named.needs_key and not replace(LOOPBACK, allowed_hosts=("localhost", "127.0.0.1")).needs_key
+
+    async def visit(house: House) -> None:
+        _, secret = house.key()
+        passed_on = {"X-Forwarded-For": "192.0.2.1", "Via": "1.1 proxy"}
+        for host in (HOST, LOCALHOST):
+            for headers, status in ((passed_on, 401), (passed_on | bearer(secret), 200), ({}, 401)):
+                answer = await house.client.get("/v1/usage", headers=headers | {"Host": host})
+                assert answer.status_code == status
+
+    in_house(tmp_path, visit, named)
+
+
+@pytest.mark.parametrize(
+    "name", ["Forwarded", "X-Forwarded-For", "X-Forwarded-Proto", "x-forwarded-host", "Via", "X-Real-IP"]
+)
+def test_where_no_key_is_needed_no_proxy_may_pass_on(tmp_path: Path, name: str) -> None:
+    """A request that came through a proxy is somebody else's: it is refused with the remedy, whatever it asks for."""
+
+    async def visit(house: House) -> None:
+        for path in ("/v1/usage", "/", "/login"):
+            answer = await house.client.get(path, headers={name: "x"})
+            assert answer.status_code == 403 and "--require-key" in answer.json()["error"]["message"]
+        assert (await house.client.get("/v1/usage", headers={"X-Forward": "x"})).status_code == 200
+
+    in_house(tmp_path, visit, LOOPBACK, LOCALHOST)
+
+
+def test_a_broken_database_is_told_in_our_form(tmp_path: Path) -> None:
+    """Where keys and logins cannot be read, nobody gets in, and the answer is a 503 with our body and headers."""
+
+    async def visit(house: House) -> None:
+        key, secret = house.key()
+        cookie, _ = await house.gate.logins.open(key)
+        assert (await house.client.get("/v1/usage", headers=bearer(secret))).status_code == 200
+        house.database.run_now(lambda connection: connection.execute(text("DROP TABLE logins")))
+        seen = [await house.client.get("/v1/usage", headers={"Cookie": f"porcelet_login={cookie}"})]
+        await house.database.run(lambda connection: None)
+        house.database._engine.dispose()
+        for file in tmp_path.iterdir():
+            file.write_bytes(b"no database at all, " * 1000)
+        house.forget()
+        seen.append(await house.client.get("/v1/usage", headers=bearer(secret)))
+        for answer in seen:
+            assert (answer.status_code, answer.json()["error"]["type"]) == (503, "capacity_error")
+            assert int(answer.headers["Retry-After"]) > 0
+            assert SECURITY_HEADERS.items() <= {name: answer.headers[name] for name in SECURITY_HEADERS}.items()
+            assert "sqlite" not in answer.text
+
+    in_house(tmp_path, visit)
+
+
 def test_loopback_takes_any_key_but_a_bad_one_of_ours(tmp_path: Path) -> None:
     """Clients that must send some key get in as the local caller; one of our form has to be good, and counts."""
 
@@ -240,6 +300,7 @@ def test_every_answer_carries_the_security_headers(tmp_path: Path) -> None:
         ("POST", "/v1/chat/completions", {"Content-Encoding": "gzip"}, b"x", 415),
         ("POST", "/v1/chat/completions", {}, b"[" * 65 + b"]" * 65, 400),
         ("POST", "/v1/chat/completions", {}, b"[" + b"[]," * 100_000 + b"[]]", 400),
+        ("POST", "/v1/chat/completions", {}, b"[" + b"1," * 300_001 + b"1]", 400),
         ("POST", "/v1/chat/completions", {}, "[[]]".encode("utf-16"), 400),
     ],
 )
@@ -306,7 +367,16 @@ def test_json_depth_is_counted_as_parsers_see_it() -> None:
     assert 0 < refused < 100
 
 
-@pytest.mark.parametrize("piece", [b'"', b'\\"', b"\\", b"[", b"[]", b'"",', b'"\\', b"{", b"x"])
+def test_the_longest_prompts_of_token_ids_pass() -> None:
+    """A list of numbers may have as many as a context of DeepSeek's has tokens, and commas in strings are no values."""
+    ids = list(range(100_000, 100_000 + 163_840))
+    check_json(json.dumps({"prompt": ids}).encode())
+    check_json(json.dumps({"prompt": "," * 3_000_000 + '"\\,' * 100}).encode())
+    with pytest.raises(Refused, match="too many values"):
+        check_json(json.dumps({"messages": [1] * 300_002}).encode())
+
+
+@pytest.mark.parametrize("piece", [b'"', b'\\"', b"\\", b"[", b"[]", b'"",', b'"\\', b"{", b"x", b"1,"])
 def test_the_json_check_is_quick(piece: bytes) -> None:
     """No body of the largest size holds the server up, whatever it repeats."""
     content = piece * (body.MAX_BODY_BYTES // len(piece))
@@ -314,7 +384,7 @@ def test_the_json_check_is_quick(piece: bytes) -> None:
     try:
         check_json(content)
     except Refused:
-        assert piece[:1] in b'[{"'
+        assert piece[:1] in b'[{"1'
     assert time.process_time() - start < 0.5
 
 
@@ -370,17 +440,98 @@ def test_too_many_connections_are_told_so(tmp_path: Path, monkeypatch: pytest.Mo
     async def visit(house: House) -> None:
         async with listening(house.app) as address:
             held = [await asyncio.open_connection(*address) for _ in range(2)]
+            for _, writer in held:
+                writer.write(b"POST /login HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 2\r\n\r\n")
             await asyncio.sleep(0.1)
             assert (await exchange(address, ask)).startswith(b"HTTP/1.1 503")
             reader, writer = held[0]
-            writer.write(ask)
-            assert (await reader.read()).startswith(b"HTTP/1.1 404")
+            writer.write(b"{}")
+            assert (await reader.read()).startswith(b"HTTP/1.1 400")
             for _, writer in held:
                 writer.close()
             await asyncio.sleep(0.1)
             assert (await exchange(address, ask)).startswith(b"HTTP/1.1 404")
 
     in_house(tmp_path, visit)
+
+
+def test_idle_connections_make_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where all places are taken, the oldest connection that waits for its next request ends, and not the newest."""
+    monkeypatch.setattr(connection, "MAX_CONNECTIONS", 3)
+    ask = b"GET /static/x HTTP/1.1\r\nHost: x\r\n\r\n"
+
+    async def visit(house: House) -> None:
+        async with listening(house.app) as address:
+            kept = [await asyncio.open_connection(*address) for _ in range(3)]
+            for reader, writer in (kept[1], kept[0], kept[2]):
+                writer.write(ask)
+                assert (await reader.readuntil(b"}}")).startswith(b"HTTP/1.1 404")
+            newest = await asyncio.open_connection(*address)
+            for reader, writer in (newest, kept[0], kept[2]):
+                writer.write(ask)
+                assert (await reader.readuntil(b"}}")).startswith(b"HTTP/1.1 404")
+            with suppress(ConnectionError):
+                assert await kept[1][0].read() == b""
+            for _, writer in (*kept, newest):
+                writer.close()
+
+    in_house(tmp_path, visit)
+
+
+def test_one_address_has_a_share_of_the_connections(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Connections of another machine that are all in use are at most its share: one more is a 503. This machine, where
+    a proxy may be, has no share."""
+    monkeypatch.setattr(connection, "MAX_PER_ADDRESS", 2)
+    half = b"POST /login HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n"
+    ask = b"GET /static/x HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+
+    async def visit(house: House) -> None:
+        async with listening(house.app) as address:
+            for local, status in ((True, b"404"), (False, b"503")):
+                monkeypatch.setattr(connection, "is_loopback", lambda host, local=local: local)
+                held = [await asyncio.open_connection(*address) for _ in range(2)]
+                for _, writer in held:
+                    writer.write(half)
+                await asyncio.sleep(0.1)
+                assert (await exchange(address, ask)).startswith(b"HTTP/1.1 " + status)
+                for _, writer in held:
+                    writer.close()
+                await asyncio.sleep(0.1)
+            assert (await exchange(address, ask)).startswith(b"HTTP/1.1 404")
+
+    in_house(tmp_path, visit)
+
+
+def test_a_reader_that_stalls_loses_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream whose client does not read ends after a while, and its place in the queue is free again; one that is
+    read goes on."""
+    monkeypatch.setattr(connection, "STALL_SECONDS", 0.5)
+    queue = Queue("tiny", 2, 1.0)
+
+    async def endless() -> AsyncIterator[bytes]:
+        with queue.place():
+            while True:
+                yield b"x" * 65536
+                await asyncio.sleep(0)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await StreamingResponse(endless())(scope, receive, send)
+
+    async def visit() -> None:
+        async with listening(app) as address:
+            opened = [await asyncio.open_connection(*address) for _ in range(2)]
+            for _, writer in opened:
+                writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            start = time.monotonic()
+            while time.monotonic() < start + 2 or queue.num_running == 2:
+                assert await opened[0][0].read(1 << 20) and time.monotonic() < start + 10
+            assert queue.num_running == 1
+            for _, writer in opened:
+                writer.close()
+            while queue.num_running:
+                await asyncio.sleep(0.01)
+
+    asyncio.run(asyncio.wait_for(visit(), 20))
 
 
 def test_pipelined_and_kept_connections_work(tmp_path: Path) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from contextvars import copy_context
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,20 @@ from porcelet.config import Alias
 from porcelet.errors import InputError, PorceletError
 from porcelet.server.gate import keys, usage
 from porcelet.server.gate.keys import NO_LIMITS, KeyLimits, Keys
-from porcelet.server.gate.limits import BalanceError, Limits, ModelForbiddenError, RateLimitError, Window
+from porcelet.server.gate.limits import (
+    BalanceError,
+    Call,
+    Limits,
+    ModelForbiddenError,
+    RateLimitError,
+    Window,
+    current_call,
+)
 from porcelet.server.gate.usage import Amounts
+from porcelet.server.generation.queue import OverloadedError
 from porcelet.server.generation.watch import LOCAL, Caller, Job, watched
 from porcelet.server.store import Database
+from porcelet.types import Output
 from tests.server.doors import House, bearer, in_house
 
 
@@ -94,6 +105,84 @@ def test_a_burst_does_not_overshoot(
     asyncio.run(burst())
     assert refused == 193
     assert sum(day.amounts.requests for day in found.used()) == 7
+
+
+@pytest.mark.parametrize("limits", [KeyLimits(concurrency=1), KeyLimits(requests_per_minute=1)])
+def test_a_call_with_several_prompts_is_one_request(counter: Callable[..., Counter], limits: KeyLimits) -> None:
+    """Jobs of one HTTP request share its place and its turn in the minute; another request has to wait until the last
+    of them is over."""
+    found = counter(limits)
+
+    def call(ask: Callable[[], None]) -> None:
+        context = copy_context()
+        context.run(current_call.set, Call())
+        context.run(ask)
+
+    def three_prompts() -> None:
+        with ExitStack() as jobs:
+            for _ in range(3):
+                jobs.enter_context(watched([found.limits], found.job()))
+                with pytest.raises(RateLimitError):
+                    call(lambda: found.limits.admit(found.job()))
+        assert found.limits._used[found.key.id].num_running == 0
+
+    call(three_prompts)
+    found.clock.now += 61
+    call(three_prompts)
+
+
+@pytest.mark.parametrize("problem", [PorceletError("the engine restarts"), OverloadedError("no token came", 1)])
+def test_a_failed_request_is_given_back(counter: Callable[..., Counter], problem: PorceletError) -> None:
+    """Who got nothing may ask again at once: the request and its tokens leave the minute's count, however late it
+    failed; one that was refused by another watch, too. A client that gives up before its first token has used both."""
+    found = counter(KeyLimits(requests_per_minute=1, tokens_per_minute=10, token_budget=10))
+    told = found.limits.headers(found.caller)
+    for seconds in (0, 7, 70):
+        with suppress(PorceletError), watched([found.limits], found.job()):
+            found.clock.now += seconds
+            raise problem
+        assert found.limits.headers(found.caller) == told
+        with suppress(PorceletError), watched([found.limits, Refusing(problem)], found.job()):
+            pass
+        assert found.limits.headers(found.caller) == told
+    with suppress(GeneratorExit), watched([found.limits], found.job()):
+        raise GeneratorExit
+    with pytest.raises(BalanceError):
+        found.limits.admit(found.job())
+    assert found.limits.headers(found.caller)["x-ratelimit-remaining-requests"] == "0"
+    assert found.limits.tokens_left(found.key.id) == 0
+
+
+class Refusing:
+    """A watch that refuses every job."""
+
+    def __init__(self, problem: PorceletError) -> None:
+        self.problem = problem
+
+    def admit(self, job: Job) -> None:
+        raise self.problem
+
+    def progressed(self, job: Job, output: Output) -> None:
+        raise AssertionError
+
+    def ended(self, job: Job, reason: str) -> None:
+        raise AssertionError
+
+
+def test_a_call_counts_if_one_of_its_prompts_was_served(counter: Callable[..., Counter]) -> None:
+    """Of two prompts in one call one fails: its tokens come back, the request does not."""
+    found = counter(KeyLimits(requests_per_minute=1, tokens_per_minute=100))
+
+    def ask() -> None:
+        current_call.set(Call())
+        with suppress(PorceletError), watched([found.limits], found.job(30)):
+            with watched([found.limits], found.job(20)):
+                pass
+            raise PorceletError("died")
+
+    copy_context().run(ask)
+    told = found.limits.headers(found.caller)
+    assert (told["x-ratelimit-remaining-requests"], told["x-ratelimit-remaining-tokens"]) == ("0", "80")
 
 
 def test_no_minute_has_more_than_the_limit(counter: Callable[..., Counter]) -> None:
@@ -245,7 +334,12 @@ def test_usage_route_tells_the_key_its_own(tmp_path: Path) -> None:
             11,
             14,
         )
-        assert found["tokens_left"] == 75
+        assert found["tokens_left"] == 100
+        with watched([house.gate.limits], job := Job("job", "tiny", ada.caller, 11, 100)):
+            job.num_generated[0] = 14
+            house.gate.limits.progressed(job, None)  # type: ignore[arg-type]  # the job says it all
+            live = (await house.client.get("/v1/usage", headers=bearer(secret))).json()
+            assert live["tokens_left"] == 75  # what is under way counts, before any of it is stored
         assert "1000" not in json.dumps(found)
         assert (await house.client.get("/v1/usage?days=0", headers=bearer(other))).status_code == 400
 

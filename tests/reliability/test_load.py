@@ -63,7 +63,7 @@ def test_burst_of_ten_times_what_fits(at_rest: Running) -> None:
 
 def test_who_waits_hears_signs_of_life_until_the_time_is_over(at_rest: Running) -> None:
     """In the queue a stream gets comments, and after the queue's time the error; a whole answer gets empty lines and
-    breaks off, so that nobody can take what came for one."""
+    the error's body."""
 
     async def stream(client: httpx.AsyncClient) -> list[str]:
         async with client.stream("POST", at_rest.url + CHAT, json=ASK | {"stream": True}) as response:
@@ -74,9 +74,8 @@ def test_who_waits_hears_signs_of_life_until_the_time_is_over(at_rest: Running) 
         received = b""
         async with client.stream("POST", at_rest.url + CHAT, json=ASK) as response:
             assert response.status_code == 200
-            with pytest.raises(httpx.RemoteProtocolError):
-                async for piece in response.aiter_raw():
-                    received += piece
+            async for piece in response.aiter_raw():
+                received += piece
         return received
 
     async def both() -> tuple[list[str], bytes]:
@@ -88,9 +87,9 @@ def test_who_waits_hears_signs_of_life_until_the_time_is_over(at_rest: Running) 
         (*comments, last), received = asyncio.run(both())
         seconds = time.monotonic() - start
     assert set(comments) == {": keep-alive"}
-    assert f"no token came within {QUEUE_TIMEOUT:g} s" in json.loads(last.removeprefix("data: "))["error"]["message"]
-    assert received.strip() == b""
-    for count in (len(comments), len(received)):
+    for error in (json.loads(last.removeprefix("data: ")), json.loads(received)):
+        assert f"no token came within {QUEUE_TIMEOUT:g} s" in error["error"]["message"]
+    for count in (len(comments), len(received) - len(received.lstrip())):
         assert QUEUE_TIMEOUT / KEEP_ALIVE / 4 <= count <= QUEUE_TIMEOUT / KEEP_ALIVE + 1
     assert QUEUE_TIMEOUT <= seconds < QUEUE_TIMEOUT + 5
 

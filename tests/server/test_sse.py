@@ -1,20 +1,21 @@
-"""Answers that take a while: what is refused at once, how a stream ends, what is kept for a slow reader. How a whole
-body breaks off is shown in tests/reliability."""
+"""Answers that take a while: what is refused at once, how they end, what is kept for a slow reader."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, MutableMapping
+from typing import Any
 
 import httpx
+import pytest
 from fastapi import FastAPI, Request
 from starlette.responses import Response
 
 from porcelet.engine.client import MAX_PIECES, _Inbox
 from porcelet.errors import CapacityError, EngineError, PorceletError
 from porcelet.server.errors import install
-from porcelet.server.sse import KEEP_ALIVE, Frames, stream
+from porcelet.server.sse import KEEP_ALIVE, EventStream, Frames, stream, whole
 from porcelet.types import Output
 from tests.server.conftest import Server
 
@@ -35,12 +36,12 @@ def ask(frames: Frames) -> httpx.Response:
     async def route(request: Request) -> Response:
         return await stream(request, frames, failed, SECONDS)
 
-    async def main() -> httpx.Response:
-        transport = httpx.ASGITransport(app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
-            return await client.get("/")
+    return asyncio.run(got(app, "/"))
 
-    return asyncio.run(main())
+
+async def got(app: FastAPI, path: str) -> httpx.Response:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1") as client:
+        return await client.get(path)
 
 
 def test_an_early_error_is_a_status() -> None:
@@ -66,6 +67,62 @@ def test_a_late_error_is_the_last_event() -> None:
     assert response.status_code == 200
     assert response.content.startswith(KEEP_ALIVE)
     assert response.content.lstrip(KEEP_ALIVE).endswith(b"1\n\nerror: late\n\n")
+
+
+def test_a_late_error_of_a_whole_body_is_that_body() -> None:
+    """After the empty lines comes the error in its usual form, so that clients can say what was wrong."""
+    app = FastAPI()
+
+    @app.get("/v1/messages")
+    async def route(request: Request) -> Response:
+        async def work() -> bytes:
+            await asyncio.sleep(3.5 * SECONDS)
+            raise CapacityError("overloaded")
+
+        return await whole(request, work(), SECONDS)
+
+    response = asyncio.run(got(app, "/v1/messages"))
+    assert response.content.startswith(b"\n") and response.headers["x-accel-buffering"] == "no"
+    assert response.json()["type"] == "error" and response.json()["error"]["message"] == "overloaded"
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_what_is_left_is_closed_before_the_answer_is_over(waits: bool) -> None:
+    """When a client hangs up, its generator has run its cleaning to the end, however long, before the answer returns:
+    while a frame is awaited as while one is sent."""
+    closed = False
+
+    async def frames() -> AsyncGenerator[bytes, None]:
+        nonlocal closed
+        try:
+            yield b"data: 1\n\n"
+            if waits:
+                await asyncio.sleep(20)
+            yield b"data: 2\n\n"
+        finally:
+            await asyncio.sleep(SECONDS)
+            closed = True
+
+    async def main() -> None:
+        sent = asyncio.Event()
+
+        async def receive() -> dict[str, str]:
+            await sent.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: MutableMapping[str, Any]) -> None:
+            if message.get("body"):
+                sent.set()
+                if not waits:
+                    await asyncio.sleep(20)
+
+        request = Request({"type": "http", "path": "/", "headers": []}, receive)
+        answer = await stream(request, frames(), failed, 10.0)
+        assert isinstance(answer, EventStream)
+        await asyncio.wait_for(answer(request.scope, receive, send), 5)
+        assert closed
+
+    asyncio.run(main())
 
 
 def test_over_long_prompts_are_refused_at_once(server: Server) -> None:

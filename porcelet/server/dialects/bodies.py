@@ -18,6 +18,8 @@ from porcelet.server.errors import FieldError
 from porcelet.server.generation.ask import EFFORTS
 from porcelet.types import Constraint
 
+MAX_NAMED = 8  # blocks of types that are not known
+
 
 class Body(Fields):
     """One object of a request. `ignored` fields change nothing in the answer; `refused` ones say why they cannot be
@@ -54,11 +56,11 @@ def of_types(blocks: object, known: Collection[str], remedy: str, default: str |
     if len(blocks) > MAX_ENTRIES:
         raise out_of_range(f"a list has {len(blocks)} entries; at most {MAX_ENTRIES} are allowed")
     typed = [{"type": default} | block if isinstance(block, dict) and default else block for block in blocks]
-    for index, block in enumerate(typed):
-        kind = block.get("type") if isinstance(block, dict) else None
-        if isinstance(kind, str) and kind not in known:
-            supported = ", ".join(sorted(known))
-            raise wrong(f"its item {index} has the type {kind[:80]!r}; supported: {supported}; {remedy}")
+    kinds = [block.get("type") if isinstance(block, dict) else None for block in typed]
+    strange = [(index, kind[:80]) for index, kind in enumerate(kinds) if isinstance(kind, str) and kind not in known]
+    if strange:
+        what = " and ".join(f"its item {index} has the type {kind!r}" for index, kind in strange[:MAX_NAMED])
+        raise wrong(f"{what}; supported: {', '.join(sorted(known))}; {remedy}")
     return typed
 
 
@@ -106,6 +108,26 @@ def possible(choice: ToolChoice, tools: Collection[str]) -> ToolChoice:
     if choice.name is not None and choice.name not in tools:
         raise FieldError("tool_choice", f"tool_choice names {choice.name[:80]!r}, which is none of the tools")
     return choice
+
+
+def check_echo(value: object, param: str) -> None:
+    """Whether what an answer repeats can be written in it. To be asked before the work is done.
+
+    Raises:
+        FieldError: a string holds half of a surrogate pair, which is no character.
+    """
+    left = [value]  # and no recursion: it may be nested deep
+    while left:
+        match left.pop():
+            case str(text):
+                try:
+                    text.encode()
+                except UnicodeEncodeError as problem:
+                    raise FieldError(param, f"{param} holds {text[problem.start]!a}, which is no character") from None
+            case dict(inner):
+                left += [*inner, *inner.values()]
+            case list(inner):
+                left += inner
 
 
 def effort_budget(effort: str, efforts: Efforts, param: str) -> int | None:

@@ -14,7 +14,7 @@ import codecs
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import astuple, dataclass
-from typing import Annotated, Any, Literal, NotRequired
+from typing import Annotated, Any, Literal, NotRequired, cast
 
 import msgspec
 from fastapi import APIRouter, Request
@@ -24,8 +24,18 @@ from typing_extensions import TypedDict
 
 from porcelet.chat import Content
 from porcelet.chat.builtin import BOS
-from porcelet.server.dialects.fields import Sampling, TopLogprobs, Within, out_of_range, wrong
-from porcelet.server.dialects.replies import DONE, LEAST_LOGPROB, STREAMED, Head, UsageBody, failed, shown, usage_body
+from porcelet.server.dialects.fields import Sampling, StreamOptions, TopLogprobs, Within, out_of_range, wrong
+from porcelet.server.dialects.replies import (
+    DONE,
+    LEAST_LOGPROB,
+    STREAMED,
+    Head,
+    Tally,
+    UsageBody,
+    failed,
+    shown,
+    usage_body,
+)
 from porcelet.server.errors import FieldError
 from porcelet.server.generation.events import Ended, Event, Events, Piece, Started, Usage
 from porcelet.server.generation.models import Model, Models
@@ -239,8 +249,9 @@ class Writer:
 Choices = AsyncGenerator[CompletionChoice | Usage, None]
 
 
-async def choices_of(body: CompletionRequest, model: Model, caller: Caller) -> Choices:
-    """The pieces of all choices as they come, each with its index, and the usage of all prompts at last.
+async def choices_of(body: CompletionRequest, model: Model, caller: Caller, tally: Tally) -> Choices:
+    """The pieces of all choices as they come, each with its index, and the usage of all prompts at last; `tally` has
+    the usage so far.
 
     Raises:
         PorceletError: the request cannot be served, or the engine failed.
@@ -249,18 +260,24 @@ async def choices_of(body: CompletionRequest, model: Model, caller: Caller) -> C
     params = body.params(max(body.max_tokens, 1), body.logprobs, body.logprobs if body.echo else None)
     with model.place(caller, len(body.prompt)):
         prompts = await model.in_thread(lambda: [written(prompt, body.suffix, model) for prompt in body.prompt])
-        async with aclosing(_continued(body, prompts, params, model, caller)) as choices:
+        async with aclosing(_continued(body, prompts, params, model, caller, tally)) as choices:
             async for choice in choices:
                 yield choice
 
 
 async def _continued(
-    body: CompletionRequest, prompts: Sequence[Written], params: SamplingParams, model: Model, caller: Caller
+    body: CompletionRequest,
+    prompts: Sequence[Written],
+    params: SamplingParams,
+    model: Model,
+    caller: Caller,
+    tally: Tally,
 ) -> Choices:
     writers = [Writer(index, model.tokenizer) for index in range(body.n * len(prompts))]
     usages = []
     async with aclosing(merged([model.complete(prompt.tokens, params, caller) for prompt in prompts])) as events:
         async for number, event in events:
+            tally.add(event, number * body.n)
             match event:
                 case Started() if body.echo:
                     for writer in writers[number * body.n : (number + 1) * body.n]:
@@ -337,7 +354,7 @@ class _Whole:
             choice["logprobs"] = more
 
 
-async def chunk_frames(head: Head, pieces: Choices, include_usage: bool) -> Frames:
+async def chunk_frames(head: Head, pieces: Choices, options: StreamOptions, tally: Tally) -> Frames:
     """The pieces as server-sent events. The last one has the usage, as in a chat; see replies.py."""
     last: Completion | None = None
     async with aclosing(pieces):
@@ -348,7 +365,7 @@ async def chunk_frames(head: Head, pieces: Choices, include_usage: bool) -> Fram
             else:
                 if last:
                     yield frame(last)
-                last = _body(head, [piece]) | ({"usage": None} if include_usage else {})
+                last = cast(Completion, _body(head, [piece]) | tally.body(options))
     assert last
     yield frame(last)
     yield DONE
@@ -364,10 +381,11 @@ def routes(models: Models) -> APIRouter:
     @router.post("/completions", response_model=Completion, responses={200: STREAMED})
     async def complete(body: CompletionRequest, request: Request) -> Response:
         model, _ = await models.find(body.model)
-        pieces = choices_of(body, model, caller_of(request))
+        tally = Tally()
+        pieces = choices_of(body, model, caller_of(request), tally)
         head = Head.new("cmpl", body.model, model)
         if body.stream:
-            frames = chunk_frames(head, pieces, body.stream_options.include_usage)
+            frames = chunk_frames(head, pieces, body.stream_options, tally)
             return await stream(request, frames, failed(request), models.config.server.keep_alive)
         work = whole_body(head, pieces, body.n * len(body.prompt))
         return await whole(request, work, models.config.server.keep_alive)

@@ -96,6 +96,9 @@ class Within:
         raise out_of_range(f"Invalid {name} value, the valid range of {name} is {opening}{self.low}, {self.high}]")
 
 
+_IGNORED = {"cache_control"}  # every prefix is cached
+
+
 def _joined(content: object) -> object:
     """A list of text parts as one text."""
     if not isinstance(content, list):
@@ -103,7 +106,7 @@ def _joined(content: object) -> object:
     if len(content) > MAX_ENTRIES:
         raise out_of_range(f"a content has {len(content)} parts; at most {MAX_ENTRIES} are allowed")
     for part in content:
-        if not (isinstance(part, dict) and part.keys() == {"type", "text"} and part["type"] == "text"):
+        if not (isinstance(part, dict) and part.keys() - _IGNORED == {"type", "text"} and part["type"] == "text"):
             raise wrong("only parts of the form {'type': 'text', 'text': '...'} are supported")
     return "".join(_text(part["text"]) for part in content)
 
@@ -119,7 +122,7 @@ _PARTS = {
     "type": "array",
     "items": {
         "type": "object",
-        "properties": {"type": {"const": "text"}, "text": _TEXT},
+        "properties": {"type": {"const": "text"}, "text": _TEXT, "cache_control": {}},
         "required": ["type", "text"],
         "additionalProperties": False,
     },
@@ -155,9 +158,11 @@ TopLogprobs = Annotated[int, Within(0, MAX_TOP_LOGPROBS)]
 
 
 class StreamOptions(Fields):
-    """OpenAI's `include_usage`. `include_obfuscation` pads chunks on its side; ours are never padded."""
+    """OpenAI's `include_usage`, and vLLM's `continuous_usage_stats`: usage so far on every chunk.
+    `include_obfuscation` pads chunks on its side; ours are never padded."""
 
     include_usage: bool = False
+    continuous_usage_stats: bool = False
     include_obfuscation: bool = False
 
 

@@ -62,8 +62,8 @@ class Call(Fields):
 
 
 class ChatMessage(Fields):
-    """One turn. Unknown fields are refused, since they would change the prompt; so is `name`, which no chat format
-    writes, but on a tool's answer: its call says which tool that was."""
+    """One turn. Unknown fields are refused, since they would change the prompt. `name` is accepted and changes nothing,
+    as with DeepSeek: no chat format writes it. Nor do notes that come back with an answer."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Content | None = None
@@ -72,18 +72,18 @@ class ChatMessage(Fields):
     tool_calls: Entries[Call] = []
     tool_call_id: str | None = None
     prefix: bool = False
+    annotations: list[Any] | None = None
+    provider_specific_fields: dict[str, Any] | None = None  # litellm's
 
     @model_validator(mode="after")
     def _check(self) -> ChatMessage:
         if self.content is None and not self.tool_calls:
             raise wrong("content is missing")
-        if self.name is not None and self.role != "tool":
-            raise wrong("no chat format writes a name; say in the content who speaks")
         return self
 
     def plain(self) -> Message:
         """In the form of chat/messages.py."""
-        values = self.model_dump(exclude_unset=True, exclude={"name"})
+        values = self.model_dump(exclude_unset=True, exclude={"name", "annotations", "provider_specific_fields"})
         return values | {"role": "system"} if self.role == "developer" else values
 
 
@@ -296,7 +296,7 @@ def _routes(models: Models) -> APIRouter:
 
     @router.get("/models")
     async def list_models() -> ModelList:
-        return {"object": "list", "data": [_model_body(name, models.named(name)[0]) for name in models.names]}
+        return {"object": "list", "data": [_model_body(name, models.named(name)[0]) for name in models.able]}
 
     @router.get("/models/{name:path}")
     async def get_model(name: str) -> ModelBody:
@@ -308,7 +308,7 @@ def _routes(models: Models) -> APIRouter:
         events = model.answer(body.ask(model, alias_thinks, efforts), caller_of(request))
         head = Head.new("chatcmpl", body.model, model)
         if body.stream:
-            frames = chunk_frames(head, events, body.stream_options.include_usage)
+            frames = chunk_frames(head, events, body.stream_options)
             return await stream(request, frames, failed(request), server.keep_alive)
         return await whole(request, whole_body(head, events, body.n), server.keep_alive)
 

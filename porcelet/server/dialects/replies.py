@@ -5,7 +5,8 @@ The shapes are DeepSeek's, which OpenAI's clients read. A thinking answer's chun
 
 Usage is on one chunk alone, the last one, which also carries the finish reason: clients add usages up, so a second one
 would count twice, and a chunk without choices, where OpenAI puts it, breaks those that read `choices[0]`. As DeepSeek
-does, it comes without being asked for; `include_usage` adds "usage": null to the chunks before.
+does, it comes without being asked for; `include_usage` adds "usage": null to the chunks before, and
+`continuous_usage_stats` the counts so far.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
-from typing import Any, Literal, NotRequired
+from dataclasses import dataclass, field
+from typing import Any, Literal, NotRequired, cast
 from uuid import uuid4
 
 import msgspec
@@ -23,8 +24,19 @@ from typing_extensions import TypedDict
 
 from porcelet.chat import Content, Event, Reasoning, ToolCallArguments, ToolCallStart
 from porcelet.errors import PorceletError
+from porcelet.server.dialects.fields import StreamOptions
 from porcelet.server.errors import fault_body, fault_of
-from porcelet.server.generation.events import Ended, Events, Piece, Sample, TokenLogprob, Usage, call_id, collect
+from porcelet.server.generation.events import (
+    Ended,
+    Events,
+    Piece,
+    Sample,
+    Started,
+    TokenLogprob,
+    Usage,
+    call_id,
+    collect,
+)
 from porcelet.server.generation.models import Model
 from porcelet.server.sse import Frames, frame
 
@@ -154,6 +166,30 @@ def usage_body(usage: Usage) -> UsageBody:
     }
 
 
+@dataclass
+class Tally:
+    """What a stream's usage is so far; `generated` by sample."""
+
+    num_prompt_tokens: int = 0
+    generated: dict[int, int] = field(default_factory=dict)
+
+    def add(self, event: Started | Piece | Ended | Usage, first_sample: int = 0) -> None:
+        """One more event; its samples are counted from `first_sample`."""
+        match event:
+            case Started():
+                self.num_prompt_tokens += event.num_prompt_tokens
+            case Piece():
+                self.generated[first_sample + event.index] = event.num_generated
+
+    def body(self, options: StreamOptions) -> dict[str, Any]:
+        """What it adds to a chunk that is not the last."""
+        if not options.continuous_usage_stats:
+            return {"usage": None} if options.include_usage else {}
+        prompt, generated = self.num_prompt_tokens, sum(self.generated.values())
+        usage = {"prompt_tokens": prompt, "completion_tokens": generated, "total_tokens": prompt + generated}
+        return {"usage": usage}
+
+
 def logprobs_body(entries: Sequence[TokenLogprob]) -> Logprobs | None:
     """The model's own log-probabilities of an output's tokens; None if the request did not ask for them."""
     if not entries:
@@ -226,15 +262,16 @@ def _choice(index: int, sample: Sample) -> Choice:
 # ---- streamed answers -----------------------------------------------------------------------------------------------
 
 
-async def chunk_frames(head: Head, events: Events, include_usage: bool) -> Frames:
+async def chunk_frames(head: Head, events: Events, options: StreamOptions) -> Frames:
     """The answer as server-sent events. A sample's last chunk waits for what follows: it may be the usage."""
-    chunks = Chunks(head, include_usage)
+    chunks = Chunks(head, options)
     last: Chunk | None = None
     async with aclosing(events):
         async for event in events:
             if last and not isinstance(event, Usage):
                 yield frame(last)
                 last = None
+            chunks.tally.add(event)
             match event:
                 case Piece():
                     for chunk in chunks.of(event):
@@ -252,9 +289,10 @@ async def chunk_frames(head: Head, events: Events, include_usage: bool) -> Frame
 class Chunks:
     """Writes the chunks of one answer. A sample thinks if the first thing it gives is reasoning."""
 
-    def __init__(self, head: Head, include_usage: bool) -> None:
+    def __init__(self, head: Head, options: StreamOptions) -> None:
+        self.tally = Tally()
         self._head = head
-        self._include_usage = include_usage
+        self._options = options
         self._thinking: dict[int, bool] = {}  # of the samples that have begun
 
     def of(self, piece: Piece) -> Iterator[Chunk]:
@@ -304,6 +342,4 @@ class Chunks:
             "system_fingerprint": self._head.fingerprint,
             "choices": [{"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}],
         }
-        if self._include_usage:
-            chunk["usage"] = None
-        return chunk
+        return cast(Chunk, chunk | self.tally.body(self._options))

@@ -23,6 +23,7 @@ from porcelet.chat.tools import AUTO, NONE, REQUIRED, ToolChoice
 from porcelet.config.serving import Efforts
 from porcelet.server.dialects.bodies import (
     Body,
+    check_echo,
     effort_budget,
     function_call,
     function_tool,
@@ -101,6 +102,11 @@ class Reasoned(Body):
     def text(self) -> str:
         return "".join(thought.text for thought in self.content) or unsealed(self.encrypted_content)
 
+
+_NO_TOOL_RUNS = (
+    "no tool runs in this server; leave it out, or give it as a function; Codex's web search and freeform patches can "
+    "be switched off in its config.toml"
+)
 
 Item = Annotated[Said | Called | Returned | Reasoned, Field(discriminator="type")]
 
@@ -195,7 +201,7 @@ class ResponsesRequest(Body):
     @field_validator("tools", mode="before")
     @classmethod
     def _functions(cls, tools: object) -> object:
-        return of_types(tools, ("function",), "no tool runs in this server; leave it out, or give it as a function")
+        return of_types(tools, ("function",), _NO_TOOL_RUNS)
 
     def params(self, max_length: int) -> SamplingParams:
         """How to draw; without a limit of the client's, an answer may fill the context."""
@@ -272,9 +278,13 @@ def _text(parts: list[TextPart]) -> str:
 
 
 def _asked(body: ResponsesRequest) -> dict[str, Any]:
-    """What a response repeats of its request."""
+    """What a response repeats of its request.
+
+    Raises:
+        FieldError: it could not be written.
+    """
     choice = body.tool_choice.model_dump() if isinstance(body.tool_choice, Chosen) else body.tool_choice
-    return {
+    asked = {
         "background": False,
         "instructions": body.instructions or None,
         "max_output_tokens": body.max_output_tokens,
@@ -293,6 +303,9 @@ def _asked(body: ResponsesRequest) -> dict[str, Any]:
         "top_p": body.top_p,
         "truncation": body.truncation,
     }
+    for name in ("instructions", "metadata", "text", "tools"):
+        check_echo(asked[name], name)
+    return asked
 
 
 # ---- the routes -----------------------------------------------------------------------------------------------------
@@ -307,9 +320,10 @@ def routes(models: Models) -> APIRouter:
     @router.post("/v1/responses", responses={200: STREAMED})
     async def responses(body: ResponsesRequest, request: Request) -> Response:
         model, thinking = await models.find(body.model)
+        asked = _asked(body)
         events = model.answer(body.ask(thinking, config.efforts, model.max_length), caller_of(request))
         seals = "reasoning.encrypted_content" in body.include
-        reply = Reply(f"resp_{uuid4().hex}", int(time.time()), _asked(body), seals)
+        reply = Reply(f"resp_{uuid4().hex}", int(time.time()), asked, seals)
         return await send(request, reply, events, body.stream, config.server.keep_alive)
 
     return router

@@ -49,6 +49,13 @@ class UnknownModelError(InputError):
     param = "model"
 
 
+class UnableError(InputError):
+    """An alias that asks its model for what it cannot do."""
+
+    code = "model_cannot_think"
+    param = "model"
+
+
 class ContextError(InputError):
     """A prompt that leaves no room for an answer."""
 
@@ -119,6 +126,11 @@ class Model:
     @property
     def format(self) -> ChatFormat:
         return self._parts.format
+
+    @property
+    def thinks(self) -> bool:
+        """Whether its answers may begin with reasoning."""
+        return self.format.thinking(self.tokenizer) != "never"
 
     @property
     def _parts(self) -> Loaded:
@@ -272,6 +284,12 @@ class Models:
         """Models, then aliases."""
         return [*self.all, *self.config.aliases]
 
+    @property
+    def able(self) -> list[str]:
+        """The names without those that ask a loaded model for thinking that it cannot do."""
+        found = ((name, *self.named(name)) for name in self.names)
+        return [name for name, model, thinking in found if not thinking or not model.loaded or model.thinks]
+
     async def load(self, progress: Progress) -> None:
         """Wait until every model is loaded; `progress` hears of the bytes of all of them.
 
@@ -294,7 +312,7 @@ class Models:
         alias = self.config.aliases.get(name, Alias(name))
         model = self.all.get(alias.model)
         if model is None:
-            raise UnknownModelError(f"model {name[:200]!r} is not served here; served: {', '.join(self.names)}")
+            raise UnknownModelError(f"model {name[:200]!r} is not served here; served: {', '.join(self.able)}")
         return model, alias.thinking
 
     async def find(self, name: str) -> tuple[Model, bool | None]:
@@ -302,12 +320,16 @@ class Models:
 
         Raises:
             UnknownModelError: none is called so.
+            UnableError: its alias thinks, and it cannot.
             CapacityError: it is still loading, or the server is about to end.
         """
         if self.draining:
             raise OverloadedError("the server is shutting down; ask again once it has started", DRAINING_SECONDS)
         model, thinking = self.named(name)
         await model.wait()
+        if thinking and not model.thinks:
+            able = ", ".join(self.able)
+            raise UnableError(f"model {name!r} is {model.name} thinking, which it cannot; take one of {able}")
         return model, thinking
 
     @property

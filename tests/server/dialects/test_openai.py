@@ -59,7 +59,7 @@ def post(server: Server, **changes: Any) -> httpx.Response:
 def test_models(client: openai.OpenAI) -> None:
     """The served model is listed under the name that requests use, and its aliases after it; each can be asked for."""
     model, *aliases = client.models.list().data
-    assert [alias.id for alias in aliases] == ["deepseek-chat", "deepseek-reasoner", "deepseek-flash"]
+    assert [alias.id for alias in aliases] == ["deepseek-chat", "deepseek-flash"]
     assert (model.id, model.object) == ("tiny", "model")
     assert model.model_dump()["thinking"] == "never" and model.model_dump()["context_length"] > 1000
     assert client.models.retrieve("deepseek-chat").model_dump()["root"] == "tiny"
@@ -220,7 +220,6 @@ def test_raw_stream_is_openais(server: Server) -> None:
         ({"max_tokens": True}, "max_tokens"),
         ({"messages": [{"role": "king", "content": "x"}]}, "messages[0].role"),
         ({"messages": [{"role": "user"}]}, "messages[0]"),
-        ({"messages": [{"role": "user", "content": "x", "name": "Ann"}]}, "messages[0]"),
         ({"messages": [{"role": "user", "content": "x", "colour": "red"}]}, "messages[0].colour"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content"),
         ({"messages": "hello"}, "messages"),
@@ -342,8 +341,38 @@ def test_harmless_fields_and_parts_are_accepted(server: Server) -> None:
     parts = [{"type": "text", "text": "Hello, "}, {"type": "text", "text": "wörld"}]
     extra = {"user": "me", "metadata": {"a": "b"}, "n": 1, "stop": None, "frequency_penalty": 0, "top_p": 1}
     plain = post(server).json()["choices"]
-    message = {"role": "user", "content": parts, "name": None, "audio": None}
+    message = {"role": "user", "content": parts, "name": "Ann", "audio": None}
     assert post(server, **extra, messages=[message]).json()["choices"] == plain
+    cached = [part | {"cache_control": {"type": "ephemeral"}} for part in parts]
+    assert post(server, messages=[{"role": "user", "content": cached}]).json()["choices"] == plain
+    back = {"role": "assistant", "content": "Hi"}
+    notes = {"annotations": [], "audio": None, "refusal": None, "provider_specific_fields": {"a": 1}, "name": "bot"}
+    answers = [post(server, messages=[message, turn, message]).json()["choices"] for turn in (back, back | notes)]
+    assert answers[0] == answers[1]
+
+
+def test_usage_so_far(server: Server) -> None:
+    """vLLM's option: every chunk tells the counts so far, and they grow to the last one's, in both dialects."""
+    options = {"stream": True, "stream_options": {"include_usage": True, "continuous_usage_stats": True}}
+    ask = {"model": "tiny", "prompt": "Hello", "max_tokens": 5, "temperature": 0, **options}
+    legacy = httpx.post(f"{server.url}/v1/completions", json=ask, timeout=20)
+    for response in (post(server, max_tokens=5, **options), legacy):
+        assert response.status_code == 200, response.text
+        usages = [json.loads(event.removeprefix("data: "))["usage"] for event in response.text.split("\n\n")[:-2]]
+        counts = [usage["completion_tokens"] for usage in usages]
+        assert counts == sorted(counts) and counts[-1] == 5 and len(set(counts)) > 2
+        assert {usage["prompt_tokens"] for usage in usages} == {usages[-1]["prompt_tokens"]}
+
+
+def test_an_alias_that_asks_for_too_much(server: Server) -> None:
+    """A name that asks a model for thinking that it cannot do is not listed, and refused by name with those that
+    are."""
+    listed = httpx.get(f"{server.url}/v1/models").json()["data"]
+    assert [model["id"] for model in listed] == ["tiny", "deepseek-chat", "deepseek-flash"]
+    response = post(server, model="deepseek-reasoner")
+    assert response.status_code == 400 and response.json()["error"]["param"] == "model"
+    assert "'deepseek-reasoner' is tiny thinking" in response.json()["error"]["message"]
+    assert "deepseek-chat" in response.json()["error"]["message"]
 
 
 def test_errors_reach_the_sdk_as_its_classes(client: openai.OpenAI) -> None:

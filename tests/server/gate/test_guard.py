@@ -630,6 +630,28 @@ def test_a_burst_of_200_over_http(guarded: tuple[Server, dict[str, str]]) -> Non
             assert int(answer.headers["Retry-After"]) >= 1
 
 
+def test_several_prompts_are_one_request_over_http(guarded: tuple[Server, dict[str, str]]) -> None:
+    """Under a limit of one at a time a call with several prompts is served, and counts once a minute; other calls
+    count apart, though they claim the same id. A prompt too long for the model costs nothing."""
+    server, made = guarded
+    headers = bearer(made["single"]) | {"X-Request-Id": "mine"}
+
+    def ask(prompts: list[str]) -> httpx.Response:
+        body = {"model": "tiny", "prompt": prompts, "max_tokens": 2}
+        return httpx.post(f"{server.url}/v1/completions", json=body, headers=headers, timeout=30)
+
+    for prompts, status, remaining in (
+        (["x"] * 5, 200, "2"),
+        (["x" * 100_000], 400, "1"),
+        (["x"], 200, "1"),
+        (["x"], 429, "0"),
+    ):
+        answer = ask(prompts)
+        told = answer.headers["x-ratelimit-remaining-requests"]
+        assert (answer.status_code, told) == (status, remaining), answer.text[:300]  # as it was when the call came
+        assert status != 200 or len(answer.json()["choices"]) == len(prompts)
+
+
 def test_budget_and_models_over_http(guarded: tuple[Server, dict[str, str]]) -> None:
     """A spent budget is a 402 and a forbidden model a 403, before a stream begins; what was used is told."""
     server, made = guarded

@@ -54,7 +54,7 @@ def start(model: str) -> Mapping[str, float]:
         port = _free_port()
         command = [sys.executable, "-m", "porcelet", "serve", "--model", model, "--port", str(port)]
         begun = time.perf_counter()
-        server = subprocess.Popen(command, env=os.environ | {"PORCELET_HOME": home}, stderr=log)
+        server = subprocess.Popen(command, env=os.environ | {"XDG_DATA_HOME": home}, stderr=log)
         try:
             return _measure(server, port, begun)
         except OSError as problem:

@@ -76,7 +76,7 @@ class Server(_Followed):
         command = [sys.executable, "-m", "porcelet", "serve", "--model", options["model"], "--port", "0"]
         for name, value in _settings(options).items():
             command += ["--set", f"{name}={value}"]
-        environment = os.environ | {"PORCELET_HOME": self.home.name}
+        environment = os.environ | {"XDG_DATA_HOME": self.home.name}
         log = Path(self.home.name) / "stderr"
         with log.open("w") as stderr:
             self.server = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=stderr, env=environment)

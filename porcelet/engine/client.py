@@ -22,7 +22,8 @@ import logging
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from porcelet.config import EngineConfig
@@ -52,6 +53,12 @@ MAX_PIECES = 256  # outputs of one sample that are kept apart for a reader that 
 EXIT_SECONDS = 2.0
 HUNG_UP_SECONDS = 0.5  # a process closes its socket by ending, and nobody who waits shall wait a second
 
+Arrived = Callable[[Output], None]
+
+
+def ignored(output: Output) -> None:
+    """For those who only read."""
+
 
 class EngineClient:
     """One engine process. Make it with `start`; use it from one event loop."""
@@ -61,6 +68,7 @@ class EngineClient:
         self.failure: PorceletError | None = None
         self.stats: dict[str, int | float] = {}
         self._connection = connection
+        self._failed = False  # and everybody was told
         self._inboxes: dict[str, _Inbox] = {}
         self._writer: asyncio.StreamWriter | None = None
         self._receiving: asyncio.Task[None] | None = None
@@ -112,16 +120,16 @@ class EngineClient:
         assert self.failure
         return self.failure
 
-    async def submit(self, request: Request) -> AsyncGenerator[Output, None]:
+    async def submit(self, request: Request, arrived: Arrived = ignored) -> AsyncGenerator[Output, None]:
         """Run a request; the last output of each of its n samples carries a finish reason. Close it (`aclosing`) to
-        abort.
+        abort. `arrived` hears of every output at once, though the reader may be slow, or never take it.
 
         Raises:
             InputError: the engine refuses the request.
             CapacityError: too many requests are in flight.
             EngineError: the process failed.
         """
-        inbox = self._open(request)
+        inbox = self._open(request, arrived)
         try:
             while not inbox.finished:
                 for output in await inbox.take():
@@ -146,14 +154,14 @@ class EngineClient:
         self._fail(EngineError("the engine was shut down"))
         self._exit_code()
 
-    def _open(self, request: Request) -> _Inbox:
+    def _open(self, request: Request, arrived: Arrived) -> _Inbox:
         assert request.id not in self._inboxes
         if self.failure:
             raise self.failure
         if len(self._inboxes) >= MAX_IN_FLIGHT:
             raise CapacityError(f"{MAX_IN_FLIGHT} requests are in flight already; try again when some have ended")
         self._send(Submit(request))
-        inbox = _Inbox(request.params.n)
+        inbox = _Inbox(request.params.n, arrived)
         self._inboxes[request.id] = inbox  # after what can fail; nothing arrives before the next await
         return inbox
 
@@ -188,10 +196,20 @@ class EngineClient:
         elif not isinstance(problem, EOFError):
             log.error("the engine's messages cannot be read", exc_info=problem)
             self._fail(EngineError(f"the engine's messages cannot be read: {problem!r}"))
-        code = await asyncio.to_thread(self._exit_code, EXIT_SECONDS if self.failure else HUNG_UP_SECONDS)
+        seconds = EXIT_SECONDS if self._failed else HUNG_UP_SECONDS
+        self.failure = self.failure or EngineError("the engine process hung up")  # at once, the exit code may take long
+        code = await self._in_own_thread(lambda: self._exit_code(seconds))
         assert self._writer
         self._writer.transport.abort()
         return self._fail(_death(code))
+
+    async def _in_own_thread(self, wait: Callable[[], int | None]) -> int | None:
+        """The event loop's threads may all be busy, for long."""
+        thread = ThreadPoolExecutor(1)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(thread, wait)
+        finally:
+            thread.shutdown(wait=False)
 
     def _exit_code(self, seconds: float = EXIT_SECONDS) -> int | None:
         """Wait for a process that is about to end; one that is stuck is killed and has no code."""
@@ -204,11 +222,12 @@ class EngineClient:
 
     def _fail(self, failure: PorceletError) -> PorceletError:
         """Only the first reason counts: it is the one that led to the others."""
-        if not self.failure:
-            self.failure = failure
+        if not self._failed:
+            self._failed, self.failure = True, failure
             self.stats = {}
             for inbox in self._inboxes.values():
                 inbox.fail(failure)
+        assert self.failure
         return self.failure
 
 
@@ -216,7 +235,8 @@ class _Inbox:
     """What has arrived for one request and was not taken yet. It is finished when all that its n samples gave is
     taken."""
 
-    def __init__(self, num_samples: int) -> None:
+    def __init__(self, num_samples: int, arrived: Arrived = ignored) -> None:
+        self._hear = arrived
         self._num_running = num_samples
         self._outputs: dict[int, list[Output]] = {}
         self._failure: PorceletError | None = None
@@ -233,6 +253,8 @@ class _Inbox:
             outputs[:] = [join_outputs(outputs)]
         self._num_running -= output.finish_reason is not None
         self._arrived.set()
+        if output.finish_reason != "error":
+            self._hear(output)
 
     def fail(self, failure: PorceletError) -> None:
         self._failure = failure

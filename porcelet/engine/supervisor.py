@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from porcelet.config import EngineConfig
-from porcelet.engine.client import EngineClient
+from porcelet.engine.client import Arrived, EngineClient, ignored
 from porcelet.engine.messages import Ready
 from porcelet.errors import CapacityError, EngineError, InputError, ModelError, PorceletError
 from porcelet.types import Output, Progress, Request
@@ -102,7 +102,7 @@ class Supervisor:
         self._watching = asyncio.create_task(self._watch(facts))
         return facts
 
-    def submit(self, request: Request) -> AsyncGenerator[Output, None]:
+    def submit(self, request: Request, arrived: Arrived = ignored) -> AsyncGenerator[Output, None]:
         """Run a request, as `EngineClient.submit` does.
 
         Raises:
@@ -111,7 +111,7 @@ class Supervisor:
         """
         if failure := self.failure:
             raise failure
-        return self.client.submit(request)
+        return self.client.submit(request, arrived)
 
     def close(self) -> None:
         """End the process, and wait for it."""

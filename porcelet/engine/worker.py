@@ -125,12 +125,47 @@ def _arrived(inbox: Inbox, *, wait: bool) -> Iterator[ToEngine | Compiled]:
         wait = False
 
 
+class _Uncompiled:
+    """Requests whose constraints nobody has begun to compile, for two threads. Tenants take turns, so that one with
+    many does not keep the others waiting."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._tenants: dict[str, dict[str, Request]] = {}  # whose turn it is first; requests by id
+
+    def put(self, request: Request) -> None:
+        with self._lock:
+            self._tenants.setdefault(request.tenant, {})[request.id] = request
+
+    def take(self) -> Request | None:
+        """The next one; None if all have been taken or removed."""
+        with self._lock:
+            if not self._tenants:
+                return None
+            tenant = next(iter(self._tenants))
+            requests = self._tenants.pop(tenant)
+            request = requests.pop(next(iter(requests)))
+            if requests:
+                self._tenants[tenant] = requests
+            return request
+
+    def remove(self, request_id: str) -> None:
+        """Nobody wants it any more."""
+        with self._lock:
+            for tenant, requests in self._tenants.items():
+                if requests.pop(request_id, None):
+                    if not requests:
+                        del self._tenants[tenant]
+                    return
+
+
 class _Desk:
     """Takes requests in. A new constraint takes tenths of a second to compile: a thread does it while steps go on."""
 
     def __init__(self, engine: Engine, inbox: Inbox) -> None:
         self._engine, self._inbox = engine, inbox
-        self._compiling: set[str] = set()
+        self._compiling: set[str] = set()  # those that wait for it, too
+        self._uncompiled = _Uncompiled()
         self._thread = ThreadPoolExecutor(1)
 
     @property
@@ -145,14 +180,17 @@ class _Desk:
                 return Refused(request.id, problem.kind, str(problem))
             case Submit(request) if request.params.constraint:
                 self._compiling.add(request.id)
-                self._thread.submit(self._compile, request)
+                self._uncompiled.put(request)
+                self._thread.submit(self._compile_next)
             case Submit(request):
                 return self._submit(request)
             case Compiled(request, problem) if request.id in self._compiling:  # else it was aborted meanwhile
                 self._compiling.remove(request.id)
                 return Refused(request.id, problem.kind, str(problem)) if problem else self._submit(request)
             case Abort(request_id):
-                self._compiling.discard(request_id)
+                if request_id in self._compiling:
+                    self._compiling.remove(request_id)
+                    self._uncompiled.remove(request_id)
                 self._engine.abort(request_id)
         return None
 
@@ -163,7 +201,10 @@ class _Desk:
             return Refused(request.id, problem.kind, str(problem))
         return None
 
-    def _compile(self, request: Request) -> None:
+    def _compile_next(self) -> None:
+        request = self._uncompiled.take()
+        if request is None:  # as many were aborted as are missing
+            return
         try:
             self._engine.prepare(request)
             self._inbox.put(Compiled(request))

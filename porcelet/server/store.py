@@ -1,7 +1,8 @@
 """The server's database: SQLite in this user's folder, or any other by URL, through SQLAlchemy Core.
 
-Whoever keeps something defines its tables on `metadata` and is imported before `open`. Work runs in one thread of the
-database's own, a transaction each, so the event loop never waits for a disk and SQLite never for itself.
+Whoever keeps something defines its tables on `metadata` and is imported before `open`. What writes runs in one thread
+of the database's own, a transaction each, so the event loop never waits for a disk and SQLite never for itself. What
+only reads has threads beside it, so a login does not wait for a search; it sees every write awaited before it began.
 
 Left out: migrations. `SCHEMA` is written into each database, and one with another number is refused; the first change
 of a table brings them.
@@ -12,20 +13,23 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 from sqlalchemy import Column, Connection, Engine, Integer, MetaData, Table, create_engine, event, insert, select
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, OperationalError, SQLAlchemyError
+from sqlalchemy.pool import SingletonThreadPool, StaticPool
 
 from porcelet.errors import CapacityError, InputError
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 SCHEMA = 1
+NUM_READERS = 3
 metadata = MetaData()
 _schema = Table("schema", metadata, Column("number", Integer, nullable=False))
 
@@ -36,6 +40,8 @@ class Database:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._thread = ThreadPoolExecutor(1, "database")
+        in_memory = isinstance(engine.pool, StaticPool)  # has one connection, so nothing can go on beside it
+        self._readers = self._thread if in_memory else ThreadPoolExecutor(NUM_READERS, "database-reader")
 
     @classmethod
     def open(cls, url: str) -> Database:
@@ -46,7 +52,7 @@ class Database:
             CapacityError: it cannot be reached or written.
         """
         try:
-            engine = create_engine(url, hide_parameters=True)  # what is stored appears in no log and no message
+            engine = _engine(url)
             if engine.dialect.name == "sqlite":
                 _keep_private(engine.url.database)
                 event.listen(engine, "connect", _tune_sqlite)
@@ -69,14 +75,25 @@ class Database:
         """
         return await asyncio.get_running_loop().run_in_executor(self._thread, self.run_now, work)
 
+    async def read(self, work: Callable[[Connection], Result]) -> Result:
+        """The result of `work`, which only reads: nothing that it writes is kept. In SQLite it sees one state of the
+        database from its first query to its last, elsewhere what that database's own transactions see.
+
+        Raises:
+            CapacityError: the database does not answer.
+        """
+        return await asyncio.get_running_loop().run_in_executor(self._readers, self._read_now, work)
+
     def run_now(self, work: Callable[[Connection], Result]) -> Result:
         """As `run`, in the caller's thread: for the command line."""
-        try:
-            with self._engine.begin() as connection:
-                return work(connection)
-        except OperationalError as problem:
-            log.error("the database cannot be used: %s", _reason(problem))
-            raise CapacityError("the database cannot be used at the moment; the server's log says why", 5) from problem
+        with _reported(), self._engine.begin() as connection:
+            return work(connection)
+
+    def _read_now(self, work: Callable[[Connection], Result]) -> Result:
+        with _reported(), self._engine.connect() as connection:
+            if connection.dialect.name == "sqlite":  # Python's driver begins a transaction with the first write only
+                connection.exec_driver_sql("BEGIN")
+            return work(connection)
 
     def defer(self, work: Callable[[Connection], object]) -> None:
         """Do `work` soon, after all that was given before, without anybody waiting for it."""
@@ -85,7 +102,26 @@ class Database:
     def close(self) -> None:
         """Finish what is under way."""
         self._thread.shutdown()
+        self._readers.shutdown()
         self._engine.dispose()
+
+
+def _engine(url: str) -> Engine:
+    options: dict[str, Any] = {"hide_parameters": True}  # what is stored appears in no log and no message
+    engine = create_engine(url, **options)
+    if isinstance(engine.pool, SingletonThreadPool):  # SQLite in memory, which would be another one in each thread
+        engine = create_engine(url, poolclass=StaticPool, connect_args={"check_same_thread": False}, **options)
+    return engine
+
+
+@contextmanager
+def _reported() -> Iterator[None]:
+    """What keeps a database from working, in the log and as an error of ours."""
+    try:
+        yield
+    except OperationalError as problem:
+        log.error("the database cannot be used: %s", _reason(problem))
+        raise CapacityError("the database cannot be used at the moment; the server's log says why", 5) from problem
 
 
 def default_url() -> str:

@@ -12,11 +12,13 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -40,7 +42,7 @@ from porcelet.engine.messages import (
     to_engine,
     unpack,
 )
-from porcelet.engine.worker import _last_words, _send_outputs, _serve
+from porcelet.engine.worker import _Desk, _last_words, _send_outputs, _serve
 from porcelet.errors import EngineError, InputError, ModelError
 from porcelet.types import Constraint, Output, Request, SamplingParams, join_outputs
 from tests.tiny_model import save_tiny_model
@@ -174,6 +176,42 @@ def test_a_death_found_by_writing_reaches_everybody(folder: Path) -> None:
     with_client(folder, body)
 
 
+def test_a_death_is_noticed_though_all_threads_are_busy(folder: Path) -> None:
+    """Whatever fills the event loop's threads, the failure shows at once, and requests end with its reason."""
+    done = threading.Event()
+
+    async def body(client: EngineClient) -> None:
+        stream = client.submit(Request(id="a", prompt=(1,), params=ENDLESS))
+        await anext(stream)
+        busy = [asyncio.ensure_future(asyncio.to_thread(done.wait, 20)) for _ in range(100)]
+        try:
+            client.process.kill()
+            with pytest.raises(EngineError, match="signal 9"):
+                await asyncio.wait_for(drain(stream), 2)
+            assert not client.alive
+        finally:
+            done.set()
+            await asyncio.gather(*busy)
+
+    with_client(folder, body)
+
+
+def test_what_arrives_is_heard_though_nobody_reads(folder: Path) -> None:
+    """Every token that the engine gave is told of by the time its request is closed, taken or not."""
+    heard: list[int] = []
+
+    async def body(client: EngineClient) -> None:
+        params = dataclasses.replace(ENDLESS, max_tokens=50)
+        request = Request(id="a", prompt=(1,), params=params)
+        async with aclosing(client.submit(request, lambda output: heard.append(output.num_generated))) as outputs:
+            await anext(outputs)
+            while heard[-1] < 50:
+                await asyncio.sleep(0.01)
+
+    with_client(folder, body)
+    assert heard == list(range(1, 51))
+
+
 async def drain(stream: AsyncGenerator[Output, None]) -> None:
     async for _ in stream:
         pass
@@ -215,6 +253,37 @@ def test_constraints_are_compiled_beside_the_steps(folder: Path) -> None:
             assert client.stats["num_running"] == 1 and client.stats["num_waiting"] == 0
 
     with_client(folder, body)
+
+
+def test_only_what_is_wanted_is_compiled_and_tenants_take_turns() -> None:
+    """A tenant's many constraints keep another's one waiting for one of them alone; aborted ones are not compiled."""
+    compiled: list[str] = []
+    may_go_on, began = threading.Event(), threading.Event()
+
+    class Slow:
+        """An engine whose compiler waits to be told."""
+
+        scheduler = SimpleNamespace(waiting=())
+
+        def prepare(self, request: Request) -> None:
+            began.set()
+            assert may_go_on.wait(20)
+            compiled.append(request.id)
+
+        def abort(self, request_id: str) -> None:
+            pass
+
+    desk = _Desk(cast(Any, Slow()), queue.SimpleQueue())
+    params = SamplingParams(max_tokens=1, constraint=Constraint("regex", "a"))
+    for number in range(100):
+        desk.handle(Submit(Request(id=f"many-{number}", prompt=(1,), params=params, tenant="many")))
+    assert began.wait(20)
+    desk.handle(Submit(Request(id="one", prompt=(1,), params=params, tenant="one")))
+    for number in range(2, 99):
+        desk.handle(Abort(f"many-{number}"))
+    may_go_on.set()
+    desk._thread.shutdown(wait=True)
+    assert compiled == ["many-0", "many-1", "one", "many-99"]
 
 
 def test_a_failed_request_leaves_the_engine_alive(folder: Path, tmp_path: Path) -> None:

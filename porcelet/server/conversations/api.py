@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 from typing import Annotated, Any, Literal
+from unicodedata import bidirectional, category
 from urllib.parse import quote
 
 import msgspec
@@ -21,6 +22,7 @@ from porcelet import __version__
 from porcelet.chat import Message as Turn
 from porcelet.errors import PorceletError
 from porcelet.server.conversations import attachments, export, history
+from porcelet.server.conversations.export import Language
 from porcelet.server.conversations.history import Conversation, Message
 from porcelet.server.conversations.job import STOPPED
 from porcelet.server.conversations.jobs import Jobs
@@ -34,6 +36,9 @@ from porcelet.server.store import Database
 
 MAX_CONTENT = 500_000  # characters of a message
 MAX_FILES = 20  # of a message
+MAX_NAME = 200  # characters of a file's name
+# Control characters, halves of characters, and what makes a name be read in another order than it is written in.
+_UNSEEN_CATEGORIES, _REORDERING = ("Cc", "Cs"), ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
 
 Effort = Literal["off", "low", "high", "max"]
 
@@ -71,6 +76,9 @@ class Changes(_Body):
 
 
 class Regenerate(_Body):
+    """`id` is the new message's: who sends the same again, because no response came, gets what the first made."""
+
+    id: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{8,64}$")] | None = None
     model: str
     effort: Effort | None = None
 
@@ -134,7 +142,7 @@ def _add_conversations(router: APIRouter, database: Database, jobs: Jobs) -> Non
         limit: Annotated[int, Query(ge=1, le=100)] = 50,
     ) -> Response:
         owner = caller_of(request).id
-        found, following = await database.run(lambda c: history.list_conversations(c, owner, q, cursor, limit))
+        found, following = await database.read(lambda c: history.list_conversations(c, owner, q, cursor, limit))
         entries = [msgspec.to_builtins(conversation) | {"excerpt": excerpt} for conversation, excerpt in found]
         return _json({"conversations": entries, "next": following})
 
@@ -146,15 +154,16 @@ def _add_conversations(router: APIRouter, database: Database, jobs: Jobs) -> Non
     @router.delete("/conversations", status_code=204)
     async def drop_conversations(request: Request) -> Response:
         caller = caller_of(request)
-        await jobs.drop(caller)
         await database.run(lambda c: history.drop_conversations(c, caller.id))
+        await jobs.drop(caller)
         return Response(status_code=204)
 
     @router.get("/conversations/{id}")
     async def find_conversation(id: str, request: Request) -> Response:
-        owner = caller_of(request).id
-        conversation, messages = await database.run(lambda c: _tree(c, owner, id))
-        return _json({"conversation": conversation, "messages": messages})
+        caller = caller_of(request)
+        await jobs.catch_up(caller)
+        conversation, messages = await database.read(lambda c: _tree(c, caller.id, id))
+        return _json({"conversation": conversation, "messages": [jobs.seen(caller, message) for message in messages]})
 
     @router.patch("/conversations/{id}")
     async def change_conversation(id: str, body: Changes, request: Request) -> Response:
@@ -164,8 +173,8 @@ def _add_conversations(router: APIRouter, database: Database, jobs: Jobs) -> Non
     @router.delete("/conversations/{id}", status_code=204)
     async def drop_conversation(id: str, request: Request) -> Response:
         caller = caller_of(request)
-        await jobs.drop(caller, id)
         await database.run(lambda c: history.drop_conversation(c, caller.id, id))
+        await jobs.drop(caller, id)
         return Response(status_code=204)
 
 
@@ -176,22 +185,22 @@ def _tree(connection: Connection, owner: str, id: str) -> tuple[Conversation, li
 def _add_exports(router: APIRouter, database: Database) -> None:
     @router.get("/conversations/{id}/export")
     async def export_conversation(
-        id: str, request: Request, format: Literal["markdown", "json"] = "markdown"
+        id: str, request: Request, format: Literal["markdown", "json"] = "markdown", language: Language = "en"
     ) -> Response:
         owner = caller_of(request).id
-        conversation, messages = await database.run(lambda c: _tree(c, owner, id))
+        conversation, messages = await database.read(lambda c: _tree(c, owner, id))
+        name = conversation.title or export.WORDS[language]["conversation"]
         if format == "markdown":
-            body = export.markdown(conversation, messages).encode()
-            return _download(body, "text/markdown; charset=utf-8", f"{conversation.title or 'conversation'}.md")
-        whole = await database.run(lambda c: export.whole(c, owner, id))
-        name = f"{conversation.title or 'conversation'}.json"
-        return _download(msgspec.json.encode(whole), "application/json", name)
+            body = export.markdown(conversation, messages, language).encode()
+            return _download(body, "text/markdown; charset=utf-8", f"{name}.md")
+        whole = await database.read(lambda c: msgspec.json.encode(export.whole(c, owner, id)))
+        return _download(whole, "application/json", f"{name}.json")
 
     @router.get("/export")
     async def export_everything(request: Request) -> Response:
         owner = caller_of(request).id
-        everything = await database.run(lambda c: export.everything(c, owner))
-        return _download(msgspec.json.encode(everything), "application/json", "conversations.json")
+        everything = await database.read(lambda c: msgspec.json.encode(export.everything(c, owner)))
+        return _download(everything, "application/json", "conversations.json")
 
 
 # ---- messages and their streams -------------------------------------------------------------------------------------
@@ -208,18 +217,18 @@ def _add_messages(router: APIRouter, models: Models, database: Database, jobs: J
             asked = question_turn(connection, caller.id, body.content, body.attachments)
             return [*turns_to(connection, caller.id, id, body.parent), asked]
 
-        def add(connection: Connection) -> tuple[Message, Message]:
-            return history.add_exchange(
-                connection, caller.id, id, body.parent, body.content, body.attachments, body.model
-            )
-
+        await jobs.catch_up(caller)
+        is_lost = body.parent is not None and jobs.is_lost(caller, body.parent)
+        if body.id and (known := await database.read(lambda c: _known_exchange(c, caller.id, id, body))):
+            return _json({"user": known[0], "assistant": jobs.seen(caller, known[1])})
         model, habit = await models.find(body.model)
         with jobs.place(caller):
-            ask = ask_of(await database.run(turns), model, body.effort, habit)
+            ask = ask_of(await database.read(turns), model, body.effort, habit)
             await require_room(ask, model)
-            question, answer = await database.run(add)
-            jobs.start(answer, id, model, ask, caller)
-        return _json({"user": question, "assistant": answer}, 201)
+            question, answer, is_new = await database.run(lambda c: _add_exchange(c, caller.id, id, body, is_lost))
+            if is_new:
+                jobs.start(answer, id, model, ask, caller)
+        return _json({"user": question, "assistant": answer}, 201 if is_new else 200)
 
     @router.post("/messages/{id}/regenerate", status_code=201)
     async def regenerate(id: str, body: Regenerate, request: Request) -> Response:
@@ -229,14 +238,41 @@ def _add_messages(router: APIRouter, models: Models, database: Database, jobs: J
             conversation, sibling = history.find_answer(connection, caller.id, id)
             return conversation, turns_to(connection, caller.id, conversation, sibling.parent)
 
+        await jobs.catch_up(caller)
+        if body.id and (known := await database.read(lambda c: history.find_regenerated(c, caller.id, id, body.id))):
+            return _json({"assistant": jobs.seen(caller, known)})
         model, habit = await models.find(body.model)
         with jobs.place(caller):
-            conversation, asked = await database.run(turns)
+            conversation, asked = await database.read(turns)
             ask = ask_of(asked, model, body.effort, habit)
             await require_room(ask, model)
-            answer = await database.run(lambda c: history.add_answer(c, caller.id, id, body.model))
-            jobs.start(answer, conversation, model, ask, caller)
-        return _json({"assistant": answer}, 201)
+            answer, is_new = await database.run(lambda c: _add_answer(c, caller.id, id, body))
+            if is_new:
+                jobs.start(answer, conversation, model, ask, caller)
+        return _json({"assistant": answer}, 201 if is_new else 200)
+
+
+def _known_exchange(connection: Connection, owner: str, id: str, body: NewMessage) -> tuple[Message, Message] | None:
+    return history.find_exchange(connection, owner, id, body.parent, body.content, body.attachments, body.id)
+
+
+def _add_exchange(
+    connection: Connection, owner: str, id: str, body: NewMessage, is_lost: bool
+) -> tuple[Message, Message, bool]:
+    """A question and its answer, and whether they are new; `is_lost` of the answer before."""
+    if known := _known_exchange(connection, owner, id, body):
+        return *known, False
+    if is_lost and body.parent:
+        history.interrupt(connection, owner, body.parent)
+    said = (body.parent, body.content, body.attachments)
+    return *history.add_exchange(connection, owner, id, *said, body.model, body.id), True
+
+
+def _add_answer(connection: Connection, owner: str, id: str, body: Regenerate) -> tuple[Message, bool]:
+    """Another answer, and whether it is new."""
+    if known := history.find_regenerated(connection, owner, id, body.id):
+        return known, False
+    return history.add_answer(connection, owner, id, body.model, body.id), True
 
 
 def _add_streams(router: APIRouter, jobs: Jobs, keep_alive: float) -> None:
@@ -270,10 +306,9 @@ def _add_files(router: APIRouter, models: Models, database: Database) -> None:
 
     @router.post("/files", status_code=201)
     async def add_file(
-        name: Annotated[str, Query(min_length=1, max_length=200)], request: Request, model: str | None = None
+        name: Annotated[str, Query(min_length=1)], request: Request, model: str | None = None
     ) -> Response:
-        if not name.isprintable():
-            raise FieldError("name", f"name is {name!r}; it may not hold control characters")
+        _require_name(name)
         chosen, _ = await models.find(model or models.default.name)
         file = await read_file(name, request.stream(), chosen, slots)
         await database.run(lambda c: attachments.add_file(c, caller_of(request).id, file))
@@ -283,7 +318,14 @@ def _add_files(router: APIRouter, models: Models, database: Database) -> None:
     @router.get("/files/{id}")
     async def find_file(id: str, request: Request) -> Response:
         owner = caller_of(request).id
-        return _json(await database.run(lambda c: attachments.find_file(c, owner, id)))
+        return _json(await database.read(lambda c: attachments.find_file(c, owner, id)))
+
+
+def _require_name(name: str) -> None:
+    if len(name) > MAX_NAME:
+        raise FieldError("name", f"name has {len(name)} characters; at most {MAX_NAME} are allowed: rename the file")
+    if any(category(sign) in _UNSEEN_CATEGORIES or bidirectional(sign) in _REORDERING for sign in name):
+        raise FieldError("name", f"name is {name!r}; control characters are not allowed in it: rename the file")
 
 
 # ---- answers --------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ took goes a day after it came.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,10 +25,10 @@ _files = Table(
     Column("owner", String(200), nullable=False, index=True),
     Column("name", Text, nullable=False),
     Column("kind", String(8), nullable=False),
-    Column("text", Text, nullable=False),
     Column("tokens", Integer, nullable=False),
     Column("pages", Integer),
-    Column("created", Double, nullable=False),
+    Column("created", Double, nullable=False, index=True),
+    Column("text", Text, nullable=False),  # the last: SQLite reads through a long text to what stands behind it
 )
 _attachments = Table(
     "attachments",
@@ -92,10 +92,21 @@ def files_by_id(connection: Connection, owner: str, ids: Sequence[str]) -> dict[
         FieldError: this owner does not have one of them.
     """
     files = {file.id: file for file in _select(connection, _files.c.owner == owner, _files.c.id.in_(ids))}
-    for id in ids:
-        if id not in files:
-            raise FieldError("attachments", f"attachments names the file {id[:80]!r}, which is not there; upload it")
+    _require(files, ids)
     return files
+
+
+def attachments_to(connection: Connection, owner: str, ids: Sequence[str]) -> tuple[Attachment, ...]:
+    """The files of these ids as a message tells of them, without their texts.
+
+    Raises:
+        FieldError: this owner does not have one of them.
+    """
+    query = select(_files.c.id, _files.c.name, _files.c.tokens)
+    rows = connection.execute(query.where(_files.c.owner == owner, _files.c.id.in_(ids)))
+    known = {id: Attachment(id, name, tokens) for id, name, tokens in rows}
+    _require(known, ids)
+    return tuple(known[id] for id in ids)
 
 
 def attach(connection: Connection, message: str, files: Sequence[str]) -> None:
@@ -126,6 +137,12 @@ def drop_files(connection: Connection, owner: str, ids: Sequence[str] | None = N
     """Delete those of an owner's files that no message has; None: of all."""
     chosen = [] if ids is None else [_files.c.id.in_(ids)]
     connection.execute(delete(_files).where(_files.c.owner == owner, ~_is_attached(), *chosen))
+
+
+def _require(known: Collection[str], ids: Sequence[str]) -> None:
+    for id in ids:
+        if id not in known:
+            raise FieldError("attachments", f"attachments names the file {id[:80]!r}, which is not there; upload it")
 
 
 def _is_attached() -> Any:

@@ -41,13 +41,14 @@ from porcelet.server.conversations.attachments import (
     attach,
     attached_to,
     attachments_of,
+    attachments_to,
     drop_files,
-    files_by_id,
 )
 from porcelet.server.conversations.search import excerpt, fold, like, words_of
 from porcelet.server.errors import FieldError, NotFoundError
 from porcelet.server.store import metadata
 
+UNUSED_SECONDS = 86_400.0  # after which a conversation that nobody said anything in goes
 RUNNING, INTERRUPTED = "running", "interrupted"
 MAX_TITLE = 60  # characters of a title that is made from a message
 
@@ -57,30 +58,31 @@ _conversations = Table(
     Column("id", String(32), primary_key=True),
     Column("owner", String(200), nullable=False),
     Column("title", Text, nullable=False),
-    Column("folded", Text, nullable=False),
     Column("created", Double, nullable=False),
     Column("updated", Double, nullable=False),
     Column("pinned", Boolean, nullable=False),
-    Column("leaf", String(32)),
+    Column("leaf", String(64)),
+    Column("folded", Text, nullable=False),
     Index("conversations_of_owner", "owner", "pinned", "updated"),
 )
 _messages = Table(
     "messages",
     metadata,
     Column("number", Integer, primary_key=True),  # the order in which they were written
-    Column("id", String(32), nullable=False, unique=True),
+    Column("id", String(64), nullable=False, unique=True),
     Column("conversation", ForeignKey("conversations.id", ondelete="CASCADE"), nullable=False, index=True),
-    Column("parent", String(32)),
+    Column("parent", String(64)),
     Column("role", String(16), nullable=False),
-    Column("content", Text, nullable=False),
-    Column("folded", Text, nullable=False),
-    Column("reasoning", Text, nullable=False),
-    Column("model", Text),
     Column("created", Double, nullable=False),
     Column("status", String(16), nullable=False, index=True),
+    Column("model", Text),
     Column("error", JSON),
     Column("usage", JSON),
     Column("seconds", JSON),
+    # SQLite reads through a long text to what stands behind it. A search needs the folded one alone.
+    Column("folded", Text, nullable=False),
+    Column("content", Text, nullable=False),
+    Column("reasoning", Text, nullable=False),
 )
 
 
@@ -115,12 +117,25 @@ class Message:
     attachments: tuple[Attachment, ...] = ()
 
 
+class TakenError(FieldError):
+    """A new message's id that another message has."""
+
+    status = 409
+    code = "id_taken"
+
+    def __init__(self, id: str) -> None:
+        super().__init__("id", f"id is {id!r}, which is another message's; choose a new one")
+
+
 # ---- conversations --------------------------------------------------------------------------------------------------
 
 
 def add_conversation(connection: Connection, owner: str, title: str) -> Conversation:
-    """A new one; "" is a title yet to be made."""
+    """A new one; "" is a title yet to be made. Those that were left without one, and empty, for a day go."""
     now = time.time()
+    unused = _conversations.c.leaf.is_(None), _conversations.c.title == "", ~_conversations.c.pinned
+    old = _conversations.c.created < now - UNUSED_SECONDS
+    connection.execute(delete(_conversations).where(_conversations.c.owner == owner, *unused, old))
     new = Conversation(uuid4().hex, title, now, now, False, None)
     connection.execute(insert(_conversations).values(owner=owner, folded=fold(title), **vars(new)))
     return new
@@ -275,10 +290,43 @@ def find_answer(connection: Connection, owner: str, id: str) -> tuple[str, Messa
     return values.pop("conversation"), _message(values, {})
 
 
+def find_exchange(
+    connection: Connection,
+    owner: str,
+    id: str,
+    parent: str | None,
+    content: str,
+    files: Sequence[str],
+    question: str | None,
+) -> tuple[Message, Message] | None:
+    """The question that was stored with the id `question` and its first answer; None if there is none yet.
+
+    Raises:
+        NotFoundError: this owner has no such conversation.
+        TakenError: that id is another question's, or something else's.
+    """
+    if question is None or not _is_taken(connection, question):
+        return None
+    tree = messages_of(connection, owner, id)
+    for asked in tree:
+        said = (asked.role, asked.parent, asked.content, [attachment.id for attachment in asked.attachments])
+        if asked.id == question and said == ("user", parent, content, list(files)):
+            return asked, next(message for message in tree if message.parent == question)
+    raise TakenError(question)
+
+
 def add_exchange(
-    connection: Connection, owner: str, id: str, parent: str | None, content: str, files: Sequence[str], model: str
+    connection: Connection,
+    owner: str,
+    id: str,
+    parent: str | None,
+    content: str,
+    files: Sequence[str],
+    model: str,
+    question: str | None = None,
 ) -> tuple[Message, Message]:
-    """A question with its files, and the answer that begins to run; both become the conversation's leaf.
+    """A question with its files, and the answer that begins to run, which becomes the conversation's leaf. `question`
+    is the question's id, which `find_exchange` did not find.
 
     Raises:
         NotFoundError: this owner has no such conversation.
@@ -287,29 +335,51 @@ def add_exchange(
     conversation = find_conversation(connection, owner, id)
     if parent is not None:
         _require_answer(connection, id, parent)
-    known = files_by_id(connection, owner, files)
-    attachments = tuple(Attachment(file, known[file].name, known[file].tokens) for file in files)
-    question = _new(parent, "user", content, None, "done", attachments)
-    _insert(connection, id, question)
-    attach(connection, question.id, files)
+    attachments = attachments_to(connection, owner, files)
+    asked = _new(question, parent, "user", content, None, "done", attachments)
+    _insert(connection, id, asked)
+    attach(connection, asked.id, files)
     if not conversation.title:
         title = title_of(content) or (attachments[0].name if attachments else "")
         change_conversation(connection, owner, id, {"title": title})
-    return question, _add_answer(connection, id, question.id, model)
+    return asked, _add_answer(connection, id, asked.id, model, None)
 
 
-def add_answer(connection: Connection, owner: str, id: str, model: str) -> Message:
-    """Another answer, which begins to run, to the question that the answer `id` has.
+def find_regenerated(connection: Connection, owner: str, id: str, answer: str | None) -> Message | None:
+    """The answer that was stored with the id `answer` beside the answer `id`; None if there is none yet.
+
+    Raises:
+        NotFoundError: this owner has no answer `id`.
+        TakenError: that id is something else's.
+    """
+    if answer is None or not _is_taken(connection, answer):
+        return None
+    conversation, sibling = find_answer(connection, owner, id)
+    for message in messages_of(connection, owner, conversation):
+        if message.id == answer != id and message.parent == sibling.parent:
+            return message
+    raise TakenError(answer)
+
+
+def add_answer(connection: Connection, owner: str, id: str, model: str, answer: str | None = None) -> Message:
+    """Another answer, which begins to run, to the question that the answer `id` has. `answer` is its own id, which
+    `find_regenerated` did not find.
 
     Raises:
         NotFoundError: this owner has no such answer.
     """
     conversation, sibling = find_answer(connection, owner, id)
-    return _add_answer(connection, conversation, sibling.parent, model)
+    return _add_answer(connection, conversation, sibling.parent, model, answer)
+
+
+def save_text(connection: Connection, message: Message) -> None:
+    """Write how far an answer has come. Searches find it from its end on."""
+    change = update(_messages).where(_messages.c.id == message.id)
+    connection.execute(change.values(content=message.content, reasoning=message.reasoning))
 
 
 def save_answer(connection: Connection, message: Message) -> None:
-    """Write how far an answer has come. One that was deleted meanwhile stays deleted."""
+    """Write an answer as it ended. One that was deleted meanwhile stays deleted."""
     values = {name: getattr(message, name) for name in ("content", "reasoning", "status", "error", "usage", "seconds")}
     change = update(_messages).where(_messages.c.id == message.id)
     connection.execute(change.values(values | {"folded": fold(message.content)}))
@@ -317,8 +387,13 @@ def save_answer(connection: Connection, message: Message) -> None:
 
 def interrupt_running(connection: Connection) -> int:
     """At start-up: what still runs by the database was cut off by the server's end; how many those are."""
-    change = update(_messages).where(_messages.c.status == RUNNING).values(status=INTERRUPTED)
-    return connection.execute(change).rowcount
+    return _interrupt(connection)
+
+
+def interrupt(connection: Connection, owner: str, id: str) -> None:
+    """Mark an answer that nobody writes any more, if it is this owner's and still runs by the database."""
+    own = select(_conversations.c.id).where(_conversations.c.owner == owner)
+    _interrupt(connection, _messages.c.id == id, _messages.c.conversation.in_(own))
 
 
 def title_of(content: str) -> str:
@@ -330,8 +405,17 @@ def title_of(content: str) -> str:
     return (start.rpartition(" ")[0].rstrip() or start) + "…"
 
 
-def _add_answer(connection: Connection, conversation: str, parent: str | None, model: str) -> Message:
-    answer = _new(parent, "assistant", "", model, RUNNING)
+def _interrupt(connection: Connection, *conditions: ColumnElement[bool]) -> int:
+    query = select(_messages.c.id, _messages.c.content).where(_messages.c.status == RUNNING, *conditions)
+    found = connection.execute(query).all()
+    for id, content in found:
+        change = update(_messages).where(_messages.c.id == id)
+        connection.execute(change.values(status=INTERRUPTED, folded=fold(content)))
+    return len(found)
+
+
+def _add_answer(connection: Connection, conversation: str, parent: str | None, model: str, id: str | None) -> Message:
+    answer = _new(id, parent, "assistant", "", model, RUNNING)
     _insert(connection, conversation, answer)
     change = update(_conversations).where(_conversations.c.id == conversation)
     connection.execute(change.values(leaf=answer.id, updated=answer.created))
@@ -339,6 +423,7 @@ def _add_answer(connection: Connection, conversation: str, parent: str | None, m
 
 
 def _new(
+    id: str | None,
     parent: str | None,
     role: str,
     content: str,
@@ -346,7 +431,7 @@ def _new(
     status: str,
     attachments: tuple[Attachment, ...] = (),
 ) -> Message:
-    id = uuid4().hex
+    id = id or uuid4().hex
     stream = id if status == RUNNING else None
     return Message(id, parent, role, content, "", model, time.time(), status, stream=stream, attachments=attachments)
 
@@ -377,6 +462,10 @@ def _require_answer(connection: Connection, conversation: str, id: str) -> None:
 def _has_message(connection: Connection, conversation: str, id: str) -> bool:
     query = select(_messages.c.id).where(_messages.c.conversation == conversation, _messages.c.id == id)
     return connection.execute(query).scalar() is not None
+
+
+def _is_taken(connection: Connection, id: str) -> bool:
+    return connection.execute(select(_messages.c.id).where(_messages.c.id == id)).scalar() is not None
 
 
 def _ids_of(conversation: str) -> Select[tuple[str]]:

@@ -1,8 +1,8 @@
 """One answer that belongs to the server and not to a connection: it goes on without readers, and is kept as it comes.
 
-Its events go into a buffer that can be followed from anywhere, and its text into the database about once a second; at
-the end it is written with its status, its usage and its times. Whatever ends it, what came so far is kept. A stop
-closes the engine's request, which ends within a step.
+Its events go into a buffer that can be followed from anywhere, and its text into the database now and then; at the end
+it is written with its status, its usage and its times, and again later if that fails. Whatever ends it, what came so
+far is kept. A stop closes the engine's request, which ends within a step.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from porcelet.chat import Content, Reasoning, ToolCallArguments, ToolCallStart
 from porcelet.chat import Event as Part
 from porcelet.errors import CapacityError, EngineError, PorceletError
 from porcelet.server.conversations.buffer import Buffer
-from porcelet.server.conversations.history import INTERRUPTED, Message, save_answer
+from porcelet.server.conversations.history import INTERRUPTED, Message, save_answer, save_text
 from porcelet.server.generation.ask import Ask
 from porcelet.server.generation.events import Ended, Event, Piece, Started, Usage
 from porcelet.server.generation.models import Model
@@ -29,7 +29,8 @@ from porcelet.server.generation.watch import Caller
 from porcelet.server.store import Database
 
 log = logging.getLogger(__name__)
-SAVE_SECONDS = 1.0
+# Each save writes the whole text: at most so often, and when it has grown by so much, which makes them few.
+SAVE_SECONDS, SAVE_GROWTH = 1.0, 0.1
 STOPPED = "stopped"
 _MISTAKE = {"message": "the server made a mistake; its log says more", "code": PorceletError.kind}
 _NOT_KEPT = {"message": "the answer could not be kept; the server's log says more", "code": PorceletError.kind}
@@ -76,11 +77,13 @@ class Job:
         self.caller = caller
         self.buffer = Buffer()
         self.ended: float | None = None
+        self.unkept: Message | None = None  # how it ended, until that is written
         self._message = message
         self._reasoning: list[str] = []
         self._content: list[str] = []
         self._tally = Tally(time.monotonic())
-        self._saved = time.monotonic()
+        self._length = 0  # characters so far
+        self._saved, self._saved_length = time.monotonic(), 0
         self._end = INTERRUPTED  # the status that it gets when it is cancelled
 
     def start(self, model: Model, ask: Ask, database: Database) -> None:
@@ -95,6 +98,17 @@ class Job:
             self._writing.cancel()
         await asyncio.wait({self._watching})
 
+    async def keep(self, database: Database) -> None:
+        """Write how it ended, if that is still to be done; where that fails, it stays to be done."""
+        if (message := self.unkept) is None:
+            return
+        try:
+            await database.run(partial(save_answer, message=message))
+        except (CapacityError, SQLAlchemyError) as problem:
+            log.error("an answer could not be written: %s", problem)
+        else:
+            self.unkept = None
+
     async def _write(self, model: Model, ask: Ask, database: Database) -> str:
         status = ""
         async with aclosing(model.answer(ask, self.caller)) as events:
@@ -106,8 +120,9 @@ class Job:
     async def _watch(self, database: Database) -> None:
         await asyncio.wait({self._writing})
         try:
-            message = await _kept(self._at_end(), database)
-            self.buffer.add({"type": "ended", "message": message})
+            self.unkept = message = self._at_end()
+            await self.keep(database)
+            self.buffer.add({"type": "ended", "message": not_kept(message) if self.unkept else message})
         finally:
             self.buffer.close()
             self.ended = time.monotonic()
@@ -149,6 +164,7 @@ class Job:
 
     def _take_part(self, part: Part) -> None:
         kind, text = _text(part)
+        self._length += len(text)
         if kind == "reasoning":
             self._reasoning.append(text)
             self._tally.num_reasoning = self._tally.num_generated
@@ -158,22 +174,18 @@ class Job:
         self.buffer.add({"type": kind, "text": text, "tokens": self._tally.num_generated})
 
     def _save_now_and_then(self, database: Database) -> None:
-        if time.monotonic() - self._saved > SAVE_SECONDS:
-            self._saved = time.monotonic()
-            database.defer(partial(save_answer, message=self._so_far()))
+        has_grown = self._length > self._saved_length * (1 + SAVE_GROWTH)
+        if has_grown and time.monotonic() - self._saved > SAVE_SECONDS:
+            self._saved, self._saved_length = time.monotonic(), self._length
+            database.defer(partial(save_text, message=self._so_far()))
 
     def _so_far(self) -> Message:
         return replace(self._message, reasoning="".join(self._reasoning), content="".join(self._content))
 
 
-async def _kept(message: Message, database: Database) -> Message:
-    """The message once it is in the database; with an error if it cannot be."""
-    try:
-        await database.run(partial(save_answer, message=message))
-    except (CapacityError, SQLAlchemyError) as problem:
-        log.error("an answer could not be written: %s", problem)
-        return replace(message, status="error", error=_NOT_KEPT)
-    return message
+def not_kept(message: Message) -> Message:
+    """An ended answer that is not in the database, as readers see it."""
+    return replace(message, status="error", error=_NOT_KEPT)
 
 
 def _text(part: Part) -> tuple[str, str]:

@@ -28,9 +28,11 @@ MAX_FILE_BYTES = 20_000_000
 MAX_BYTES_PER_TOKEN = 16  # of a whole text; English has 4 to 5
 PDF_SECONDS = 30  # of computing, and as many again of waiting
 PDF_MEMORY = 768 << 20  # bytes of address space
+_BINARY = "it is binary data; text, code and PDF can be sent"
 _AT_A_TIME = 1 << 16  # characters to tokenize
 AT_ONCE = 2  # files being read; each may take much memory
 _BOMS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+_PDF_CODES = {"encrypted": "file_encrypted", "scanned": "file_scanned"}
 _PDF_PROBLEMS = {
     "encrypted": "it is protected by a password; save it without one",
     "damaged": "it is damaged; open it in a PDF viewer and save it again",
@@ -47,10 +49,13 @@ class FileTooLargeError(InputError):
 
 
 class FileUnreadableError(InputError):
-    """A file that is no text and gives none."""
+    """A file that is no text and gives none; `code` says more where a person can do something about it."""
 
     status = 422
-    code = "file_unreadable"
+
+    def __init__(self, name: str, reason: str, code: str = "file_unreadable") -> None:
+        super().__init__(f"{name} cannot be read: {reason}")
+        self.code = code
 
 
 class FileTooLongError(InputError):
@@ -99,14 +104,16 @@ def _text(name: str, file: IO[bytes], model: Model) -> str:
     file.seek(0)
     data = file.read(most)
     encoding = next((encoding for bom, encoding in _BOMS.items() if data.startswith(bom)), "utf-8")
+    if encoding != "utf-16" and b"\0" in data:
+        raise FileUnreadableError(name, _BINARY)
     try:
         # A part of a file may end within a character.
         text = codecs.getincrementaldecoder(encoding)().decode(data, final=size <= most)
     except UnicodeDecodeError as problem:
         reason = f"byte {problem.start} is neither UTF-8 nor UTF-16 text; save it as UTF-8"
-        raise FileUnreadableError(f"{name} cannot be read: {reason}") from None
+        raise FileUnreadableError(name, reason, "file_encoding") from None
     if "\0" in text:
-        raise FileUnreadableError(f"{name} cannot be read: it is binary data; text, code and PDF can be sent")
+        raise FileUnreadableError(name, _BINARY)
     if size > most:
         num_tokens, num_counted = _count(text, model)
         raise _too_long(name, num_tokens * size // len(text[:num_counted].encode()), "about ", model)
@@ -157,7 +164,7 @@ def _pdf_pages(name: str, file: IO[bytes], model: Model) -> list[str]:
     pages: list[str] = found.get("pages", [])
     problem = found.get("problem") or (None if any(pages) else "scanned")
     if problem:
-        raise FileUnreadableError(f"{name} cannot be read: {_PDF_PROBLEMS[problem]}")
+        raise FileUnreadableError(name, _PDF_PROBLEMS[problem], _PDF_CODES.get(problem, "file_unreadable"))
     return pages
 
 

@@ -32,7 +32,7 @@ from porcelet.server.dialects.bodies import (
     possible,
 )
 from porcelet.server.dialects.encoder import send
-from porcelet.server.dialects.fields import TokenCount, Within
+from porcelet.server.dialects.fields import Entries, TokenCount, Within
 from porcelet.server.dialects.replies import STREAMED
 from porcelet.server.errors import ANTHROPIC_ERRORS, FieldError
 from porcelet.server.generation.ask import Ask
@@ -80,7 +80,7 @@ class ToolResultBlock(Body):
 
     type: Literal["tool_result"]
     tool_use_id: str
-    content: list[TextBlock] = []
+    content: Entries[TextBlock] = []
     is_error: bool = False
 
     @field_validator("content", mode="before")
@@ -104,7 +104,7 @@ class Turn(Body):
     """One message: several of ours if it holds tool results."""
 
     role: Literal["user", "assistant", "system"]
-    content: list[Block]
+    content: Entries[Block]
 
     @field_validator("content", mode="before")
     @classmethod
@@ -120,7 +120,7 @@ class Turn(Body):
         if self.role == "assistant":
             yield self._answer()
             return
-        texts: list[TextBlock] = []
+        texts: Entries[TextBlock] = []
         for block in self.content:
             if isinstance(block, TextBlock):
                 texts.append(block)
@@ -196,7 +196,7 @@ class Edit(Body):
 
 
 class Edits(Body):
-    edits: list[Edit] = []
+    edits: Entries[Edit] = []
 
 
 class CountRequest(Body):
@@ -205,9 +205,9 @@ class CountRequest(Body):
     ignored: ClassVar[Collection[str]] = ("cache_control", "metadata", "speed", "user_profile_id", "workspace_id")
 
     model: str
-    messages: list[Turn]
-    system: list[TextBlock] = []
-    tools: list[Tool] = []
+    messages: Entries[Turn]
+    system: Entries[TextBlock] = []
+    tools: Entries[Tool] = []
     tool_choice: Choice = Choice(type="auto")
     thinking: Thinking | None = None
     output_config: OutputConfig = OutputConfig()
@@ -274,7 +274,7 @@ class MessagesRequest(CountRequest):
     }
 
     max_tokens: TokenCount
-    stop_sequences: list[str] = []
+    stop_sequences: Entries[str] = []
     temperature: Annotated[float, Within(0, 2)] = 1.0
     top_p: Annotated[float, Within(0, 1, above=True)] = 1.0
     top_k: Annotated[int, Within(0, 2**31 - 1)] = 0

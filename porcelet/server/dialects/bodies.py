@@ -13,7 +13,7 @@ from pydantic import model_validator
 from porcelet.chat.messages import MAX_DEPTH, is_deep
 from porcelet.chat.tools import ToolChoice
 from porcelet.config.serving import Efforts
-from porcelet.server.dialects.fields import Fields, wrong
+from porcelet.server.dialects.fields import MAX_ENTRIES, Fields, out_of_range, wrong
 from porcelet.server.errors import FieldError
 from porcelet.server.generation.ask import EFFORTS
 from porcelet.types import Constraint
@@ -47,10 +47,12 @@ def of_types(blocks: object, known: Collection[str], remedy: str, default: str |
     """The list with every block's type filled in.
 
     Raises:
-        PydanticCustomError: a type is not `known`.
+        PydanticCustomError: a type is not `known`, or there are too many.
     """
     if not isinstance(blocks, list):
         return blocks
+    if len(blocks) > MAX_ENTRIES:
+        raise out_of_range(f"a list has {len(blocks)} entries; at most {MAX_ENTRIES} are allowed")
     typed = [{"type": default} | block if isinstance(block, dict) and default else block for block in blocks]
     for index, block in enumerate(typed):
         kind = block.get("type") if isinstance(block, dict) else None

@@ -32,7 +32,7 @@ from porcelet.server.generation.models import Model, Models
 from porcelet.server.generation.watch import Caller, caller_of
 from porcelet.server.sse import Frames, frame, stream, whole
 from porcelet.tokenizer import Tokenizer
-from porcelet.types import MAX_SAMPLES
+from porcelet.types import MAX_SAMPLES, SamplingParams
 
 MAX_PROMPTS = 128
 DEFAULT_MAX_TOKENS = 16  # OpenAI's
@@ -247,7 +247,16 @@ async def choices_of(body: CompletionRequest, model: Model, caller: Caller) -> C
     """
     body.check()
     params = body.params(max(body.max_tokens, 1), body.logprobs, body.logprobs if body.echo else None)
-    prompts = await asyncio.to_thread(lambda: [written(prompt, body.suffix, model) for prompt in body.prompt])
+    with model.place(caller, len(body.prompt)):
+        prompts = await model.in_thread(lambda: [written(prompt, body.suffix, model) for prompt in body.prompt])
+        async with aclosing(_continued(body, prompts, params, model, caller)) as choices:
+            async for choice in choices:
+                yield choice
+
+
+async def _continued(
+    body: CompletionRequest, prompts: Sequence[Written], params: SamplingParams, model: Model, caller: Caller
+) -> Choices:
     writers = [Writer(index, model.tokenizer) for index in range(body.n * len(prompts))]
     usages = []
     async with aclosing(merged([model.complete(prompt.tokens, params, caller) for prompt in prompts])) as events:

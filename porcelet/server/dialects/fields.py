@@ -7,7 +7,7 @@ half of the request would be worse than none. A null counts as absent. What Open
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -28,6 +28,13 @@ from porcelet.server.errors import FieldError
 from porcelet.types import MAX_BIASES, MAX_SAMPLES, MAX_STOPS, MAX_TOP_LOGPROBS, SamplingParams
 
 NULL = {"type": "null"}
+MAX_ENTRIES = 10_000  # of a list: messages, their parts, tools
+MAX_FIELDS = 256  # of an object whose fields are known
+MAX_METADATA = 256
+
+# A list of a request. Its first bad entry is refused: an error for each of a million would take the server's time.
+Item = TypeVar("Item")
+Entries = Annotated[list[Item], Field(max_length=MAX_ENTRIES, fail_fast=True)]
 
 
 def wrong(message: str) -> PydanticCustomError:
@@ -50,6 +57,8 @@ class Fields(BaseModel):
     def _drop_nulls(cls, values: object) -> object:
         if not isinstance(values, dict):
             return values
+        if len(values) > MAX_FIELDS:
+            raise wrong(f"it has {len(values)} fields; at most {MAX_FIELDS} are known")
         return {key: value for key, value in values.items() if value is not None}
 
     @classmethod
@@ -91,6 +100,8 @@ def _joined(content: object) -> object:
     """A list of text parts as one text."""
     if not isinstance(content, list):
         return content
+    if len(content) > MAX_ENTRIES:
+        raise out_of_range(f"a content has {len(content)} parts; at most {MAX_ENTRIES} are allowed")
     for part in content:
         if not (isinstance(part, dict) and part.keys() == {"type", "text"} and part["type"] == "text"):
             raise wrong("only parts of the form {'type': 'text', 'text': '...'} are supported")
@@ -114,6 +125,17 @@ _PARTS = {
     },
 }
 Content = Annotated[str, BeforeValidator(_joined), WithJsonSchema({"anyOf": [_TEXT, _PARTS]})]
+
+
+def at_most(most: int) -> BeforeValidator:
+    """The bound of an object with any keys, looked at before its values."""
+
+    def check(values: object) -> object:
+        if isinstance(values, dict) and len(values) > most:
+            raise out_of_range(f"an object has {len(values)} fields; at most {most} are allowed")
+        return values
+
+    return BeforeValidator(check)
 
 
 def _one_or_several(stop: object) -> object:
@@ -164,10 +186,12 @@ class Sampling(Harmless):
     presence_penalty: Annotated[float, Within(-2, 2)] = 0.0
     frequency_penalty: Annotated[float, Within(-2, 2)] = 0.0
     repetition_penalty: Annotated[float, Within(0.01, 100)] = 1.0
-    logit_bias: dict[str, Annotated[float, Within(-100, 100)]] = {}
+    logit_bias: Annotated[dict[str, Annotated[float, Within(-100, 100)]], at_most(MAX_BIASES)] = {}
     n: Annotated[int, Within(1, MAX_SAMPLES)] = 1
     stop: Stops = []
-    stop_token_ids: list[Annotated[int, Within(0, 2**31 - 1)]] = Field([], max_length=MAX_BIASES)
+    stop_token_ids: Annotated[
+        list[Annotated[int, Within(0, 2**31 - 1)]], Field(max_length=MAX_BIASES, fail_fast=True)
+    ] = []
     ignore_eos: bool = False
     seed: Annotated[int, Within(0, 2**63 - 1)] | None = None
     stream: bool = False

@@ -21,7 +21,16 @@ from porcelet.chat.messages import MAX_DEPTH, Message, is_deep
 from porcelet.chat.tools import AUTO, ToolChoice
 from porcelet.config import Efforts
 from porcelet.server.dialects import completions
-from porcelet.server.dialects.fields import Content, Fields, Sampling, TokenCount, TopLogprobs, out_of_range, wrong
+from porcelet.server.dialects.fields import (
+    Content,
+    Entries,
+    Fields,
+    Sampling,
+    TokenCount,
+    TopLogprobs,
+    out_of_range,
+    wrong,
+)
 from porcelet.server.dialects.replies import STREAMED, ChatCompletion, Head, chunk_frames, failed, whole_body
 from porcelet.server.errors import FieldError
 from porcelet.server.generation.ask import EFFORTS, Ask
@@ -60,7 +69,7 @@ class ChatMessage(Fields):
     content: Content | None = None
     name: str | None = None
     reasoning_content: str | None = None
-    tool_calls: list[Call] = []
+    tool_calls: Entries[Call] = []
     tool_call_id: str | None = None
     prefix: bool = False
 
@@ -133,7 +142,7 @@ class StructuredOutputs(Fields):
     """vLLM's extension: the answer matches a regular expression, is one of several texts, or fits a Lark grammar."""
 
     regex: str | None = None
-    choice: list[str] | None = None
+    choice: Entries[str] | None = None
     lark: str | None = None
 
     def constraint(self) -> Constraint:
@@ -162,19 +171,19 @@ def _not_empty(messages: object) -> object:
 class ChatRequest(Sampling):
     """What may be asked. Without a limit an answer may fill the model's context."""
 
-    messages: Annotated[list[ChatMessage], BeforeValidator(_not_empty), Field(min_length=1)]
+    messages: Annotated[Entries[ChatMessage], BeforeValidator(_not_empty), Field(min_length=1)]
     max_tokens: TokenCount | None = None
     max_completion_tokens: TokenCount | None = None
     thinking: Thinking | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max", "ultra"] | None = None
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
-    tools: list[Tool] = Field([], max_length=MAX_TOOLS)
+    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS, fail_fast=True)] = []
     tool_choice: Choice | None = None
     parallel_tool_calls: bool = True
     logprobs: bool = False
     top_logprobs: TopLogprobs | None = None
-    modalities: list[Literal["text"]] | None = None
+    modalities: Entries[Literal["text"]] | None = None
 
     def ask(self, model: Model, alias_thinks: bool | None, efforts: Efforts) -> Ask:
         """What it comes down to.

@@ -32,7 +32,7 @@ from porcelet.server.dialects.bodies import (
     possible,
 )
 from porcelet.server.dialects.encoder import send
-from porcelet.server.dialects.fields import TokenCount, TopLogprobs, Within
+from porcelet.server.dialects.fields import MAX_METADATA, Entries, TokenCount, TopLogprobs, Within, at_most
 from porcelet.server.dialects.replies import STREAMED
 from porcelet.server.dialects.responses_reply import Reply, unsealed
 from porcelet.server.errors import ERRORS, FieldError
@@ -56,7 +56,7 @@ class Said(Body):
 
     type: Literal["message"]
     role: Literal["user", "assistant", "system", "developer"]
-    content: list[TextPart]
+    content: Entries[TextPart]
 
     @field_validator("content", mode="before")
     @classmethod
@@ -78,7 +78,7 @@ class Returned(Body):
 
     type: Literal["function_call_output"]
     call_id: str
-    output: list[TextPart]
+    output: Entries[TextPart]
 
     @field_validator("output", mode="before")
     @classmethod
@@ -95,7 +95,7 @@ class Reasoned(Body):
     ignored = ("id", "status", "summary")
 
     type: Literal["reasoning"]
-    content: list[Thought] = []
+    content: Entries[Thought] = []
     encrypted_content: str = ""
 
     def text(self) -> str:
@@ -169,19 +169,19 @@ class ResponsesRequest(Body):
     }
 
     model: str
-    input: list[Item]
+    input: Entries[Item]
     instructions: str = ""
     max_output_tokens: TokenCount | None = None
     temperature: Annotated[float, Within(0, 2)] = 1.0
     top_p: Annotated[float, Within(0, 1, above=True)] = 1.0
     top_logprobs: TopLogprobs | None = None
-    include: list[Literal["reasoning.encrypted_content", "message.output_text.logprobs"]] = []
-    tools: list[Tool] = []
+    include: Entries[Literal["reasoning.encrypted_content", "message.output_text.logprobs"]] = []
+    tools: Entries[Tool] = []
     tool_choice: Literal["none", "auto", "required"] | Chosen = "auto"
     parallel_tool_calls: bool = True
     text: TextConfig = TextConfig()
     reasoning: ReasoningConfig = ReasoningConfig()
-    metadata: dict[str, str] = {}
+    metadata: Annotated[dict[str, str], at_most(MAX_METADATA)] = {}
     truncation: Literal["disabled"] = "disabled"
     stream: bool = False
 

@@ -6,14 +6,13 @@ would continue: special tokens are read from it, and the model's first one is pu
 
 from __future__ import annotations
 
-import asyncio
 from typing import Annotated, Any, Literal, Self
 
 from fastapi import APIRouter
 from pydantic import Field, model_validator
 
 from porcelet.server.dialects.completions import written
-from porcelet.server.dialects.fields import Fields
+from porcelet.server.dialects.fields import Entries, Fields
 from porcelet.server.dialects.openai import ChatMessage, Tool
 from porcelet.server.errors import ERRORS, FieldError
 from porcelet.server.generation.ask import Ask
@@ -29,8 +28,8 @@ class TokenizeRequest(Fields):
 
     model: str
     prompt: Annotated[str, Field(max_length=MAX_CHARACTERS)] | None = None
-    messages: list[ChatMessage] | None = None
-    tools: list[Tool] = []
+    messages: Entries[ChatMessage] | None = None
+    tools: Entries[Tool] = []
     add_generation_prompt: Literal[True] = True
     add_special_tokens: bool = True  # of a prompt; a conversation has its own
     return_token_strs: bool = False
@@ -46,7 +45,7 @@ class TokenizeRequest(Fields):
 
 class DetokenizeRequest(Fields):
     model: str
-    tokens: Annotated[list[int], Field(max_length=MAX_TOKENS)]
+    tokens: Annotated[list[int], Field(max_length=MAX_TOKENS, fail_fast=True)]
 
 
 async def _tokens(body: TokenizeRequest, model: Model, thinking: bool | None) -> list[int]:
@@ -54,11 +53,12 @@ async def _tokens(body: TokenizeRequest, model: Model, thinking: bool | None) ->
         tools = [tool.model_dump(exclude_unset=True) for tool in body.tools]
         messages = [message.plain() for message in body.messages]
         ask = Ask(messages=messages, params=SamplingParams(), tools=tools, thinking=thinking)
-        return list((await model.render(ask)).tokens)
-    assert body.prompt is not None, "one of the two is there"
+        return list(await model.tokens(ask))
+    prompt = body.prompt
+    assert prompt is not None, "one of the two is there"
     if body.add_special_tokens:
-        return (await asyncio.to_thread(written, body.prompt, None, model)).tokens
-    return await asyncio.to_thread(model.tokenizer.encode, body.prompt, special=True)
+        return (await model.beside(lambda: written(prompt, None, model))).tokens
+    return await model.beside(lambda: model.tokenizer.encode(prompt, special=True))
 
 
 def _texts(tokens: list[int], model: Model) -> list[str]:
@@ -84,13 +84,13 @@ def routes(models: Models) -> APIRouter:
         tokens = await _tokens(body, model, thinking)
         answer = {"tokens": tokens, "count": len(tokens), "max_model_len": model.max_length}
         if body.return_token_strs:
-            answer["token_strs"] = await asyncio.to_thread(_texts, tokens, model)
+            answer["token_strs"] = await model.beside(lambda: _texts(tokens, model))
         return answer
 
     @router.post("/detokenize", include_in_schema=False)
     @router.post("/v1/detokenize")
     async def detokenize(body: DetokenizeRequest) -> dict[str, str]:
         model, _ = await models.find(body.model)
-        return {"prompt": await asyncio.to_thread(_text, body.tokens, model)}
+        return {"prompt": await model.beside(lambda: _text(body.tokens, model))}
 
     return router

@@ -176,7 +176,7 @@ class Keys:
     async def _refresh(self) -> None:
         async with self._reading:
             if time.monotonic() >= self._read + NEWS:
-                self._known = {key.id: key for key in await self._database.run(list_keys)}
+                self._known = {key.id: key for key in await self._database.read(list_keys)}
                 self._read = time.monotonic()
 
 

@@ -89,7 +89,7 @@ class Logins:
             known = self._known.get(key)
             if known is None or time.monotonic() >= known.read + NEWS:
                 rows = select(_logins.c.hash, _logins.c.expires).where(_logins.c.key == key)
-                found = await self._database.run(lambda connection: connection.execute(rows).all())
+                found = await self._database.read(lambda connection: connection.execute(rows).all())
                 known = self._known[key] = _Known(time.monotonic(), {row.hash: row.expires for row in found})
             return known.expires
 

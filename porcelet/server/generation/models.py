@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import time
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing, suppress
+from collections.abc import AsyncGenerator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, aclosing, suppress
 from hashlib import sha256
 from pathlib import Path
+from typing import TypeVar
 from uuid import uuid4
 
 from porcelet import __version__
@@ -24,7 +26,7 @@ from porcelet.engine.supervisor import Supervisor
 from porcelet.errors import CapacityError, InputError, PorceletError
 from porcelet.server.generation.ask import Ask
 from porcelet.server.generation.events import Event, Events, Started, Usage
-from porcelet.server.generation.prompt import Loaded, Prompt, prompt_of
+from porcelet.server.generation.prompt import Loaded, prompt_of
 from porcelet.server.generation.queue import OverloadedError, Queue
 from porcelet.server.generation.reader import Reader
 from porcelet.server.generation.watch import Caller, Job, Watch, watched
@@ -32,7 +34,11 @@ from porcelet.tokenizer import Tokenizer
 from porcelet.types import Output, Progress, Request, SamplingParams
 
 LOAD_PATIENCE = 20.0  # seconds that a request waits for a model that is still loading
+TEXT_THREADS = 4  # that render and tokenize
+MAX_COUNTING = 2  # of them for requests that nothing is generated for
 DRAINING_SECONDS = 10  # until a server that ends may have a successor
+
+Result = TypeVar("Result")
 
 
 class UnknownModelError(InputError):
@@ -61,6 +67,10 @@ class Model:
         self.created = int(time.time())
         self.progress: tuple[int, int] | None = (0, 0)  # bytes loaded and in all; None once it is loaded
         self.queue = Queue(name, config.server.max_waiting, config.server.queue_timeout)
+        self._threads = ThreadPoolExecutor(
+            TEXT_THREADS, "text"
+        )  # long texts shall not hold up what else needs a thread
+        self._counting = asyncio.Semaphore(MAX_COUNTING)
         self._loaded: Loaded | None = None
         self._ready = asyncio.Event()
 
@@ -119,7 +129,7 @@ class Model:
         """Wait until the model is loaded.
 
         Raises:
-            CapacityError: that takes too long, or there are too many who wait.
+            CapacityError: that takes too long.
         """
         try:
             await asyncio.wait_for(self._ready.wait(), LOAD_PATIENCE)
@@ -130,14 +140,22 @@ class Model:
 
     # ---- answers ----------------------------------------------------------------------------------------------------
 
-    async def render(self, ask: Ask) -> Prompt:
+    async def in_thread(self, work: Callable[[], Result]) -> Result:
+        """The result of work on text, which for long ones takes a while; the other streams go on meanwhile."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+    async def beside(self, work: Callable[[], Result]) -> Result:
+        """The same for what is not generated for: few at a time, so that answers do not wait for it."""
+        async with self._counting:
+            return await self.in_thread(work)
+
+    async def tokens(self, ask: Ask) -> Sequence[int]:
         """A conversation's prompt.
 
         Raises:
             InputError: the conversation cannot be written in the model's format.
         """
-        # A long conversation takes a while to tokenize; the other streams go on meanwhile.
-        return await asyncio.to_thread(prompt_of, ask, self._parts)
+        return (await self.beside(lambda: prompt_of(ask, self._parts))).tokens
 
     async def count(self, ask: Ask) -> int:
         """Tokens of a conversation's prompt.
@@ -145,7 +163,7 @@ class Model:
         Raises:
             InputError: the conversation cannot be written in the model's format.
         """
-        return len((await self.render(ask)).tokens)
+        return len(await self.tokens(ask))
 
     async def answer(self, ask: Ask, caller: Caller) -> Events:
         """The events of one answered conversation. Close it (`aclosing`) to stop the engine's work.
@@ -153,23 +171,24 @@ class Model:
         Raises:
             PorceletError: the conversation or the request cannot be served, or the engine failed.
         """
-        with self.queue.place():  # before the work of rendering, which one too many shall not cause
-            prompt = await self.render(ask)
+        with self.place(caller):  # before the work of rendering, which one too many shall not cause
+            prompt = await self.in_thread(lambda: prompt_of(ask, self._parts))
             splitters = [prompt.splitter() for _ in range(ask.params.n)]
             async with aclosing(self._run(prompt.tokens, prompt.params, caller, splitters)) as events:
                 async for event in events:
                     yield event
 
-    async def complete(self, prompt: Sequence[int], params: SamplingParams, caller: Caller) -> Events:
-        """The events of a plain continuation of `prompt`, all of it content.
+    def place(self, caller: Caller, count: int = 1) -> AbstractContextManager[None]:
+        """Places in the queue; see `Queue.place`."""
+        return self.queue.place(caller, count)
+
+    def complete(self, prompt: Sequence[int], params: SamplingParams, caller: Caller) -> Events:
+        """The events of a plain continuation of `prompt`, all of it content. Whoever asks for it has a `place`.
 
         Raises:
             PorceletError: the request cannot be served, or the engine failed.
         """
-        with self.queue.place():
-            async with aclosing(self._run(prompt, params, caller, [None] * params.n)) as events:
-                async for event in events:
-                    yield event
+        return self._run(prompt, params, caller, [None] * params.n)
 
     async def _run(
         self, prompt: Sequence[int], params: SamplingParams, caller: Caller, splitters: Sequence[Splitter | None]
@@ -183,7 +202,8 @@ class Model:
         request = Request(id=job.id, prompt=tuple(prompt), params=params, tenant=caller.id)
         readers = [Reader(self.tokenizer, splitter) for splitter in splitters]
         with watched(self.watches, job):
-            async with aclosing(self.engine.submit(request)) as outputs:
+            submitted = self.engine.submit(request, lambda output: self._count(job, output))
+            async with aclosing(submitted) as outputs:
                 async for event in self._events(job, outputs, readers):
                     yield event
         # It is over by now for those who look on, too: who has the last event reads no further.
@@ -192,18 +212,21 @@ class Model:
     async def _events(self, job: Job, outputs: AsyncGenerator[Output, None], readers: list[Reader]) -> Events:
         started = False
         async for output in self._in_time(outputs):
-            job.num_generated[output.index] = output.num_generated
-            job.num_cached_tokens = max(job.num_cached_tokens, output.num_cached_tokens)
             events: list[Event] = []
             if not started:
                 events.append(Started(job.num_prompt_tokens, job.num_cached_tokens, output.prompt_logprobs))
                 started = True
             events += readers[output.index].read(output)
             job.num_reasoning = sum(reader.num_reasoning for reader in readers)
-            for watch in self.watches:  # now, and not when a slow reader has taken the events
-                watch.progressed(job, output)
             for event in events:
                 yield event
+
+    def _count(self, job: Job, output: Output) -> None:
+        """One step's output has arrived: it counts now, whether or not a slow reader ever takes it."""
+        job.num_generated[output.index] = output.num_generated
+        job.num_cached_tokens = max(job.num_cached_tokens, output.num_cached_tokens)
+        for watch in self.watches:
+            watch.progressed(job, output)
 
     async def _in_time(self, outputs: AsyncGenerator[Output, None]) -> AsyncGenerator[Output, None]:
         """The outputs, if the first comes before the queue's time is over."""

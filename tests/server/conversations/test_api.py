@@ -8,6 +8,7 @@ import re
 import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +183,35 @@ def test_branches(chat: Chat) -> None:
     assert chat.client.patch(f"/conversations/{chat.id}", json={"leaf": first["id"]}).json()["leaf"] == first["id"]
 
 
+def test_a_repeated_question_is_asked_once(chat: Chat) -> None:
+    """Who sends a message or a regeneration with the same id again, at once or after its end, gets what the first
+    made, and nothing is asked twice; an id of another message, conversation or text is a conflict."""
+    first = chat.post("once", id="question-1" + chat.id)
+    pair, answer = first.json(), first.json()["assistant"]
+    repeated = chat.post("once", id="question-1" + chat.id)
+    assert (first.status_code, repeated.status_code) == (201, 200)
+    assert [repeated.json()[role]["id"] for role in ("user", "assistant")] == [pair["user"]["id"], answer["id"]]
+    end = ended(chat.client, answer["stream"])
+    assert chat.post("once", id=pair["user"]["id"]).json() == {"user": pair["user"], "assistant": end}
+    url, choice = f"/messages/{answer['id']}/regenerate", {"model": "tiny", "effort": "off", "id": f"again_{chat.id}"}
+    again, repeated = chat.client.post(url, json=choice), chat.client.post(url, json=choice)
+    assert (again.status_code, repeated.status_code) == (201, 200)
+    assert again.json()["assistant"]["id"] == repeated.json()["assistant"]["id"] == choice["id"]
+    ended(chat.client, choice["id"])
+    assert len(chat.tree()) == 3
+    conflicts = [
+        chat.post("another text", id=pair["user"]["id"]),
+        chat.post("once", id=answer["id"]),
+        Chat(chat.client).post("once", id=pair["user"]["id"]),
+        chat.client.post(url, json=choice | {"id": answer["id"]}),
+        chat.client.post(url, json=choice | {"id": pair["user"]["id"]}),
+    ]
+    assert [(response.status_code, response.json()["error"]["code"]) for response in conflicts] == [
+        (409, "id_taken")
+    ] * 5
+    assert len(chat.tree()) == 3
+
+
 def test_files_come_in_front_of_the_question(chat: Chat) -> None:
     """An attached file's text is part of its question, now and in the turns that follow."""
     uploaded = chat.client.post("/files", params={"name": "a.txt"}, content=b"secret").json()
@@ -215,6 +245,10 @@ def test_too_long_stores_nothing(chat: Chat) -> None:
         ({"parent": "nowhere"}, 400, "parent"),
         ({"attachments": ["x"] * 21}, 422, "attachments"),
         ({"temperature": 1}, 400, "temperature"),
+        ({"id": "short"}, 400, "id"),
+        ({"id": "x" * 65}, 400, "id"),
+        ({"id": "with space"}, 400, "id"),
+        ({"id": "new-line\n"}, 400, "id"),
     ],
 )
 def test_messages_that_are_refused(chat: Chat, fields: Json, status: int, param: str) -> None:
@@ -281,6 +315,24 @@ def test_list_search_rename_delete(client: httpx.Client) -> None:
     assert client.get(f"/streams/{answer['id']}").status_code == 404
     assert client.get(f"/conversations/{chats[2].id}").status_code == 404
     assert [entry["id"] for entry in listed(q="arger")["conversations"]] == order[:1] + order[2:]
+
+
+def test_deleting_ends_what_was_asked(chat: Chat) -> None:
+    """A deletion on the heels of a question leaves no answer under way; who reads it hears of its end."""
+    for _ in range(5):
+        doomed = Chat(chat.client)
+        answer = doomed.begin()
+        with ThreadPoolExecutor() as others:
+            reader = others.submit(ended, chat.client, answer["id"])
+            asked = others.submit(doomed.post, "and?")
+            assert chat.client.delete(f"/conversations/{doomed.id}").status_code == 204
+            assert asked.result().status_code in (201, 404)
+            assert reader.result()["status"] == "stopped"
+        gone = chat.client.get(f"/streams/{answer['id']}")
+        assert (gone.status_code, gone.json()["error"]["code"]) == (404, "not_found")
+    running = [chat.begin() for _ in range(4)]  # every place is free again
+    for answer in running:
+        chat.stop(answer)
 
 
 def test_exports(chat: Chat) -> None:

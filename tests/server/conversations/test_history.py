@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
-from sqlalchemy import Connection
+from sqlalchemy import Connection, event
 
 from porcelet.errors import PorceletError
 from porcelet.server.conversations import attachments, export, history
@@ -257,8 +258,55 @@ def test_exports(database: Database) -> None:
         text = export.markdown(conversation, history.messages_of(connection, ME, id))
         details = "<details>\n<summary>Reasoning</summary>\n\nbecause\n\n</details>"
         assert text == f"# My title\n\n## You\n\n*f.txt*\n\nkept\n\n## tiny\n\n{details}\n\nThe answer\n\n*(stopped)*\n"
+        french = export.markdown(conversation, history.messages_of(connection, ME, id), "fr")
+        assert "## Vous\n" in french and "<summary>Raisonnement</summary>" in french and "*(arrêtée)*" in french
         whole = export.whole(connection, ME, id)
         assert [message.content for message in whole["messages"]] == ["lost branch", "lost", "kept", "The answer"]
         assert [file.text for file in whole["files"]] == ["text of f"]
+
+    database.run_now(work)
+
+
+def test_export_has_its_words_in_every_language() -> None:
+    """Each language has every word that the export takes, for every role and every end of an answer."""
+    used = {"conversation", "reasoning", "user", "assistant", "length", "stopped", "error", "interrupted"}
+    assert set(export.WORDS) == set(get_args(export.Language))
+    for words in export.WORDS.values():
+        assert set(words) == used and all(words.values())
+
+
+def test_conversations_that_were_never_used_go(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty conversation without a title goes when its owner begins another a day later; one with a message, a
+    title or a pin stays, and so does another owner's."""
+
+    def work(connection: Connection) -> None:
+        used = talk(connection, "said")
+        titled = history.add_conversation(connection, ME, "A plan").id
+        pinned = history.add_conversation(connection, ME, "").id
+        history.change_conversation(connection, ME, pinned, {"pinned": True})
+        theirs = history.add_conversation(connection, YOU, "").id
+        unused = history.add_conversation(connection, ME, "").id
+        history.add_conversation(connection, ME, "")
+        assert history.find_conversation(connection, ME, unused).title == ""
+        now = time.time()
+        monkeypatch.setattr(history.time, "time", lambda: now + history.UNUSED_SECONDS + 1)
+        new = history.add_conversation(connection, ME, "").id
+        assert {entry.id for entry in history.every_conversation(connection, ME)} == {used, titled, pinned, new}
+        assert history.find_conversation(connection, YOU, theirs).id == theirs
+
+    database.run_now(work)
+
+
+def test_opening_a_conversation_reads_no_files(database: Database) -> None:
+    """The messages come with their files' names and sizes; their texts stay where they are."""
+
+    def work(connection: Connection) -> None:
+        id = history.add_conversation(connection, ME, "").id
+        add_file(connection, "f")
+        queries: list[str] = []
+        event.listen(connection, "before_cursor_execute", lambda c, cursor, query, *rest: queries.append(query))
+        exchange(connection, id, None, "read this", "1", files=["f"])
+        assert history.messages_of(connection, ME, id)[0].attachments[0].name == "f.txt"
+        assert queries and not any("files.text" in query for query in queries)
 
     database.run_now(work)

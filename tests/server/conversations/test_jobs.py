@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Coroutine, Iterator
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,14 @@ from sqlalchemy import text
 
 from porcelet.config import EngineConfig, ModelEntry, ServeConfig
 from porcelet.engine.supervisor import Supervisor
+from porcelet.errors import CapacityError
 from porcelet.server.conversations import history, jobs
+from porcelet.server.conversations import job as job_module
 from porcelet.server.conversations.buffer import Buffer
 from porcelet.server.conversations.job import Job
 from porcelet.server.conversations.jobs import Jobs, TooManyAnswersError
 from porcelet.server.conversations.question import ask_of
-from porcelet.server.errors import NotFoundError
+from porcelet.server.errors import FieldError, NotFoundError
 from porcelet.server.generation.ask import Ask
 from porcelet.server.generation.models import Model
 from porcelet.server.generation.watch import Caller
@@ -245,6 +248,76 @@ def test_an_answer_that_cannot_be_kept_says_so(bench: Bench) -> None:
 
     frames = bench.run(main()).decode()
     assert THE_ANSWER in frames and '"status":"error"' in frames and "could not be kept" in frames
+
+
+def test_an_end_is_written_as_soon_as_it_can_be(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the disk is full, an ended answer is seen as one that was not kept, and it is not forgotten; the next look
+    after there is room again, or the server's end, writes it."""
+    save, monkey = bench.database.run, monkeypatch.setattr
+
+    async def full(work: Any) -> None:
+        raise CapacityError("disk full")
+
+    async def main() -> list[Job]:
+        ended = [bench.begin(effort="off") for _ in range(2)]
+        monkey(bench.database, "run", full)
+        for job in ended:
+            await end_of(job)
+        monkey(jobs, "KEPT_SECONDS", 0.0)
+        await bench.jobs.catch_up(ME)
+        seen = bench.jobs.seen(ME, bench.kept(ended[0]))
+        assert (seen.status, seen.content) == ("error", THE_ANSWER) and seen.error
+        monkey(bench.database, "run", save)
+        await bench.jobs.catch_up(YOU)
+        assert bench.kept(ended[0]).status == "running"
+        await bench.jobs.catch_up(ME)
+        assert bench.jobs.seen(ME, bench.kept(ended[0])) == bench.kept(ended[0])
+        return ended
+
+    for kept in map(bench.kept, bench.run(main())):
+        assert (kept.content, kept.status) == (THE_ANSWER, "done")
+
+
+def test_an_answer_that_nobody_writes_is_interrupted(bench: Bench) -> None:
+    """A row that says "running" without anybody at it is seen as interrupted, but not while its start is under way; the
+    mark is its owner's to set."""
+    conversation, message = bench.database.run_now(lambda connection: _exchange(connection, ME))
+    with bench.jobs.place(ME):
+        assert not bench.jobs.is_lost(ME, message.id) and bench.jobs.seen(ME, message) == message
+    assert bench.jobs.is_lost(ME, message.id)
+    assert bench.jobs.seen(ME, message) == replace(message, status="interrupted", stream=None)
+    add = partial(
+        history.add_exchange, owner=ME.id, id=conversation, parent=message.id, content="?", files=[], model=""
+    )
+    bench.database.run_now(lambda c: history.interrupt(c, YOU.id, message.id))
+    with pytest.raises(FieldError, match="still being written"):
+        bench.database.run_now(add)
+    bench.database.run_now(lambda c: history.interrupt(c, ME.id, message.id))
+    assert bench.database.run_now(add)[0].parent == message.id
+
+
+def test_saves_become_rarer(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long answer is saved when it has grown by a tenth, so all saves together write some ten times its length; the
+    end alone makes it ready for searches."""
+    saved: list[str] = []
+    monkeypatch.setattr(job_module, "SAVE_SECONDS", 0.0)
+    save_text = history.save_text
+    monkeypatch.setattr(
+        job_module, "save_text", lambda c, message: saved.append(message.reasoning) or save_text(c, message)
+    )
+
+    async def main() -> Job:
+        job = bench.begin()
+        async with asyncio.timeout(20):
+            while len(saved) < 20:
+                await asyncio.sleep(0.01)
+        await job.stop("stopped")
+        return job
+
+    kept = bench.kept(bench.run(main()))
+    assert kept.reasoning.startswith(saved[-1]) and kept.status == "stopped"
+    lengths = [len(text) for text in saved]
+    assert all(after > 1.1 * before for before, after in zip(lengths, lengths[1:], strict=False))
 
 
 def test_start_up_marks_what_was_cut_off(bench: Bench) -> None:

@@ -53,24 +53,25 @@ def test_pdf(chat_server: Server, data: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "reason"),
+    ("data", "code", "reason"),
     [
-        (b"\x89PNG\r\n\x1a\n\0\0", "neither UTF-8 nor UTF-16"),
-        (b"text\0text", "binary"),
-        ("é".encode("latin-1"), "byte 0 is neither"),
-        (b"\xff\xfe\x00", "neither"),
-        (encrypted(PDF, "secret"), "password"),
-        (b"%PDF-1.4\nnothing of the kind", "damaged"),
-        (PDF[:200], "damaged"),
-        (pdf_of(["", ""]), "only pictures"),
+        (b"\x89PNG\r\n\x1a\n\0\0", "file_unreadable", "binary"),
+        (b"text\0text", "file_unreadable", "binary"),
+        ("text\0text".encode("utf-16"), "file_unreadable", "binary"),
+        ("é".encode("latin-1"), "file_encoding", "byte 0 is neither"),
+        (b"\xff\xfe\x00", "file_encoding", "neither"),
+        (encrypted(PDF, "secret"), "file_encrypted", "password"),
+        (b"%PDF-1.4\nnothing of the kind", "file_unreadable", "damaged"),
+        (PDF[:200], "file_unreadable", "damaged"),
+        (pdf_of(["", ""]), "file_scanned", "only pictures"),
     ],
-    ids=["png", "nul", "latin-1", "half", "encrypted", "no pdf", "cut", "scanned"],
+    ids=["png", "nul", "nul in UTF-16", "latin-1", "half", "encrypted", "no pdf", "cut", "scanned"],
 )
-def test_unreadable(chat_server: Server, data: bytes, reason: str) -> None:
-    """A file without text says why, and nothing of it is kept."""
+def test_unreadable(chat_server: Server, data: bytes, code: str, reason: str) -> None:
+    """A file without text says why, with a code of its own where a person can mend it."""
     response = upload(chat_server, data, "file.pdf")
     error = response.json()["error"]
-    assert (response.status_code, error["code"]) == (422, "file_unreadable")
+    assert (response.status_code, error["code"]) == (422, code)
     assert "file.pdf" in error["message"] and reason in error["message"]
 
 
@@ -101,9 +102,21 @@ def test_too_large(chat_server: Server, chunked: bool) -> None:
 
 
 def test_names_and_models(chat_server: Server) -> None:
-    """A file needs a name of one line and a model that is served."""
-    assert upload(chat_server, b"x", "two\nlines").status_code == 400
-    assert upload(chat_server, b"x", "").status_code == 400
+    """A file needs a model that is served and a name, in any script, that shows as it is."""
+    for name in (
+        "Screenshot 9.41\u202fAM",
+        "no\u00a0break",
+        "全\u3000角",
+        "👩\u200d💻.txt",
+        "\u200eWhatsApp",
+        "x" * 200,
+    ):
+        response = upload(chat_server, b"x", name)
+        assert (response.status_code, response.json().get("name")) == (201, name)
+    for name in ("", "two\nlines", "nul\0", "\x9b", "fdp\u202e.exe", "\u2066x", "x" * 201):
+        error = upload(chat_server, b"x", name).json()["error"]
+        assert error["param"] == "name" and error["message"].isprintable() and len(error["message"]) < 400
+    assert "201 characters; at most 200" in upload(chat_server, b"x", "x" * 201).json()["error"]["message"]
     unknown = upload(chat_server, b"x", model="gpt")
     assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "model_not_found")
     gone = httpx.get(f"{chat_server.url}/api/files/{'0' * 32}")

@@ -150,8 +150,8 @@ def test_a_flood_of_wrong_keys_asks_the_database_once(tmp_path: Path, monkeypatc
 
     async def visit(house: House) -> None:
         reads = []
-        run = house.database.run
-        monkeypatch.setattr(house.database, "run", lambda work: reads.append(work) or run(work))
+        read = house.database.read
+        monkeypatch.setattr(house.database, "read", lambda work: reads.append(work) or read(work))
         for number in range(1000):
             assert await house.gate.keys.find(f"sk-porcelet-{number:010}-{'x' * 43}") is None
         assert reads == [keys.list_keys]

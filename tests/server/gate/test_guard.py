@@ -28,6 +28,7 @@ from porcelet.server.gate.body import Refused, check_json
 from porcelet.server.gate.guard import SECURITY_HEADERS
 from porcelet.server.gate.keys import KeyLimits
 from porcelet.server.generation.queue import Queue
+from porcelet.server.generation.watch import LOCAL
 from tests.server.conftest import Server
 from tests.server.doors import HOST, OTHERS, House, bearer, in_house, listening, routes
 
@@ -509,7 +510,7 @@ def test_a_reader_that_stalls_loses_its_place(monkeypatch: pytest.MonkeyPatch) -
     queue = Queue("tiny", 2, 1.0)
 
     async def endless() -> AsyncIterator[bytes]:
-        with queue.place():
+        with queue.place(LOCAL):
             while True:
                 yield b"x" * 65536
                 await asyncio.sleep(0)
@@ -626,7 +627,9 @@ def test_a_burst_of_200_over_http(guarded: tuple[Server, dict[str, str]]) -> Non
     for answer in answers:
         assert answer.headers["x-ratelimit-limit-requests"] == "30"
         if answer.status_code != 200:
-            assert (answer.status_code, answer.json()["error"]["code"]) == (429, "rate_limit_exceeded")
+            # By the key's limit, or before it by the key's share of the queue.
+            told = (answer.status_code, answer.json()["error"]["code"])
+            assert told in ((429, "rate_limit_exceeded"), (503, "overloaded"))
             assert int(answer.headers["Retry-After"]) >= 1
 
 

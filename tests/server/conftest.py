@@ -88,6 +88,7 @@ def guarded(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
         "thirty": KeyLimits(requests_per_minute=30),
         "poor": KeyLimits(token_budget=40),
         "other": KeyLimits(models=("large",)),
+        "single": KeyLimits(concurrency=1, requests_per_minute=2),
     }
     with closing(Database.open(f"sqlite:///{home / 'porcelet.db'}")) as database:
         made = {name: database.run_now(partial(keys.create, name=name, limits=wanted[name]))[1] for name in wanted}

@@ -368,7 +368,8 @@ def test_the_server_calls_nobody(model_folder: Path, tmp_path: Path) -> None:
 
 def test_the_serving_half_cannot_fetch() -> None:
     """Neither the server nor the engine nor the chat formats import anything that speaks to other machines."""
-    clients = r"httpx2?|requests|aiohttp|urllib\.request|urllib3|http\.client|ftplib|smtplib|huggingface_hub"
+    clients = r"httpx2?|requests$|requests\.(api|sessions)|aiohttp|urllib\.request|urllib3|http\.client|ftplib|smtplib"
+    clients += "|huggingface_hub"
     assert users_of(clients, "server", "engine", "chat") == set()
     assert users_of(clients, "hub")  # that one may, on the command line
     assert users_of(r"porcelet\.hub", "server", "chat") == set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import subprocess
@@ -154,3 +155,13 @@ def scripted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     yield running
     running.process.terminate()
     assert running.process.wait(20) == 0
+
+
+@pytest.fixture
+def event_loop_of_its_own() -> Iterator[None]:
+    """litellm asks for the thread's event loop, and would leave the one it gets open."""
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    yield
+    asyncio.set_event_loop(None)
+    loop.close()

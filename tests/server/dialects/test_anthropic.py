@@ -227,6 +227,7 @@ def text(words: str, **fields: Any) -> list[dict[str, Any]]:
     return [{"type": "text", "text": words} | fields]
 
 
+@pytest.mark.usefixtures("event_loop_of_its_own")
 def test_litellm_speaks_it(scripted: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """LiteLLM's anthropic provider gets reasoning, answer and call."""
     monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # it would fetch prices

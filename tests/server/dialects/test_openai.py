@@ -711,6 +711,7 @@ def test_sdk_streams_tools(scripted: Server) -> None:
 
 
 @pytest.mark.parametrize("provider", ["openai", "deepseek"])
+@pytest.mark.usefixtures("event_loop_of_its_own")
 def test_litellm(scripted: Server, monkeypatch: pytest.MonkeyPatch, provider: str) -> None:
     """LiteLLM takes the server for OpenAI's and for DeepSeek's, whole and streamed, with reasoning and tools."""
     monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")

@@ -28,7 +28,8 @@ export const createConversation = () => json("POST", "/api/conversations", { bod
 export const changeConversation = (id, change) => json("PATCH", `/api/conversations/${id}`, { body: change });
 export const deleteConversation = (id) => request("DELETE", `/api/conversations/${id}`);
 export const deleteConversations = () => request("DELETE", "/api/conversations");
-export const exportAddress = (id, format) => `/api/conversations/${id}/export?format=${format}`;
+export const exportAddress = (id, format, language) =>
+  `/api/conversations/${id}/export?format=${format}&language=${language}`;
 export const exportAllAddress = "/api/export";
 
 export const postMessage = (id, message) => json("POST", `/api/conversations/${id}/messages`, { body: message });

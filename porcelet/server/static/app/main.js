@@ -9,7 +9,7 @@ import { createConversation } from "./conversation.js";
 import { askName, confirm } from "./dialogs.js";
 import { byId, placeIcons } from "./dom.js";
 import { createGauge } from "./gauge.js";
-import { text, translate } from "./language.js";
+import { currentLanguage, text, translate } from "./language.js";
 import { createList } from "./list.js";
 import { openMenu } from "./menu.js";
 import { showLoad, watchModels } from "./models.js";
@@ -119,7 +119,7 @@ function create() {
 
 function openOptions(one, button) {
   const change = (action) => () => action().then(know).catch(showProblem);
-  const save = (format) => () => download(api.exportAddress(one.id, format));
+  const save = (format) => () => download(api.exportAddress(one.id, format, currentLanguage()));
   const pin = () => api.changeConversation(one.id, { pinned: !one.pinned });
   openMenu(button, [
     { icon: "pin", label: one.pinned ? "unpin" : "pin", action: change(pin) },

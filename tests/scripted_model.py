@@ -40,8 +40,7 @@ DEEPSEEK = [
     "<｜fim▁hole｜>",
     "<｜fim▁end｜>",
 ]
-HIDDEN = 256
-SHARPNESS = 60.0  # of the head: the next piece has all of the probability but about e^-40
+SHARPNESS = 60.0  # of the head: the next piece has all of the probability but about e^-50
 
 
 def save_scripted_model(folder: Path, scripts: Sequence[Sequence[str]], template: str | None = None) -> Path:
@@ -86,10 +85,11 @@ def _successors(scripts: Sequence[Sequence[str]], ids: dict[str, int]) -> dict[i
 
 
 def _save_chain(folder: Path, vocab_size: int, successors: dict[int, int], end: int) -> None:
+    hidden_size = -(-vocab_size // 32) * 32  # room for embeddings at right angles: no token looks a bit like another
     config = ModelConfig(
         architecture="llama",
         vocab_size=vocab_size,
-        hidden_size=HIDDEN,
+        hidden_size=hidden_size,
         intermediate_size=32,
         num_hidden_layers=1,
         num_attention_heads=2,
@@ -105,11 +105,9 @@ def _save_chain(folder: Path, vocab_size: int, successors: dict[int, int], end: 
             if "o_proj" in name or "down_proj" in name:
                 parameter.zero_()
         embedding = model.get_parameter("model.embed_tokens.weight")
-        embedding.copy_(
-            torch.nn.functional.normalize(torch.randn(embedding.shape, generator=torch.Generator().manual_seed(0)))
-        )
+        embedding.copy_(torch.eye(vocab_size, hidden_size))
         head = torch.zeros_like(embedding)
         for token, following in successors.items():
             head[following] += embedding[token]  # several tokens may be followed by the same one
-        model.get_parameter("lm_head.weight").copy_(head * SHARPNESS / HIDDEN**0.5)
+        model.get_parameter("lm_head.weight").copy_(head * SHARPNESS / hidden_size**0.5)
     save(model, folder)

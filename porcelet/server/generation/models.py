@@ -74,9 +74,7 @@ class Model:
         self.created = int(time.time())
         self.progress: tuple[int, int] | None = (0, 0)  # bytes loaded and in all; None once it is loaded
         self.queue = Queue(name, config.server.max_waiting, config.server.queue_timeout)
-        self._threads = ThreadPoolExecutor(
-            TEXT_THREADS, "text"
-        )  # long texts shall not hold up what else needs a thread
+        self._threads = ThreadPoolExecutor(TEXT_THREADS, "text")  # long texts hold up nothing else that needs one
         self._counting = asyncio.Semaphore(MAX_COUNTING)
         self._loaded: Loaded | None = None
         self._ready = asyncio.Event()

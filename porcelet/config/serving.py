@@ -3,7 +3,7 @@
     [server]
     max_waiting = 256                # requests in flight a model; the next one is told to come back
     [models.small]
-    source = "default"               # a name in the store, a GGUF file or a model folder
+    source = "smollm2-135m-instruct" # a name in the store, a GGUF file or a model folder
     weights = "int8"                 # and any other engine setting
     [aliases.deepseek-reasoner]
     model = "small"
@@ -121,7 +121,7 @@ def read_serve_config(path: Path, engine: Mapping[str, Any]) -> ServeConfig:
     values = _read_toml(path)
     models = _table(values, "models", path)
     if not models:
-        raise InputError(f'{path} names no model; add a table [models.NAME] with source = "default"')
+        raise InputError(f'{path} names no model; add a table [models.NAME] with source = "smollm2-135m-instruct"')
     entries = {name: _model_entry(_table(models, name, path), engine, f"{path}: models.{name}") for name in models}
     aliases = {
         name: _alias(_table(values["aliases"], name, path), f"{path}: aliases.{name}")

@@ -50,10 +50,9 @@ def create_app(models: Models, database: Database, gate: Gate, jobs: Jobs) -> Re
     async def page() -> FileResponse:
         return FileResponse(STATIC / "index.html")
 
-    @app.get(
-        "/worker.js", include_in_schema=False
-    )  # not under /static: a service worker rules over its own folder only
+    @app.get("/worker.js", include_in_schema=False)
     async def worker() -> FileResponse:
+        # Not under /static: a service worker rules over its own folder only.
         return FileResponse(STATIC / "worker.js")
 
     # No middleware of FastAPI's: those are inside of what answers our own mistakes.

@@ -12,6 +12,7 @@ from typing import Any
 from porcelet.config import ModelConfig, TrainConfig, read_hf
 from porcelet.errors import InputError, ModelError
 from porcelet.models.transformer import Transformer, build, initialize
+from porcelet.train import numerics
 from porcelet.train.rendering import EOS, Renderer, make_tokenizer
 from porcelet.weights.load import load
 
@@ -30,14 +31,14 @@ def start_model(config: TrainConfig, model_fields: Mapping[str, Any], output: Pa
         raise InputError(f"output {config.output} cannot be made: {problem.strerror}; choose another") from problem
     if not config.model:
         make_tokenizer(output)
-        return initialize(build(_model_config(model_fields, output)), config.seed)
+        return numerics.apply(initialize(build(_model_config(model_fields, output)), config.seed), config.dtype)
     folder = Path(config.model)
     if not folder.is_dir():
         raise ModelError(f"model {folder} is not a folder; training starts from one in Hugging Face form")
     for name in TEXT_FILES:
         if (folder / name).exists():
             shutil.copyfile(folder / name, output / name)
-    return load(folder)
+    return numerics.apply(load(folder), config.dtype)
 
 
 def _model_config(fields: Mapping[str, Any], folder: Path) -> ModelConfig:

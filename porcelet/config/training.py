@@ -174,6 +174,7 @@ class TrainConfig:
     samples_per_step: int = 64
     tokens_per_pass: int = 0
     dtype: str = "float32"  # float32 | bfloat16 | fp8 (emulated)
+    context_extension: float = 1.0  # YaRN's factor on the context of the model to start from; V3: 40
     mtp_weight: float = 0.3  # lambda of the MTP loss, V3 report section 4.2
     mtp_weight_late: float = 0.1
     mtp_late_from: float = 1.0  # V3: 0.676, 10T of 14.8T tokens
@@ -201,6 +202,8 @@ class TrainConfig:
         _at_least(self, 0, "mtp_weight_late", "bias_update_speed_late")
         _within(self, 0, 1, "mtp_late_from")
         _within(self, 0, 1, "bias_late_from")
+        if not 1 <= self.context_extension < math.inf:
+            raise InputError(f"context_extension is {self.context_extension}; it must be at least 1")
         if self.method == "grpo" and self.samples_per_step % self.policy.group_size:
             raise InputError(
                 f"samples_per_step {self.samples_per_step} is not a multiple of group_size {self.policy.group_size}"

@@ -1,6 +1,6 @@
 """The one loop: samples in, a step of the optimizer, a line of metrics, now and then a checkpoint.
 
-    source(step) → samples → pack → model → loss → backward → clip → AdamW → expert biases → metrics.jsonl
+    source(step) → samples → pack → model → loss → backward → optimizer → expert biases → metrics.jsonl
 
 A source is all that tells pre-training from reinforcement learning. Everything random hashes (seed, step), so a resumed
 run equals the uninterrupted one bit for bit on the same machine and thread count. Left out so far: more than one

@@ -11,6 +11,7 @@ from torch import Tensor
 from porcelet.config import OptimizerConfig
 from porcelet.models.transformer import Transformer
 from porcelet.train import checkpoint
+from porcelet.train.loop import train
 from porcelet.train.muon import QUINTIC, UPDATE_RMS, orthogonalize
 from porcelet.train.optim import Optimizer, make_optimizer
 from tests.train.test_checkpoint import assert_same_run, train_until
@@ -169,8 +170,6 @@ def test_state_of_both_kinds_is_saved_and_restored(tmp_path: Path) -> None:
 
 def test_resumed_muon_run_equals_the_uninterrupted_one(tmp_path: Path) -> None:
     """The whole loop, broken off between checkpoints."""
-    from porcelet.train.loop import train
-
     whole = config(tmp_path / "whole", name="muon", checkpoint_every=100, balance_weight=0.01)
     broken = config(tmp_path / "broken", name="muon", balance_weight=0.01)
     train(whole, FIELDS)

@@ -12,7 +12,7 @@ from typing import Any
 
 from porcelet.errors import InputError
 
-PLAIN = {"int": int, "float": (int, float), "str": str, "bool": bool}
+PLAIN: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}
 
 
 def check_options(function: Callable[..., Any], options: Mapping[str, Any], place: str) -> None:

@@ -1,9 +1,9 @@
-"""Rewards by their names: a recipe's table of weights, or of tables with options.
+"""Rewards by their names, as a recipe's tables say.
 
-    [train.rewards]
-    math = 1.0
-    format = { weight = 0.1, only_if = "math" }
-    "rewards/taste.py:politeness" = { weight = 0.2, seconds = 2.0 }
+    [[reward]]            [[reward]]            [[reward]]
+    name = "math"         name = "format"       name = "rewards/taste.py:politeness"
+                          weight = 0.1          weight = 0.2
+                          only_if = "math"      seconds = 2.0
 
 `weight` and `only_if` belong to the sum (`judge.py`), `seconds` and `memory_mb` to the process of a reward that has
 one; the rest are the reward's own options.
@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from porcelet.config import RewardConfig
 from porcelet.errors import InputError, MissingExtraError
 from porcelet.train.options import check_options, nearest
 from porcelet.train.rewards.answer import Reward
@@ -40,36 +41,38 @@ DEFAULT_SECONDS = 5.0
 DEFAULT_MEMORY_MB = 4096
 
 
-def load_rewards(tables: Mapping[str, Any], *, unsafe_sandbox: bool = False) -> tuple[Term, ...]:
-    """The terms of a recipe's table, ready to judge: processes are started and the sandbox is tried here.
+def load_rewards(configs: Sequence[RewardConfig], *, unsafe_sandbox: bool = False) -> tuple[Term, ...]:
+    """The terms of a recipe's rewards, ready to judge: processes are started and the sandbox is tried here.
 
     Raises:
-        InputError: an unknown name or option (the nearest is named), a weight that is no number, a file or function
-            that is not there, or no sandbox.
+        InputError: an unknown name or option (the nearest is named), a file or function that is not there, no sandbox,
+            or a name that comes twice.
         MissingExtraError: math-verify or reasoning-gym is not installed.
     """
-    terms = tuple(_term(name, table, unsafe_sandbox) for name, table in tables.items())
-    if not terms:
-        raise InputError("no reward is named; known: " + ", ".join(_known()))
-    for term in terms:
-        others = [other.name for other in terms if other is not term]
-        if term.only_if and term.only_if not in others:
-            raise InputError(f"reward {term.name}: only_if names {term.only_if!r}{nearest(term.only_if, others)}")
-    return terms
+    names = [config.name for config in configs]
+    if not names:
+        raise InputError(f"no reward is named; known: {', '.join(_known())}")
+    for i, config in enumerate(configs):
+        if config.name in names[:i]:
+            raise InputError(f"reward {config.name} comes twice; give it one weight")
+        others = [name for name in names if name != config.name]
+        only_if = config.options.get("only_if", "")
+        if only_if and only_if not in others:
+            raise InputError(f"reward {config.name}: only_if is {only_if!r}, no other reward{nearest(only_if, others)}")
+    return tuple(_term(config, unsafe_sandbox) for config in configs)
 
 
-def _term(name: str, table: Any, unsafe_sandbox: bool) -> Term:
-    options = dict(table) if isinstance(table, Mapping) else {"weight": table}
-    weight, only_if = options.pop("weight", 1.0), options.pop("only_if", "")
-    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not math.isfinite(weight):
-        raise InputError(f"reward {name}: the weight is {weight!r}; it must be a finite number")
+def _term(config: RewardConfig, unsafe_sandbox: bool) -> Term:
+    name, options = config.name, dict(config.options)
+    only_if = options.pop("only_if", "")
     if name in HERE:
         check_options(HERE[name], options, f"reward {name}")
-        return Term(name, HERE[name](**options), float(weight), only_if)
+        return Term(name, HERE[name](**options), config.weight, only_if)
     if name == "code":
+        options = {"unsafe_sandbox": unsafe_sandbox} | options
         check_options(code, options, f"reward {name}")
-        return Term(name, code(**{"unsafe_sandbox": unsafe_sandbox} | options), float(weight), only_if, concurrent=True)
-    return Term(name, _child(name, options), float(weight), only_if, concurrent=True)
+        return Term(name, code(**options), config.weight, only_if, concurrent=True)
+    return Term(name, _child(name, options), config.weight, only_if, concurrent=True)
 
 
 def _child(name: str, options: dict[str, Any]) -> ChildReward:

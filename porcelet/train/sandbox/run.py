@@ -163,8 +163,8 @@ def _system() -> list[str]:
     prefix = Path(os.path.realpath(sys.base_prefix))
     if prefix.is_relative_to("/usr"):
         return arguments
-    for folder in reversed(prefix.parents[:-1]):  # made by `--ro-bind`, they would be root's alone
-        arguments += ["--dir", str(folder)]
+    for parent in reversed(prefix.parents[:-1]):  # made by `--ro-bind`, they would be root's alone
+        arguments += ["--dir", str(parent)]
     return [*arguments, "--ro-bind", str(prefix), str(prefix)]
 
 

@@ -21,14 +21,13 @@ TASKS: dict[str, Callable[..., Task]] = {
 }
 
 
-def load_task(name: str, options: Mapping[str, Any] | None = None) -> Task:
+def load_task(name: str, options: Mapping[str, Any]) -> Task:
     """One of `TASKS`, or `reasoning-gym:FAMILY`.
 
     Raises:
         InputError: an unknown name or option (the nearest is named), a value that cannot be used, or too few problems.
         MissingExtraError: reasoning-gym is not installed.
     """
-    options = options or {}
     if name.startswith(PREFIX):
         check_options(reasoning_gym, options, f"task {name}")
         return reasoning_gym(name.removeprefix(PREFIX), **options)

@@ -23,6 +23,7 @@ from typing import Any
 from porcelet.errors import InputError
 from porcelet.train.rewards.answer import Answer, RewardError
 from porcelet.train.rewards.frames import receive, send
+from porcelet.train.sandbox import shielded
 from porcelet.train.tasks.problem import Problem
 
 START_SECONDS = 60.0  # a cold disk, a busy machine: no answer is waiting yet
@@ -33,15 +34,15 @@ class ChildReward:
     """A reward by name (`outside.py`) that can be called from several threads."""
 
     def __init__(
-        self, name: str, options: Mapping[str, Any], *, seconds: float, memory: int, secrets: bool = False
+        self, name: str, options: Mapping[str, Any], *, seconds: float, memory: int, own_code: bool = False
     ) -> None:
-        """`memory` in bytes of address space; `secrets`: whether the process sees all of our environment.
+        """`memory` in bytes of address space; `own_code`: it is the user's, and may see our environment.
 
         Raises:
             InputError: the reward cannot be made: its file, its function, its options.
         """
         self._wanted = {"name": name, "options": dict(options), "seconds": seconds, "memory": memory}
-        self._secrets = secrets
+        self._own_code = own_code
         self._idle: list[_Child] = []
         self._lock = Lock()
         self._idle.append(self._start())
@@ -67,17 +68,19 @@ class ChildReward:
         return float(reply["value"])
 
     def _start(self) -> _Child:
-        return _Child(self._wanted, self._secrets)
+        return _Child(self._wanted, self._own_code)
 
 
 class _Child:
     """A running process and the socket to it."""
 
-    def __init__(self, wanted: Mapping[str, Any], secrets: bool) -> None:
+    def __init__(self, wanted: Mapping[str, Any], own_code: bool) -> None:
         self._seconds = wanted["seconds"]
         ours, theirs = socket.socketpair()
         with theirs:
             command = [sys.executable, "-P", "-m", "porcelet.train.rewards.child", str(theirs.fileno())]
+            # math-verify and reasoning-gym let sympy evaluate the answer; the user's own code may do what it likes.
+            command = command if own_code else shielded(command)
             silent = subprocess.DEVNULL
             process = subprocess.Popen(
                 command,
@@ -85,7 +88,7 @@ class _Child:
                 stdout=silent,
                 stderr=silent,
                 pass_fds=[theirs.fileno()],
-                env=_environment(secrets),
+                env=_environment(own_code),
                 process_group=0,
             )
         self._socket = ours
@@ -122,7 +125,7 @@ def _stop(process: subprocess.Popen[bytes], connection: socket.socket) -> None:
     process.wait()
 
 
-def _environment(secrets: bool) -> dict[str, str]:
+def _environment(everything: bool) -> dict[str, str]:
     """What the interpreter needs to start; tokens and keys stay here unless the user's own code is to run."""
-    kept = os.environ if secrets else {name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ}
+    kept = os.environ if everything else {name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ}
     return {**kept, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}

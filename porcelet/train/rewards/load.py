@@ -88,7 +88,7 @@ def _child(name: str, options: dict[str, Any]) -> ChildReward:
         raise InputError(f"reward {name!r} is not known{nearest(name, _known())}")
     if name in EXTRAS and importlib.util.find_spec(EXTRAS[name]) is None:
         raise MissingExtraError(EXTRAS[name].replace("_", "-"), "train")
-    return ChildReward(name, options, seconds=float(seconds), memory=int(memory_mb) << 20, secrets=not own)
+    return ChildReward(name, options, seconds=float(seconds), memory=int(memory_mb) << 20, own_code=not own)
 
 
 def _is_function(name: str) -> bool:

@@ -123,6 +123,28 @@ def require_sandbox(unsafe: bool) -> None:
         raise InputError(f"bwrap cannot make a sandbox here ({told}); let it make namespaces, or: {REMEDY}")
 
 
+def shielded(command: Sequence[str]) -> list[str]:
+    """`command` behind bubblewrap as far as a program of ours can be that reads what a model wrote: it sees the files,
+    and can change none, reach no network and no other process. Without bubblewrap, the command itself, and a warning.
+    """
+    if not _can_shield():
+        return list(command)
+    names = "pid net ipc uts cgroup-try".split()
+    namespaces = [f"--unshare-{name}" for name in ([] if os.geteuid() == 0 else ["user"]) + names]
+    files = "--ro-bind / / --dev /dev --proc /proc".split()
+    return [shutil.which("bwrap") or "bwrap", *namespaces, "--cap-drop", "ALL", *files, "--", *command]
+
+
+@cache
+def _can_shield() -> bool:
+    try:
+        require_sandbox(unsafe=False)
+    except InputError as problem:
+        logging.getLogger(__name__).warning("what a model wrote is verified without a shield: %s", problem)
+        return False
+    return True
+
+
 def run_trial() -> subprocess.CompletedProcess[bytes]:
     """`true`, under all that a run is under."""
     with _readable(seccomp_filter()) as rules, _readable(LAUNCHER.read_bytes()) as launcher:

@@ -22,6 +22,7 @@ from porcelet.train.tasks.problem import GeneratedTask, Problem
 PREFIX = "reasoning-gym:"
 CHUNK = 256
 OURS = ("seed", "size")  # options of every family that the stream sets
+EXAMPLES = ("possible_answer", "example_answer", "example_correct_answer")  # where many answers are right
 
 
 def reasoning_gym(family: str, *, num_held_out: int = 200, **options: Any) -> GeneratedTask:
@@ -44,14 +45,20 @@ def reasoning_gym(family: str, *, num_held_out: int = 200, **options: Any) -> Ge
         chunk, index = divmod(position, CHUNK)
         source = {"family": family, "options": options, "seed": hashed(seed, family, chunk) % 2**32, "index": index}
         entry = _entry(family, packed, source["seed"], index)
-        return Problem(str(entry["question"]), gold(entry) or "", data=source)
+        return Problem(str(entry["question"]), gold(entry), data=source)
 
     return GeneratedTask(generate, num_held_out)
 
 
-def gold(entry: Mapping[str, Any]) -> str | None:
-    """The answer that the family gives itself; None where it has only a rule (`graph_color`, `boxnet` ...)."""
-    return None if entry["answer"] is None else str(entry["answer"])
+def gold(entry: Mapping[str, Any]) -> str:
+    """An answer that is right; empty where the family knows none, only how to judge (`boxnet`, `rush_hour`)."""
+    if entry["answer"] is not None:
+        return str(entry["answer"])
+    for name in EXAMPLES:
+        if name in entry["metadata"]:
+            example = entry["metadata"][name]
+            return example.strip() if isinstance(example, str) else json.dumps(example)
+    return ""
 
 
 def score(source: Mapping[str, Any], text: str) -> float:

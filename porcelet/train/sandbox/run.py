@@ -131,7 +131,7 @@ def shielded(command: Sequence[str]) -> list[str]:
         return list(command)
     names = "pid net ipc uts cgroup-try".split()
     namespaces = [f"--unshare-{name}" for name in ([] if os.geteuid() == 0 else ["user"]) + names]
-    files = "--ro-bind / / --dev /dev --proc /proc".split()
+    files = f"--ro-bind / / --dev /dev --proc /proc --size {64 << 20} --tmpfs /dev/shm --setenv TMPDIR /dev/shm".split()
     return [shutil.which("bwrap") or "bwrap", *namespaces, "--cap-drop", "ALL", *files, "--", *command]
 
 

@@ -1,8 +1,8 @@
 """Rewards in processes that can be killed: each answer gets its seconds by the wall clock, then the process dies.
 
 A call takes an idle process or starts one, so as many run as there are callers at a time; `judge` has one a core. A
-process lives until it hangs, dies, or the reward is dropped. Memory is limited too. Measured on two cores: about 9,000
-trivial answers a second, and a process starts in 0.1 s (1 s with math-verify, 3 s with reasoning-gym).
+process lives until it hangs, dies, or the reward is dropped. Memory is limited too. A
+process starts in tenths of a second, with math-verify or reasoning-gym in one to three: that is not counted.
 """
 
 from __future__ import annotations

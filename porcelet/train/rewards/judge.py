@@ -50,11 +50,10 @@ class Judgement:
 def judge(rewards: Sequence[Term], problems: Sequence[Problem], answers: Sequence[Answer]) -> list[Judgement]:
     """A judgement for each answer to the problem at its place. Hanging answers are waited for side by side."""
     assert len(problems) == len(answers), "an answer belongs to a problem"
-    columns: list[list[tuple[float, str]]] = []  # a term's value and its failure, for every answer
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        for term in rewards:
-            mapped = pool.map if term.concurrent else map
-            columns.append(list(mapped(partial(_value, term.reward), problems, answers)))
+        mapped = [(pool.map if term.concurrent else map)(partial(_value, term.reward), problems, answers)
+                  for term in rewards]  # fmt: skip
+        columns = [list(column) for column in mapped]
     rows = zip(*columns, strict=True) if columns else repeat((), len(answers))
     return [_combined(rewards, row) for row in rows]
 
@@ -62,8 +61,8 @@ def judge(rewards: Sequence[Term], problems: Sequence[Problem], answers: Sequenc
 def _value(reward: Reward, problem: Problem, answer: Answer) -> tuple[float, str]:
     try:
         value = reward(problem, answer)
-    except Exception as problem_:  # noqa: BLE001  a reward may be the user's code, and the text is the model's
-        return 0.0, (str(problem_) or repr(problem_))[:MAX_REASON]
+    except Exception as failure:  # noqa: BLE001  a reward may be the user's code, and the text is the model's
+        return 0.0, (str(failure) or repr(failure))[:MAX_REASON]
     if not isinstance(value, numbers.Real) or not math.isfinite(value):
         return 0.0, f"returned {value!r:.{MAX_REASON}}, no finite number"
     return float(value), ""

@@ -25,7 +25,7 @@ OURS = ("seed", "size")  # options of every family that the stream sets
 EXAMPLES = ("possible_answer", "example_answer", "example_correct_answer")  # where many answers are right
 
 
-def reasoning_gym(family: str, *, num_held_out: int = 200, **options: Any) -> GeneratedTask:
+def reasoning_gym(family: str, /, *, num_held_out: int = 200, **options: Any) -> GeneratedTask:
     """A family's problems.
 
     Raises:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
 from porcelet.errors import InputError
-from porcelet.train.sandbox import PYTHON, Limits, Run, run
-from porcelet.train.sandbox.run import _can_shield, require_sandbox, shielded
+from porcelet.train.sandbox import PYTHON, Limits, Run, require_sandbox, run, shielded
+from porcelet.train.sandbox.bubblewrap import can_shield
 
 MISSING = shutil.which("bwrap") is None and "CI" not in os.environ  # where CI runs, its absence is a failure
 pytestmark = pytest.mark.skipif(MISSING, reason="bubblewrap is not installed (apt-get install bubblewrap)")
@@ -281,7 +282,7 @@ def test_file_names_stay_in_the_folder(name: str) -> None:
 def test_without_bubblewrap_nothing_runs(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """The refusal names the remedy. Unsafe runs must be asked for, are announced, and keep time and memory."""
     require_sandbox.cache_clear()
-    _can_shield.cache_clear()
+    can_shield.cache_clear()
     monkeypatch.setenv("PATH", "/nowhere")
     try:
         with pytest.raises(InputError, match="apt-get install bubblewrap.*--unsafe-sandbox"):
@@ -297,14 +298,12 @@ def test_without_bubblewrap_nothing_runs(monkeypatch: pytest.MonkeyPatch, caplog
         assert "MemoryError" in bomb.errors
     finally:
         require_sandbox.cache_clear()
-        _can_shield.cache_clear()
+        can_shield.cache_clear()
 
 
 def test_our_own_verifiers_are_shielded() -> None:
     """They see files, and can neither write nor reach a network nor signal others."""
     program = "import os, socket; print(os.path.exists('/etc'), len([p for p in os.listdir('/proc') if p.isdigit()]))"
-    import subprocess
-
     done = subprocess.run(shielded([PYTHON, "-c", program]), capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.split() == ["True", "2"]
     writes = subprocess.run(

@@ -42,5 +42,6 @@ def _check_type(name: str, value: Any, annotation: str, place: str) -> None:
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """The end of a message about an unknown name."""
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
+    names = list(known)
+    near = difflib.get_close_matches(name, names, n=1)
+    return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(names) or 'none'}"

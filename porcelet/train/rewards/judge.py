@@ -13,7 +13,7 @@ import math
 import numbers
 import os
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -51,11 +51,18 @@ def judge(rewards: Sequence[Term], problems: Sequence[Problem], answers: Sequenc
     """A judgement for each answer to the problem at its place. Hanging answers are waited for side by side."""
     assert len(problems) == len(answers), "an answer belongs to a problem"
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        mapped = [(pool.map if term.concurrent else map)(partial(_value, term.reward), problems, answers)
-                  for term in rewards]  # fmt: skip
-        columns = [list(column) for column in mapped]
-    rows = zip(*columns, strict=True) if columns else repeat((), len(answers))
+        columns = [_column(term, pool, problems, answers) for term in rewards]  # all begin before one is waited for
+        values = [list(column) for column in columns]
+    rows = zip(*values, strict=True) if values else repeat((), len(answers))
     return [_combined(rewards, row) for row in rows]
+
+
+def _column(
+    term: Term, pool: ThreadPoolExecutor, problems: Sequence[Problem], answers: Sequence[Answer]
+) -> Iterator[tuple[float, str]]:
+    """The term's value and its failure, for every answer."""
+    mapped = pool.map if term.concurrent else map
+    return mapped(partial(_value, term.reward), problems, answers)
 
 
 def _value(reward: Reward, problem: Problem, answer: Answer) -> tuple[float, str]:

@@ -10,10 +10,10 @@ goes looking for them could report success untrue, though an early exit does not
 from __future__ import annotations
 
 import re
+import secrets
 from typing import Any
 
 from porcelet.errors import InputError
-from porcelet.train.hashing import hashed
 from porcelet.train.rewards.answer import Answer, Reward, RewardError
 from porcelet.train.sandbox import PYTHON, Limits, Run, require_sandbox, run
 from porcelet.train.tasks.problem import Problem
@@ -59,7 +59,7 @@ def last_program(text: str) -> str:
 
 
 def _tested(program: str, tests: str, limits: Limits, unsafe: bool) -> float:
-    word = f"passed {hashed(program, tests)}"
+    word = secrets.token_hex(16)
     files = {"main.py": HARNESS, "answer.py": program, "tests.py": tests}
     done = run([PYTHON, "-B", "main.py"], files, stdin=word, limits=limits, unsafe=unsafe)
     return float(_ended_well(done) and done.output.endswith(f"\n{word}\n"))

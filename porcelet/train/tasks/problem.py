@@ -78,7 +78,8 @@ def split(problems: Iterable[Problem], remedy: str) -> FiniteTask:
 
 @dataclass(frozen=True)
 class GeneratedTask:
-    """Problems made on demand: `generate(seed, position)` is a pure function."""
+    """Problems made on demand: `generate(seed, position)` is a pure function. A held-out one takes ten of them to find,
+    which counts where a problem takes seconds to make."""
 
     generate: Callable[[int, int], Problem]
     num_held_out: int

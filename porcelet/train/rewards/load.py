@@ -69,9 +69,10 @@ def _term(config: RewardConfig, unsafe_sandbox: bool) -> Term:
         check_options(HERE[name], options, f"reward {name}")
         return Term(name, HERE[name](**options), config.weight, only_if)
     if name == "code":
-        options = {"unsafe_sandbox": unsafe_sandbox} | options
+        if "unsafe_sandbox" in options:  # a recipe may come from anywhere
+            raise InputError("reward code: going without a sandbox is said on the command line, by --unsafe-sandbox")
         check_options(code, options, f"reward {name}")
-        return Term(name, code(**options), config.weight, only_if, concurrent=True)
+        return Term(name, code(**options, unsafe_sandbox=unsafe_sandbox), config.weight, only_if, concurrent=True)
     return Term(name, _child(name, options), config.weight, only_if, concurrent=True)
 
 

@@ -40,6 +40,7 @@ def test_a_recipes_rewards_become_terms() -> None:
         ([RewardConfig(name="regex", options={"pattern": "("})], "regex cannot be used"),
         ([RewardConfig(name="regex", options={"pattern": "a", "seconds": 0})], "seconds is 0"),
         ([RewardConfig(name="code", options={"seconds": -1.0})], "seconds is -1"),
+        ([RewardConfig(name="code", options={"unsafe_sandbox": True})], "on the command line"),
         ([RewardConfig(name="nowhere.py:reward")], "nowhere.py is not there"),
     ],
 )

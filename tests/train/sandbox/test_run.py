@@ -29,7 +29,7 @@ def call(x86, arm, *arguments):
 
 def python(program: str, stdin: str = "", **limits: float) -> Run:
     values = {"seconds": 20.0} | limits
-    return run([PYTHON, "-B", "main.py"], {"main.py": program}, stdin=stdin, limits=Limits(**values))  # type: ignore[arg-type]
+    return run([PYTHON, "-B", "main.py"], {"main.py": program}, stdin=stdin, limits=Limits(**values))
 
 
 def said(program: str, **limits: float) -> str:

@@ -30,7 +30,8 @@ from porcelet.train.loss import Totals, compute_loss, join_parts
 from porcelet.train.optim import Optimizer, make_optimizer
 from porcelet.train.packing import pack, passes
 from porcelet.train.rendering import Renderer
-from porcelet.train.rewards import Reward, exact_answer
+from porcelet.train.rewards import Reward
+from porcelet.train.rewards.text import exact_answer
 from porcelet.train.schedule import at_step, learning_rate
 from porcelet.train.sources import Metrics, Source, make_source
 from porcelet.train.start import start_model

@@ -177,5 +177,5 @@ def test_reinforcement_in_low_precision(tmp_path: Path, dtype: str, bound: float
     run = config(
         tmp_path / "rl", method="grpo", model=str(start), steps=1, dtype=dtype, max_new_tokens=2, samples_per_step=16
     )
-    train(run, {}, reward=lambda problem, text: float(text[:1] < "m"))
+    train(run, {}, reward=lambda problem, answer: float(answer.text[:1] < "m"))
     assert 0 < metrics_of(tmp_path / "rl")[0]["mismatch"] < bound

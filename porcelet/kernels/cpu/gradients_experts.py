@@ -1,14 +1,14 @@
 """Routed experts with a backward pass, for training in float32.
 
 Assignments, one a token and chosen expert, are sorted by expert. Then every expert's are one contiguous piece, and a
-layer is three products a piece forward and six backward, by torch, into slices of a few tall buffers. The routing
-weight is folded into the activation, hence the rows before `down` carry it:
+layer is two products a piece forward and four backward, by torch, into slices of a few tall buffers. The routing weight
+is folded into the activation, hence the rows before `down` carry it:
 
     forward    out = Σ down · h      h = w · silu(gate) · up
     backward   dh = downᵀ · dout     ddown = dout · hᵀ      dw = Σ dh · h / w      dx = Σ gate_upᵀ · dgate_up
 
-Sums over a token's experts gather its rows in the order of its choices: nothing is scattered, nothing depends on the
-number of threads. `x` sorted and `h` are made again in the backward pass; gate and up are kept.
+Sums over a token's experts gather its rows in the order of its choices, so nothing is scattered. The backward pass
+makes `x` sorted and `h` again; gate and up are kept.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.manual_seed(0)
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     config = {"threads": torch.get_num_threads(), "isa": cpu.isa(), "memory_kept": cpu.keep_freed_memory()}
     runs: dict[str, Run] = {name: paired(name, args) for name, args in inputs(options.tokens).items()}
     runs["step"] = whole_step(options.tokens)

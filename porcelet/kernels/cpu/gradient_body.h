@@ -14,7 +14,7 @@ namespace porcelet {
 //   activate        out = scale * silu(gate) * up
 //   unactivate      the same again into `hidden`, dgate and dup; returns the gradient of `scale`. `hidden` may be `grad`
 //   log_sum_exp     log of the sum of exp(logits)
-//   cross_entropy   out = -grad * exp(logits - log_sum): the gradient of grad * (a target's logit - log_sum), but for the target's own
+//   cross_entropy   out = -grad * exp(logits - log_sum): what grad * (target's logit - log_sum) gives every logit by log_sum
 struct GradientBody {
     void (*rms_norm)(const float* x, const float* weight, const float* grad, float* dx, float* dweight, size_t width, float eps);
     void (*rope)(const float* grad, const float* cosine, const float* sine, float* dx, size_t half, bool interleaved);

@@ -78,8 +78,9 @@ struct ActivateArgs {
 };
 
 // dlogits [rows, E] of the gates of route.h, from the weights that they gave. With s a score, w a weight, g its gradient:
-//   softmax   w = scale s:                           dlogit = s (scale g - sum of g w), g = 0 where not chosen
-//   else      w = scale s, over the sum of chosen s if `normalize`: dlogit = w (g - sum of g w / scale) (1 - s), the sum if `normalize`
+//   softmax          w = scale s               dlogit = s (scale g - sum of g w), g = 0 where not chosen
+//   else             w = scale s               dlogit = w g (1 - s)
+//   if `normalize`   w = scale s / sum of s    dlogit = w (g - sum of g w / scale) (1 - s)
 struct RouteBackwardArgs {
     const float* logits;
     const int64_t* indices;

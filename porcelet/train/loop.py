@@ -1,20 +1,21 @@
 """The one loop: samples in, a step of the optimizer, a line of metrics, now and then a checkpoint.
 
-    source(step) → samples → pack → model → loss → backward → clip → AdamW → expert biases → metrics.jsonl
+    source(step) → journal → samples → pack → model → loss → backward → spike rule → clip → optimizer → expert biases
 
 A source is all that tells pre-training from reinforcement learning. Everything random hashes (seed, step), so a resumed
-run equals the uninterrupted one bit for bit on the same machine and thread count. Left out so far: more than one
-device.
+run equals the uninterrupted one bit for bit on the same machine and thread count, wherever it was killed. Left out so
+far: more than one device.
 """
 
 from __future__ import annotations
 
-import json
+import logging
 import math
-import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +25,40 @@ from porcelet.config import TrainConfig
 from porcelet.errors import InputError, PorceletError
 from porcelet.models.attention import PackedView
 from porcelet.models.transformer import Transformer
-from porcelet.train import checkpoint
+from porcelet.train import checkpoint, journal
+from porcelet.train.files import writing
+from porcelet.train.log import Log, open_log
 from porcelet.train.loss import Totals, compute_loss, join_parts
+from porcelet.train.measure import Stopwatch, record_session, train_flops
 from porcelet.train.optim import balance_experts, learning_rate, make_optimizer
 from porcelet.train.packing import pack, passes
+from porcelet.train.pause import Paused, watching
 from porcelet.train.rendering import Renderer
 from porcelet.train.rewards import Reward, exact_answer
-from porcelet.train.sources import Metrics, Source, make_source
+from porcelet.train.sources import ROLLOUTS, Metrics, Source, make_source
+from porcelet.train.spikes import SpikeRule, not_finite
 from porcelet.train.start import start_model
 from porcelet.types import Sample
 from porcelet.weights.load import save
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Run:
+    """A run between two steps; `step` of them are done."""
+
+    config: TrainConfig
+    recipe: Mapping[str, Any]
+    model: Transformer
+    optimizer: torch.optim.Optimizer
+    source: Source
+    spikes: SpikeRule
+    step: int = 0
+
+    @property
+    def output(self) -> Path:
+        return Path(self.config.output)
 
 
 def train(
@@ -43,84 +68,188 @@ def train(
     *,
     resume: bool = False,
     reward: Reward = exact_answer,
+    minutes: float = math.inf,
 ) -> Path:
     """Run a recipe to its end; the folder that then holds the model in Hugging Face form, with its tokenizer.
 
     `model_fields` are the recipe's [model] table, empty if `config.model` names a folder to start from. `report` sees
-    each step's metrics. With `resume`, a run found in `config.output` continues behind its newest checkpoint.
+    each step's metrics. With `resume`, a run found in `config.output` continues behind its newest checkpoint. After
+    `minutes`, or on SIGINT and SIGTERM, the run pauses: the numbers are the same however often it does.
 
     Raises:
         InputError: the recipe cannot be used, or `config.output` holds another run, or one and `resume` was not given.
         ModelError: the model to start from, or the checkpoint, cannot be read.
-        PorceletError: the loss or its gradient is not finite; no weight was touched by it.
+        CapacityError: the disk is full.
+        Paused: the run is not at its end; it has a checkpoint of all its steps.
+        PorceletError: a step was refused by the spike rule; there is a checkpoint of the steps before it.
     """
+    began = time.monotonic()
+    run = begin(config, model_fields, resume=resume, reward=reward)
+    with _deterministic(), open_log(config, run.recipe, run.step) as sink, watching(60 * minutes, began) as watch:
+        while run.step < config.steps:
+            start = time.monotonic()
+            report(_logged_step(run, sink))
+            watch.stepped(time.monotonic() - start)
+            reason = watch.reason() if run.step < config.steps else ""
+            if reason or run.step % config.checkpoint_every == 0 or run.step == config.steps:
+                start = time.monotonic()
+                num_bytes = _save(run, sink)
+                watch.saved(time.monotonic() - start)
+            if reason:
+                where = f"{checkpoint.folder_of(run.output, run.step)} ({num_bytes / 1e6:.1f} MB)"
+                raise Paused(
+                    f"{reason}: paused after step {run.step} of {config.steps}, saved as {where}; "
+                    f"continue with --resume",
+                    asked=not watch.signal,
+                )
+    with writing(run.output):
+        save(run.model, run.output)
+    return run.output
+
+
+def begin(config: TrainConfig, model_fields: Mapping[str, Any], *, resume: bool, reward: Reward) -> Run:
+    """A run before its first step, or behind its newest checkpoint. Raises what `train` raises."""
     output, recipe = Path(config.output), checkpoint.recipe_of(config, model_fields)
     found = checkpoint.newest(output)
     if found and not resume:
         raise InputError(f"output {output} holds a run ({found.name}); continue it with --resume, or choose another")
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    header = checkpoint.read_header(found, recipe) if found else None
+    _set_threads(config, header)
     model = start_model(config, model_fields, output)
     optimizer = make_optimizer(model, config.optimizer)
-    first = checkpoint.restore(found, model, optimizer, recipe) if found else 0
+    spikes = SpikeRule(config.spike_window, config.spike_deviations)
+    if found and header:
+        checkpoint.restore(found, model, optimizer)
+        spikes.restore(header.spikes)
+        _prune(config, header.step)  # a run that was killed between a checkpoint and this
     source = make_source(config, model, Renderer(output), reward)
-    with _deterministic(), _metrics_file(output / "metrics.jsonl", first) as write:
-        for step in range(first, config.steps):
-            metrics = _step(model, optimizer, source, step, config)
-            write(metrics)
-            report(metrics)
-            if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
-                checkpoint.save(output, model, optimizer, step + 1, recipe)
-    save(model, output)
-    return output
+    if not resume:  # what an earlier run left that never reached a checkpoint
+        for name in ("rollouts", "spikes", "tensorboard"):
+            shutil.rmtree(output / name, ignore_errors=True)
+    if config.method in ROLLOUTS:
+        rule = [config.spike_window, config.spike_deviations]
+        source = journal.Journal(source, output / "rollouts", journal.digest(recipe, rule))
+    record_session(output, header.step if header else 0, config.device)
+    return Run(config, recipe, model, optimizer, source, spikes, header.step if header else 0)
 
 
-def _step(
-    model: Transformer, optimizer: torch.optim.Optimizer, source: Source, step: int, config: TrainConfig
-) -> Metrics:
-    """Draw samples and learn from them. A step whose groups all lack a signal changes nothing."""
-    began = time.perf_counter()
-    samples, metrics = source(step)
-    num_tokens = sum(len(sample.tokens) for sample in samples)
-    for update in range(config.policy.updates_per_rollout if samples else 0):
-        learned = _update(model, optimizer, samples, step, config)
-        metrics |= learned if update == 0 else {}
-    seconds = time.perf_counter() - began
-    return {"step": step + 1, **metrics, "tokens": num_tokens, "tokens_per_second": num_tokens / seconds}
+def _set_threads(config: TrainConfig, header: checkpoint.Header | None) -> None:
+    """As many threads as the recipe says, else as many as the checkpoint was made with: sums depend on it."""
+    threads = config.threads or (header.threads if header else 0)
+    if threads:
+        torch.set_num_threads(threads)
+    if header and header.torch != torch.__version__:
+        log.warning(
+            "the checkpoint was made with torch %s, this is %s: the run goes on, but no longer bit for bit",
+            *(header.torch, torch.__version__),
+        )
 
 
-def _update(
-    model: Transformer, optimizer: torch.optim.Optimizer, samples: Sequence[Sample], step: int, config: TrainConfig
-) -> Metrics:
-    """One step of the optimizer on all samples, in as many passes as `tokens_per_pass` asks for."""
+def _logged_step(run: Run, sink: Log) -> Metrics:
+    """Take a step and log it, or refuse it as the recipe says."""
+    metrics, objection = _step(run)
+    if objection:
+        _refuse(run, sink, objection, untouched=not metrics["updates"])
+    run.step += 1
+    metrics = {"step": run.step, **metrics, "skipped": run.spikes.num_skipped}
+    sink.write(metrics)
+    return metrics
+
+
+def _step(run: Run) -> tuple[Metrics, str]:
+    """Draw samples and learn from them; why not, if they were refused. Without any signal in them nothing changes.
+
+    Only the first update of a step is held against the steps before, as later ones are of another kind.
+    """
+    watch = Stopwatch()
+    with watch.phase("draw"):
+        samples, metrics = run.source(run.step)
+    num_tokens, num_updates, objection = sum(len(sample.tokens) for sample in samples), 0, ""
+    while samples and num_updates < run.config.policy.updates_per_rollout and not objection:
+        learned, objection = _update(run, samples, watch, first=num_updates == 0)
+        metrics = metrics if num_updates else {**metrics, **learned}
+        num_updates += 1
+    if objection:
+        _keep(run, samples, metrics, f"step {run.step + 1}, update {num_updates}: {objection}")
+        num_updates -= 1
+    flops = train_flops(run.model.config, num_tokens * num_updates)
+    measured = watch.metrics(num_tokens, flops, run.config.device)
+    return {**metrics, "updates": num_updates, "tokens": num_tokens, **measured}, objection
+
+
+def _update(run: Run, samples: Sequence[Sample], watch: Stopwatch, *, first: bool) -> tuple[Metrics, str]:
+    """One step of the optimizer on all samples, in as many passes as `tokens_per_pass` asks for; or why it was not
+    taken, with model and optimizer as they were."""
+    with watch.phase("gradient"):
+        run.optimizer.zero_grad()
+        parts, routing = _gradients(run, samples)
+        norm = float(torch.nn.utils.clip_grad_norm_(run.model.parameters(), run.config.optimizer.max_grad_norm))
+    rate = learning_rate(run.step, run.config)
+    metrics = {**parts, "gradient_norm": norm, "learning_rate": rate}
+    objection = run.spikes.objection(parts["loss"], norm) if first else not_finite(parts["loss"], norm)
+    if objection:
+        return metrics, objection
+    with watch.phase("optimizer"):
+        for group in run.optimizer.param_groups:
+            group["lr"] = rate
+        run.optimizer.step()
+        violation = balance_experts(run.model, routing, run.config.bias_update_speed)
+    if first:
+        run.spikes.take(parts["loss"], norm)
+    return {**metrics, "max_violation": violation}, ""
+
+
+def _gradients(run: Run, samples: Sequence[Sample]) -> tuple[dict[str, float], list[torch.Tensor]]:
+    """The loss by parts, its gradients in the model, and every MoE layer's choices. A pass whose loss is not finite is
+    the last: its gradients would be of no use."""
     totals, parts, routing = Totals.of(samples), [], []
-    optimizer.zero_grad()
-    for some in passes(samples, config.tokens_per_pass):
+    for some in passes(samples, run.config.tokens_per_pass):
         batch = pack(some)
         view = PackedView(batch.segments)
-        loss, own = compute_loss(model, batch, view, config, totals)
-        _require_finite(loss, "loss", step, config)
-        loss.backward()
+        loss, own = compute_loss(run.model, batch, view, run.config, totals)
         parts.append({"loss": loss.detach(), **own})
         routing.append(view.routing)
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.max_grad_norm)
-    _require_finite(norm, "gradient norm", step, config)
-    rate = learning_rate(step, config)
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    optimizer.step()
-    chosen = [torch.cat(layer) for layer in zip(*routing, strict=True)]
-    violation = balance_experts(model, chosen, config.bias_update_speed)
-    rest = {"gradient_norm": float(norm), "learning_rate": rate, "max_violation": violation}
-    return join_parts(parts) | rest
+        if not loss.isfinite():
+            break
+        loss.backward()
+    return join_parts(parts), [torch.cat(layer) for layer in zip(*routing, strict=True)]
 
 
-def _require_finite(value: torch.Tensor, name: str, step: int, config: TrainConfig) -> None:
-    if not math.isfinite(value.item()):
-        raise PorceletError(
-            f"step {step + 1}: the {name} is {value.item()}, so the step was not taken; "
-            f"lower optimizer.learning_rate (now {config.optimizer.learning_rate}) and resume or start anew"
-        )
+def _keep(run: Run, samples: Sequence[Sample], metrics: Metrics, note: str) -> None:
+    """Write down the batch of a refused update."""
+    finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+    journal.write(run.output / "spikes", journal.Entry(run.step + 1, "", finite, list(samples), note))
+
+
+def _refuse(run: Run, sink: Log, objection: str, *, untouched: bool) -> None:
+    """Count a step that was not taken, or end the run there; `untouched` if none of its updates was taken."""
+    config, kept = run.config, journal.path_of(run.output / "spikes", run.step)
+    if config.on_spike == "skip" and run.spikes.num_in_row < config.spike_limit:
+        run.spikes.skip()
+        log.warning("step %d is skipped: %s; its batch is %s", run.step + 1, objection, kept)
+        return
+    if untouched:
+        _save(run, sink)
+    remedy = "on_spike=skip" if config.on_spike == "stop" else f"spike_limit above {config.spike_limit}"
+    raise PorceletError(
+        f"step {run.step + 1}: {objection}, so the step was not taken; its batch is {kept}. Resume with {remedy}, or "
+        f"start anew with optimizer.learning_rate below {config.optimizer.learning_rate}"
+    )
+
+
+def _save(run: Run, sink: Log) -> int:
+    """A checkpoint of the steps done, behind metrics that are on the disk; its bytes."""
+    sink.flush()
+    header = checkpoint.Header(run.step, run.recipe, run.spikes.state(), torch.get_num_threads(), torch.__version__)
+    num_bytes = checkpoint.save(run.output, run.model, run.optimizer, header)
+    _prune(run.config, run.step)
+    return num_bytes
+
+
+def _prune(config: TrainConfig, step: int) -> None:
+    """Drop what the checkpoint of `step` makes superfluous."""
+    checkpoint.prune(Path(config.output), config.keep_checkpoints)
+    journal.prune(Path(config.output, "rollouts"), step - config.log.rollouts)
 
 
 @contextmanager
@@ -132,19 +261,3 @@ def _deterministic() -> Iterator[None]:
         yield
     finally:
         torch.use_deterministic_algorithms(before)
-
-
-@contextmanager
-def _metrics_file(path: Path, num_steps: int) -> Iterator[Callable[[Metrics], None]]:
-    """Append to a metrics file cut to its first `num_steps` lines: a killed run repeats what follows its checkpoint."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    cut = path.with_suffix(".cut")
-    cut.write_text("".join(lines[:num_steps]), encoding="utf-8")
-    os.replace(cut, path)
-    with path.open("a", encoding="utf-8") as file:
-
-        def write(metrics: Metrics) -> None:
-            file.write(json.dumps(metrics) + "\n")
-            file.flush()
-
-        yield write

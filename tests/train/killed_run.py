@@ -105,7 +105,8 @@ def main(folder: Path, method: str, killer: str, stride: int) -> None:
         loop.train(*killed, reward=reward, resume=True)
 
     for attempt in itertools.count(1):
-        wait = whole * (hashed("clock", attempt) % 1000) / 800 if killer == "clock" else 60.0
+        timed = killer == "clock" and attempt <= 8
+        wait = whole * (hashed("clock", attempt) % 1000) / 1500 if timed else 60.0
         if forked(lambda event=attempt * stride: work(0 if killer == "clock" else event), wait):  # type: ignore[misc]
             break
     print(attempt - 1)

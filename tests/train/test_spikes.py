@@ -31,7 +31,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, weights: dict[int, float], source: t
 
 
 def test_skipped_step_leaves_everything_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Step 3's loss is NaN: after it, parameters, optimizer and biases are those of two steps, and its batch is kept."""
+    """Step 3's loss is NaN: parameters, optimizer and biases stay those of two steps; its batch is kept."""
     train_until(config(tmp_path / "clean", checkpoint_every=2), FIELDS, 3)
     poison(monkeypatch, {3: math.nan})
     run = config(tmp_path / "skipped", checkpoint_every=3, on_spike="skip")
@@ -61,7 +61,7 @@ JUMPY: dict[str, Any] = {"spike_window": 4, "spike_deviations": 6.0}
 def test_stop_says_what_to_change_and_that_lets_the_run_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run stopped at its spike and resumed with on_spike=skip equals the one that skipped from the start."""
     poison(monkeypatch, {5: 1e6})
-    with pytest.raises(PorceletError, match=r"step 5: the gradient norm .* step-5.jsonl. Resume with on_spike=skip"):
+    with pytest.raises(PorceletError, match=r"step 5: the gradient norm .*step-5.jsonl. Resume with on_spike=skip"):
         poisoned = JUMPY | {"max_grad_norm": 5.0}
         train(config(tmp_path / "stopped", **poisoned), FIELDS)
     assert checkpoint.newest(tmp_path / "stopped") == tmp_path / "stopped" / "checkpoint" / "step-4"

@@ -20,7 +20,7 @@ from typing import Any
 
 from porcelet.config import TrainConfig
 from porcelet.errors import MissingExtraError
-from porcelet.train.files import writing
+from porcelet.train.files import write_durably, writing
 from porcelet.train.sources import Metrics
 
 log = logging.getLogger(__name__)
@@ -78,11 +78,8 @@ class Log:
 
 def metrics_file(path: Path, first: int) -> Sink:
     """JSON lines, one a step, behind those of the steps up to `first`."""
+    write_durably(path, "".join(_lines_up_to(path, first)))
     with writing(path):
-        kept = _lines_up_to(path, first)
-        unfinished = path.with_suffix(".unfinished")
-        unfinished.write_text("".join(kept), encoding="utf-8")
-        os.replace(unfinished, path)
         file = path.open("ab", buffering=0)  # a line is one write: a killed run has it or has it not
 
     def write(metrics: Metrics) -> None:

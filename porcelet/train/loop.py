@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,7 +32,7 @@ from porcelet.train.log import Log, open_log
 from porcelet.train.loss import Totals, compute_loss, join_parts
 from porcelet.train.measure import Stopwatch, record_session, train_flops
 from porcelet.train.optim import balance_experts, learning_rate, make_optimizer
-from porcelet.train.packing import pack, passes
+from porcelet.train.packing import pack, passes, to_device
 from porcelet.train.pause import Paused, watching
 from porcelet.train.rendering import Renderer
 from porcelet.train.rewards import Reward, exact_answer
@@ -103,7 +104,7 @@ def train(
                     asked=not watch.signal,
                 )
     with writing(run.output):
-        save(run.model, run.output)
+        save(run.model.cpu(), run.output)
     return run.output
 
 
@@ -115,7 +116,8 @@ def begin(config: TrainConfig, model_fields: Mapping[str, Any], *, resume: bool,
         raise InputError(f"output {output} holds a run ({found.name}); continue it with --resume, or choose another")
     header = checkpoint.read_header(found, recipe) if found else None
     _set_threads(config, header)
-    model = start_model(config, model_fields, output)
+    _check_device(config)
+    model = start_model(config, model_fields, output).to(config.device)
     optimizer = make_optimizer(model, config.optimizer)
     spikes = SpikeRule(config.spike_window, config.spike_deviations)
     if found and header:
@@ -143,6 +145,18 @@ def _set_threads(config: TrainConfig, header: checkpoint.Header | None) -> None:
             "the checkpoint was made with torch %s, this is %s: the run goes on, but no longer bit for bit",
             *(header.torch, torch.__version__),
         )
+
+
+def _check_device(config: TrainConfig) -> None:
+    if config.device == "cpu":
+        return
+    if not torch.cuda.is_available():
+        raise InputError("device is cuda, and torch sees no GPU; choose device=cpu")
+    if config.method in ROLLOUTS:
+        raise InputError(
+            f"device is cuda, and the engine that draws for {config.method} runs on cpu; choose device=cpu"
+        )
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to add in a fixed order
 
 
 def _logged_step(run: Run, sink: Log) -> Metrics:
@@ -204,7 +218,7 @@ def _gradients(run: Run, samples: Sequence[Sample]) -> tuple[dict[str, float], l
     the last: its gradients would be of no use."""
     totals, parts, routing = Totals.of(samples), [], []
     for some in passes(samples, run.config.tokens_per_pass):
-        batch = pack(some)
+        batch = to_device(pack(some), run.config.device)
         view = PackedView(batch.segments)
         loss, own = compute_loss(run.model, batch, view, run.config, totals)
         parts.append({"loss": loss.detach(), **own})

@@ -41,7 +41,7 @@ class Watch:
             return self.signal
         needed = SLACK * self.longest_step + 2 * self.longest_save  # the run's end writes the model too
         if time.monotonic() - self.began + needed > self.seconds:
-            return f"{self.seconds / 60:g} minutes are over"
+            return "time is over"
         return ""
 
     def stepped(self, seconds: float) -> None:

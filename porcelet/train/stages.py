@@ -81,15 +81,16 @@ def run_stages(
 
     Raises what `train` raises.
     """
-    end = time.monotonic() + 60 * minutes
+    end, num_run = time.monotonic() + 60 * minutes, 0
     for stage in stages:
         if resume and is_finished(stage):
             continue
-        left = (end - time.monotonic()) / 60
-        if left <= 0:
-            raise Paused(f"{minutes:g} minutes are over before stage {stage.name}; continue with --resume", asked=True)
+        left = max(0.0, end - time.monotonic()) / 60
+        if num_run and not left:
+            raise Paused(f"time is over before stage {stage.name}; continue with --resume", asked=True)
         with watched(stage) as report:
             train(stage.config, stage.model_fields, report, resume=resume, minutes=left)
+        num_run += 1
     return Path(stages[-1].config.output)
 
 

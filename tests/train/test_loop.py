@@ -13,6 +13,7 @@ from porcelet.train.loop import train
 from porcelet.train.measure import MEASURED
 from porcelet.train.recipe import read_recipe
 from porcelet.train.rendering import Renderer
+from porcelet.train.stages import read_stages
 from porcelet.weights.load import load
 from tests.train.tiny_run import FIELDS, config, metrics_of, model
 
@@ -80,8 +81,8 @@ def test_recipe_file_and_overrides(tmp_path: Path) -> None:
 def test_recipes_of_the_repository_are_valid() -> None:
     """Every recipe reads, and its model builds."""
     for path in (Path(__file__).parents[2] / "recipes").glob("*.toml"):
-        run, fields = read_recipe(path)
-        assert bool(run.model) != bool(fields), path
+        for name, run, fields in read_stages(path):
+            assert bool(run.model) != bool(fields), (path, name)
 
 
 @pytest.mark.parametrize(

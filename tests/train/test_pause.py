@@ -39,7 +39,7 @@ def test_signal_finishes_the_step_and_leaves_a_checkpoint(tmp_path: Path, number
 def test_numbers_are_the_same_however_often_time_runs_out(tmp_path: Path) -> None:
     """No time at all: each call takes one step and pauses, as asked; five calls make the run of five steps."""
     for step in (1, 2, 3, 4):
-        with pytest.raises(Paused, match=f"0 minutes are over: paused after step {step} of 5") as caught:
+        with pytest.raises(Paused, match=f"time is over: paused after step {step} of 5") as caught:
             train(config(tmp_path / "split", steps=5), FIELDS, resume=True, minutes=0)
         assert caught.value.asked
     train(config(tmp_path / "split", steps=5), FIELDS, resume=True, minutes=0)
@@ -56,7 +56,7 @@ def test_run_pauses_before_a_step_that_may_not_fit() -> None:
     watch.stepped(1.0)
     assert not watch.reason()
     watch.saved(10.0)
-    assert "are over" in watch.reason()
+    assert "time is over" in watch.reason()
     assert not Watch(math.inf, 0.0).reason()
 
 
@@ -79,4 +79,4 @@ def test_thread_that_gets_no_signals_may_train() -> None:
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    assert seen == ["0 minutes are over"]
+    assert seen == ["time is over"]

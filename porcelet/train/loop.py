@@ -125,14 +125,20 @@ def begin(config: TrainConfig, model_fields: Mapping[str, Any], *, resume: bool,
         spikes.restore(header.spikes)
         _prune(config, header.step)  # a run that was killed between a checkpoint and this
     source = make_source(config, model, Renderer(output), reward)
-    if not resume:  # what an earlier run left that never reached a checkpoint
-        for name in ("rollouts", "spikes", "tensorboard"):
-            shutil.rmtree(output / name, ignore_errors=True)
+    _clear(output, resume=resume)
     if config.method in ROLLOUTS:
         rule = [config.spike_window, config.spike_deviations]
         source = journal.Journal(source, output / "rollouts", journal.digest(recipe, rule))
     record_session(output, header.step if header else 0, config.device)
     return Run(config, recipe, model, optimizer, source, spikes, header.step if header else 0)
+
+
+def _clear(output: Path, *, resume: bool) -> None:
+    """Drop half a model that a killed run was saving, and what a run that never reached a checkpoint left, unless it
+    is to be resumed."""
+    stale = [] if resume else [output / name for name in ("rollouts", "spikes", "tensorboard")]
+    for folder in (*stale, *output.glob(".*.tmp")):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _set_threads(config: TrainConfig, header: checkpoint.Header | None) -> None:

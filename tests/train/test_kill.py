@@ -13,7 +13,7 @@ from tests.train.tiny_run import metrics_of
 @pytest.mark.parametrize(
     ("method", "killer", "stride"),
     [
-        ("grpo", "events", 9),
+        ("grpo", "events", 11),
         pytest.param("grpo", "chance", 7, marks=pytest.mark.slow),
         pytest.param("grpo", "events", 1, marks=pytest.mark.slow),
         pytest.param("pretrain", "events", 1, marks=pytest.mark.slow),

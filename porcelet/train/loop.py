@@ -35,7 +35,8 @@ from porcelet.train.optim import balance_experts, learning_rate, make_optimizer
 from porcelet.train.packing import pack, passes, to_device
 from porcelet.train.pause import Paused, watching
 from porcelet.train.rendering import Renderer
-from porcelet.train.rewards import Reward, exact_answer
+from porcelet.train.rewards import Reward
+from porcelet.train.rewards.text import exact_answer
 from porcelet.train.sources import ROLLOUTS, Metrics, Source, make_source
 from porcelet.train.spikes import SpikeRule, not_finite
 from porcelet.train.start import start_model

@@ -20,8 +20,10 @@ from typing import Any
 import torch
 
 from porcelet.config import TrainConfig
-from porcelet.train import loop
+from porcelet.train import checkpoint, loop
 from porcelet.train.hashing import hashed
+from porcelet.train.rewards import Answer
+from porcelet.train.tasks import Problem
 from tests.train.tiny_run import FIELDS, config
 
 CALLS = ((os, "fsync"), (os, "replace"), (os, "rename"), (os, "unlink"), (shutil, "rmtree"), (loop, "_update"))
@@ -35,12 +37,12 @@ def run_of(folder: Path, name: str, method: str) -> tuple[TrainConfig, dict[str,
     return config(folder / name, steps=6, checkpoint_every=2, updates_per_rollout=2, **changes), {}
 
 
-def by_length(problem: object, text: str) -> float:
+def by_length(problem: Problem, answer: Answer) -> float:
     """A reward that always tells answers apart."""
-    return float(len(text))
+    return float(len(answer.text))
 
 
-def by_chance(problem: object, text: str) -> float:
+def by_chance(problem: Problem, answer: Answer) -> float:
     """A reward that no second call repeats."""
     return float(os.urandom(1)[0])
 
@@ -104,11 +106,16 @@ def main(folder: Path, method: str, killer: str, stride: int) -> None:
         die_at(event)
         loop.train(*killed, reward=reward, resume=True)
 
+    before = -1
     for attempt in itertools.count(1):
         timed = killer == "clock" and attempt <= 8
         wait = whole * (hashed("clock", attempt) % 1000) / 1500 if timed else 60.0
         if forked(lambda event=attempt * stride: work(0 if killer == "clock" else event), wait):  # type: ignore[misc]
             break
+        found = checkpoint.newest(folder / "killed")
+        step = int(found.name.removeprefix("step-")) if found else -1
+        assert step >= before, f"the checkpoint of step {before} is lost"
+        before = step
     print(attempt - 1)
     if killer == "chance":  # no run repeats the rewards, but one that is given the killed one's rollouts must equal it
         shutil.copytree(folder / "killed" / "rollouts", folder / "whole" / "rollouts")

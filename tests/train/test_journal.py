@@ -57,7 +57,7 @@ def test_run_resumes_exactly_where_rewards_differ_from_call_to_call(tmp_path: Pa
     changes: dict[str, Any] = {"method": "grpo", "model": start, "steps": 4, "max_new_tokens": 3, "group_size": 4}
     counter = itertools.count()
 
-    def reward(problem: object, text: str) -> float:
+    def reward(problem: object, answer: object) -> float:
         return float(next(counter) * 7919 % 101)
 
     def stop(metrics: dict[str, float]) -> None:
@@ -84,7 +84,7 @@ def test_run_that_starts_anew_uses_no_old_rollout(tmp_path: Path) -> None:
         raise Stopped
 
     with pytest.raises(Stopped):
-        train(run, {}, stop, reward=lambda problem, text: 0.0)
+        train(run, {}, stop, reward=lambda problem, answer: 0.0)
     seen: list[float] = []
-    train(run, {}, lambda metrics: seen.append(metrics["reward"]), reward=lambda problem, text: 1.0)
+    train(run, {}, lambda metrics: seen.append(metrics["reward"]), reward=lambda problem, answer: 1.0)
     assert seen == [1.0, 1.0]

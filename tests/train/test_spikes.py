@@ -51,7 +51,7 @@ def test_kept_batch_can_be_replayed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(PorceletError, match="above"):
         train(config(tmp_path, **JUMPY), FIELDS)
     kept = journal.read(tmp_path / "spikes" / "step-5.jsonl")
-    run = loop.begin(config(tmp_path, **JUMPY), FIELDS, resume=True, reward=lambda problem, text: 0.0)
+    run = loop.begin(config(tmp_path, **JUMPY), FIELDS, resume=True, reward=lambda problem, answer: 0.0)
     assert run.step == 4 and loop._gradients(run, kept.samples)[0]["loss"] == kept.metrics["loss"]
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import statistics
+import sys
+import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,8 +16,10 @@ import typer
 
 if TYPE_CHECKING:
     from porcelet.config import TrainConfig
+    from porcelet.train.stages import Stage
 
 SHOWN = {"loss": "loss", "reward": "reward", "no_signal": "no signal", "max_violation": "MaxVio"}
+LINE_SECONDS = 30  # between two lines where there is no terminal
 
 
 def train(
@@ -23,35 +28,69 @@ def train(
         list[str] | None, typer.Argument(help="key=value for [train], such as steps=100; table.key=value for others.")
     ] = None,
     resume: Annotated[bool, typer.Option(help="Continue the run in the output folder behind its checkpoint.")] = False,
+    minutes: Annotated[
+        float, typer.Option(min=0.0, help="Pause with a checkpoint before so many minutes are over; 0: never.")
+    ] = 0.0,
 ) -> None:
-    """Train a model by a recipe: pre-training or reinforcement learning."""
-    from porcelet.train.loop import train as run
-    from porcelet.train.recipe import read_recipe
+    """Train a model by a recipe: pre-training or reinforcement learning.
 
-    config, model_fields = read_recipe(recipe, overrides or [])
-    with _progress(config) as report:
-        output = run(config, model_fields, report, resume=resume)
+    Ctrl-C or SIGTERM finishes the step and writes a checkpoint; --resume continues, with the same numbers as if
+    nothing had happened. A run paused by --minutes ends with exit code 0, one that was interrupted with 130.
+    """
+    start = time.monotonic()
+    from porcelet.train.pause import Paused
+    from porcelet.train.stages import read_stages, run_stages
+
+    stages = read_stages(recipe, overrides or [])
+    left = minutes - (time.monotonic() - start) / 60 if minutes else float("inf")
+    try:
+        output = run_stages(stages, _progress, resume=resume, minutes=left)
+    except Paused as pause:
+        if not pause.asked:
+            raise
+        print(f"porcelet: {pause}", file=sys.stderr)
+        return
     print(f"model: {output}   metrics: {output / 'metrics.jsonl'}")
-    _print_result(config, output)
+    _print_result(stages[-1].config, output)
     print(f"talk to it: porcelet chat --model {output}")
 
 
 @contextmanager
-def _progress(config: TrainConfig) -> Iterator[Callable[[dict[str, float]], None]]:
-    """A live line: steps done, the numbers that matter, speed, time left."""
+def _progress(stage: Stage) -> Iterator[Callable[[dict[str, float]], None]]:
+    """A live line on a terminal: steps done, the numbers that matter, speed, time left. Elsewhere a line now and
+    then."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        bar = progress.add_task(config.method, total=config.steps)
+    name, total = stage.name or stage.config.method, stage.config.steps
+    seconds: deque[float] = deque(maxlen=50)
+    console = Console(stderr=True)
+    columns = (TextColumn(name), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        bar, printed = progress.add_task("", total=total), 0.0
 
         def report(metrics: dict[str, float]) -> None:
-            parts = [f"{label} {metrics[name]:.3f}" for name, label in SHOWN.items() if name in metrics]
-            parts.append(f"{metrics['tokens_per_second']:.0f} tokens/s")
-            progress.update(bar, completed=metrics["step"], description="  ".join(parts))
+            nonlocal printed
+            seconds.append(metrics["seconds"])
+            step = int(metrics["step"])
+            line = summary(metrics, (total - step) * statistics.fmean(seconds))
+            progress.update(bar, completed=step, description=line)
+            if not console.is_terminal and (step == total or time.monotonic() - printed > LINE_SECONDS):
+                printed = time.monotonic()
+                print(f"{name} {step}/{total}  {line}", file=sys.stderr, flush=True)
 
         yield report
+
+
+def summary(metrics: dict[str, float], seconds_left: float) -> str:
+    """The numbers of a step that matter while it runs, and the time left."""
+    parts = [f"{label} {metrics[name]:.3f}" for name, label in SHOWN.items() if name in metrics]
+    parts += [f"{metrics['tokens_per_second']:.0f} tokens/s", f"{metrics['peak_bytes'] / 1e9:.1f} GB"]
+    if metrics["skipped"]:
+        parts.append(f"skipped {metrics['skipped']:.0f}")
+    minutes, rest = divmod(round(seconds_left), 60)
+    hours, minutes = divmod(minutes, 60)
+    return "  ".join([*parts, f"{hours}:{minutes:02}:{rest:02} left"])
 
 
 def _print_result(config: TrainConfig, output: Path) -> None:

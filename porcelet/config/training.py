@@ -150,10 +150,17 @@ class LoraConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LogConfig:
-    """Where metrics go besides metrics.jsonl: TensorBoard, or a trackio project."""
+    """Where metrics go besides metrics.jsonl: TensorBoard's files in `output`/tensorboard, or a trackio project.
+
+    Rollouts are written to `output`/rollouts; those of the newest `rollouts` steps behind a checkpoint stay there.
+    """
 
     tensorboard: bool = False
     trackio: str = ""
+    rollouts: int = 100
+
+    def __post_init__(self) -> None:
+        _at_least(self, 0, "rollouts")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +171,10 @@ class TrainConfig:
     receives `checkpoint/` (exact resume), `metrics.jsonl` and, at the end, the model in Hugging Face form. A step's
     samples go through the model in pieces of about `tokens_per_pass` tokens, which bounds memory; 0 is all at once.
     `mtp_weight` and `bias_update_speed` take their late values once the share `*_late_from` of the steps is done.
+
+    A step is refused whose loss or gradient norm is not finite or, with `spike_deviations` k, above mean + k standard
+    deviations of the last `spike_window` steps. `on_spike` "stop" ends the run there; "skip" goes on without it, but
+    stops after more than `spike_limit` in a row. Its batch is kept in `output`/spikes.
     """
 
     method: str = "pretrain"
@@ -182,9 +193,14 @@ class TrainConfig:
     bias_update_speed_late: float = 0.0
     bias_late_from: float = 1.0  # V3: 0.966, all but the last 500B tokens
     balance_weight: float = 0.0  # alpha of the sequence-wise balance loss; V3: 0.0001
-    on_spike: str = "stop"  # stop | skip: what happens to a step whose loss or gradient is not finite or jumps
+    on_spike: str = "stop"  # stop | skip
+    spike_window: int = 128
+    spike_deviations: float = 0.0  # OLMo 2: 6
+    spike_limit: int = 3
     checkpoint_every: int = 100
-    threads: int = 0  # 0: as torch decides
+    keep_checkpoints: int = 1
+    threads: int = 0  # 0: as torch decides, or as many as the checkpoint was made with
+    device: str = "cpu"  # cpu | cuda
     data: DataConfig = field(default_factory=DataConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -197,7 +213,10 @@ class TrainConfig:
         _one_of(self, "method", METHODS)
         _one_of(self, "dtype", ("float32", "bfloat16", "fp8"))
         _one_of(self, "on_spike", ("stop", "skip"))
-        _at_least(self, 1, "steps", "samples_per_step", "checkpoint_every")
+        _one_of(self, "device", ("cpu", "cuda"))
+        _at_least(self, 1, "steps", "samples_per_step", "checkpoint_every", "keep_checkpoints")
+        _at_least(self, 2, "spike_window")
+        _at_least(self, 0, "spike_deviations", "spike_limit")
         _at_least(self, 0, "seed", "threads", "tokens_per_pass", "mtp_weight", "bias_update_speed", "balance_weight")
         _at_least(self, 0, "mtp_weight_late", "bias_update_speed_late")
         _within(self, 0, 1, "mtp_late_from")

@@ -1,19 +1,20 @@
 """Exact checkpoints of a run: parameters, buffers, optimizer state and the step, as safetensors and JSON.
 
 There is no random state to save: every random choice of a run hashes (seed, position). A checkpoint is a folder that
-appears under its name when it is complete, so a crash at any moment leaves the previous one; the newest alone is kept.
+appears under its name once it is complete and on the disk, and only then do older ones go, so a crash at any moment
+leaves one that is whole.
 
     output/checkpoint/step-120/state.safetensors   parameter.NAME, buffer.NAME, optimizer.NAME.KEY
-    output/checkpoint/step-120/state.json          step and recipe
+    output/checkpoint/step-120/state.json          `Header`
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,26 @@ from torch import Tensor
 from porcelet.config import TrainConfig
 from porcelet.errors import InputError, ModelError
 from porcelet.models.transformer import Transformer
+from porcelet.train.files import flush, writing
 from porcelet.train.optim import Optimizer
 
-FREE_TO_CHANGE = ("output", "checkpoint_every", "log")  # settings that do not touch the numbers of a run
+# Settings that a resumed run may change: they do not touch the numbers of a run, or they are the remedy for one that
+# was stopped.
+FREE_TO_CHANGE = (
+    *("output", "checkpoint_every", "keep_checkpoints", "log"),
+    *("on_spike", "spike_window", "spike_deviations", "spike_limit"),
+)
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a checkpoint says of itself. Equality with an uninterrupted run holds on as many threads and one torch."""
+
+    step: int  # steps done
+    recipe: Mapping[str, Any]
+    spikes: Mapping[str, Any]  # the rule's state
+    threads: int
+    torch: str
 
 
 def recipe_of(config: TrainConfig, model_fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -46,53 +64,92 @@ def _flat(tables: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 def newest(output: Path) -> Path | None:
     """The newest complete checkpoint of a run."""
-    folders = [path for path in (output / "checkpoint").glob("step-*") if path.name.removeprefix("step-").isdigit()]
-    return max(folders, key=lambda path: int(path.name.removeprefix("step-")), default=None)
+    return next(reversed(_complete(output)), None)
 
 
-def save(output: Path, model: Transformer, optimizer: Optimizer, step: int, recipe: Mapping[str, Any]) -> None:
-    """Write the state after `step` steps, then drop older checkpoints."""
-    folder = output / "checkpoint" / f"step-{step}"
+def save(output: Path, model: Transformer, optimizer: Optimizer, header: Header) -> int:
+    """Write the state after `header.step` steps; its bytes.
+
+    Raises:
+        CapacityError: the disk is full. Earlier checkpoints are intact.
+    """
+    folder = folder_of(output, header.step)
     unfinished = folder.with_suffix(".unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
     tensors = {name: tensor.detach() for name, tensor in _state(model, optimizer).items()}
-    save_file(tensors, unfinished / "state.safetensors")
-    (unfinished / "state.json").write_text(json.dumps({"step": step, "recipe": recipe}, indent=2), encoding="utf-8")
-    for path in (*unfinished.iterdir(), unfinished):
-        _flush(path)
-    shutil.rmtree(folder, ignore_errors=True)
-    unfinished.rename(folder)
-    _flush(folder.parent)
-    for other in folder.parent.glob("step-*"):
-        if other != folder:
-            shutil.rmtree(other)
+    if not folder.exists():  # a run that pauses where it was resumed changed nothing
+        try:
+            with writing(folder):
+                _write(unfinished, tensors, header)
+                unfinished.rename(folder)
+                flush(folder.parent)
+                flush(output)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+    return sum(tensor.nbytes for tensor in tensors.values())
 
 
-def restore(folder: Path, model: Transformer, optimizer: Optimizer, recipe: Mapping[str, Any]) -> int:
-    """Put a checkpoint's state into a freshly built model and optimizer; the number of steps it had done.
+def prune(output: Path, keep: int) -> None:
+    """Drop what was left unfinished, and all but the newest `keep` checkpoints."""
+    for folder in (*_complete(output)[:-keep], *(output / "checkpoint").glob("*.unfinished")):
+        shutil.rmtree(folder)
+
+
+def folder_of(output: Path, step: int) -> Path:
+    """Where the checkpoint after `step` steps is."""
+    return output / "checkpoint" / f"step-{step}"
+
+
+def read_header(folder: Path, recipe: Mapping[str, Any]) -> Header:
+    """What a checkpoint says of itself.
 
     Raises:
         InputError: it belongs to another recipe.
+        ModelError: the file is damaged.
+    """
+    try:
+        header = Header(**json.loads((folder / "state.json").read_text(encoding="utf-8")))
+        _check_recipe(header.recipe, recipe, folder)
+    except (OSError, ValueError, TypeError, AttributeError) as problem:
+        raise ModelError(f"checkpoint {folder} cannot be read: {problem}; delete it to start over") from problem
+    return header
+
+
+def restore(folder: Path, model: Transformer, optimizer: Optimizer) -> None:
+    """Put a checkpoint's state into a freshly built model and optimizer.
+
+    Raises:
         ModelError: its files are damaged.
     """
     try:
-        header = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        saved, step = dict(header["recipe"]), int(header["step"])
         tensors = load_file(folder / "state.safetensors")
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as problem:
+    except (OSError, SafetensorError) as problem:
         raise ModelError(f"checkpoint {folder} cannot be read: {problem}; delete it to start over") from problem
-    _check_recipe(saved, recipe, folder)
     for name, parameter in model.named_parameters():
-        names = [key.rpartition(".")[2] for key in tensors if key.rpartition(".")[0] == f"optimizer.{name}"]
-        if names:
-            optimizer.state[parameter] = {key: tensors[f"optimizer.{name}.{key}"] for key in names}
+        prefix = f"optimizer.{name}."
+        own = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+        if own:
+            optimizer.state[parameter] = {key: torch.empty_like(t, device=parameter.device) for key, t in own.items()}
     with torch.no_grad():
         for name, tensor in _state(model, optimizer).items():
             if name not in tensors or tensors[name].shape != tensor.shape:
                 raise ModelError(f"checkpoint {folder}: {name} is missing or misshapen; delete it to start over")
             tensor.copy_(tensors[name])
-    return step
+
+
+def _write(folder: Path, tensors: Mapping[str, Tensor], header: Header) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    save_file(dict(tensors), folder / "state.safetensors")
+    text = json.dumps(dataclasses.asdict(header), indent=2)
+    (folder / "state.json").write_text(text, encoding="utf-8")
+    for path in (*folder.iterdir(), folder):
+        flush(path)
+
+
+def _complete(output: Path) -> list[Path]:
+    """A run's complete checkpoints, oldest first."""
+    folders = [path for path in (output / "checkpoint").glob("step-*") if path.name.removeprefix("step-").isdigit()]
+    return sorted(folders, key=lambda path: int(path.name.removeprefix("step-")))
 
 
 def _state(model: Transformer, optimizer: Optimizer) -> dict[str, Tensor]:
@@ -111,12 +168,3 @@ def _check_recipe(saved: Mapping[str, Any], wanted: Mapping[str, Any], folder: P
                 f"checkpoint {folder} was made with {name}={saved.get(name)!r}, this run has {wanted.get(name)!r}; "
                 f"restore {name}, or choose another output"
             )
-
-
-def _flush(path: Path) -> None:
-    """Wait until a file or folder is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,42 +1,46 @@
 """The one loop: samples in, a step of the optimizer, a line of metrics, now and then a checkpoint.
 
-    source(step) → samples → pack → model → loss → backward → optimizer → expert biases → metrics.jsonl
+    source(step) → journal → samples → pack → model → loss → backward → spike rule → optimizer → expert biases
 
 A source is all that tells pre-training from reinforcement learning. Everything random hashes (seed, step), so a resumed
-run equals the uninterrupted one bit for bit on the same machine and thread count. Left out so far: more than one
-device.
+run equals the uninterrupted one bit for bit on the same machine and thread count, wherever it was killed. Left out so
+far: more than one device.
 """
 
 from __future__ import annotations
 
-import json
+import logging
 import math
 import os
+import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.utils.deterministic
 
 from porcelet.config import TrainConfig
 from porcelet.errors import InputError, PorceletError
-from porcelet.models.attention import PackedView
-from porcelet.models.transformer import Transformer
-from porcelet.train import checkpoint
-from porcelet.train.balance import balance_metrics, expert_loads, move_biases
-from porcelet.train.loss import Totals, compute_loss, join_parts
-from porcelet.train.optim import Optimizer, make_optimizer
-from porcelet.train.packing import pack, passes
+from porcelet.kernels.cpu import keep_freed_memory
+from porcelet.train import checkpoint, journal
+from porcelet.train.files import writing
+from porcelet.train.log import Log, open_log
+from porcelet.train.measure import record_session
+from porcelet.train.optim import make_optimizer
+from porcelet.train.pause import Paused, watching
 from porcelet.train.rendering import Renderer
 from porcelet.train.rewards import Reward
 from porcelet.train.rewards.text import exact_answer
-from porcelet.train.schedule import at_step, learning_rate
-from porcelet.train.sources import Metrics, Source, make_source
+from porcelet.train.sources import ROLLOUTS, Metrics, make_source
+from porcelet.train.spikes import SpikeRule
 from porcelet.train.start import start_model
-from porcelet.types import Sample
+from porcelet.train.step import Run, Taken, take_step
 from porcelet.weights.load import save
+
+log = logging.getLogger(__name__)
 
 
 def train(
@@ -46,103 +50,162 @@ def train(
     *,
     resume: bool = False,
     reward: Reward = exact_answer,
+    minutes: float = math.inf,
 ) -> Path:
     """Run a recipe to its end; the folder that then holds the model in Hugging Face form, with its tokenizer.
 
     `model_fields` are the recipe's [model] table, empty if `config.model` names a folder to start from. `report` sees
-    each step's metrics. With `resume`, a run found in `config.output` continues behind its newest checkpoint.
+    each step's metrics. With `resume`, a run found in `config.output` continues behind its newest checkpoint. After
+    `minutes`, or on SIGINT and SIGTERM, the run pauses: the numbers are the same however often it does.
 
     Raises:
         InputError: the recipe cannot be used, or `config.output` holds another run, or one and `resume` was not given.
         ModelError: the model to start from, or the checkpoint, cannot be read.
-        PorceletError: the loss or its gradient is not finite; no weight was touched by it.
+        CapacityError: the disk is full.
+        Paused: the run is not at its end; it has a checkpoint of all its steps.
+        PorceletError: a step was refused by the spike rule; there is a checkpoint of the steps before it.
     """
+    began = time.monotonic()
+    keep_freed_memory()
+    run = begin(config, model_fields, resume=resume, reward=reward)
+    with _deterministic(), open_log(config, run.recipe, run.step) as sink, watching(60 * minutes, began) as watch:
+        while run.step < config.steps:
+            start = time.monotonic()
+            report(_logged_step(run, sink))
+            watch.stepped(time.monotonic() - start)
+            reason = watch.reason() if run.step < config.steps else ""
+            if reason or run.step % config.checkpoint_every == 0 or run.step == config.steps:
+                start = time.monotonic()
+                num_bytes = _save(run, sink)
+                watch.saved(time.monotonic() - start)
+            if reason:
+                where = f"{checkpoint.folder_of(run.output, run.step)} ({num_bytes / 1e6:.1f} MB)"
+                raise Paused(
+                    f"{reason}: paused after step {run.step} of {config.steps}, saved as {where}; "
+                    f"continue with --resume",
+                    asked=not watch.signal,
+                )
+    with writing(run.output):
+        save(run.model.cpu(), run.output)
+    return run.output
+
+
+def begin(config: TrainConfig, model_fields: Mapping[str, Any], *, resume: bool, reward: Reward) -> Run:
+    """A run before its first step, or behind its newest checkpoint. Raises what `train` raises."""
     output, recipe = Path(config.output), checkpoint.recipe_of(config, model_fields)
     found = checkpoint.newest(output)
     if found and not resume:
         raise InputError(f"output {output} holds a run ({found.name}); continue it with --resume, or choose another")
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    model = start_model(config, model_fields, output)
+    header = checkpoint.read_header(found, recipe) if found else None
+    _set_threads(config, header)
+    _check_device(config)
+    model = start_model(config, model_fields, output).to(config.device)
     optimizer = make_optimizer(model, config.optimizer)
-    first = checkpoint.restore(found, model, optimizer, recipe) if found else 0
+    spikes = SpikeRule(config.spike_window, config.spike_deviations)
+    if found and header:
+        checkpoint.restore(found, model, optimizer)
+        spikes.restore(header.spikes)
+        _prune(config, header.step)  # a run that was killed between a checkpoint and this
     source = make_source(config, model, Renderer(output), reward)
-    with _deterministic(), _metrics_file(output / "metrics.jsonl", first) as write:
-        for step in range(first, config.steps):
-            metrics = _step(model, optimizer, source, step, config)
-            write(metrics)
-            report(metrics)
-            if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
-                checkpoint.save(output, model, optimizer, step + 1, recipe)
-    save(model, output)
-    return output
+    _clear(output, resume=resume)
+    if config.method in ROLLOUTS:
+        rule = [config.spike_window, config.spike_deviations]
+        source = journal.Journal(source, output / "rollouts", journal.digest(recipe, rule))
+    record_session(output, header.step if header else 0, config.device)
+    return Run(config, recipe, model, optimizer, source, spikes, header.step if header else 0)
 
 
-def _step(model: Transformer, optimizer: Optimizer, source: Source, step: int, config: TrainConfig) -> Metrics:
-    """Draw samples and learn from them. A step whose groups all lack a signal changes nothing."""
-    began = time.perf_counter()
-    samples, metrics = source(step)
-    num_tokens = sum(len(sample.tokens) for sample in samples)
-    for update in range(config.policy.updates_per_rollout if samples else 0):
-        learned = _update(model, optimizer, samples, step, config)
-        metrics |= learned if update == 0 else {}
-    seconds = time.perf_counter() - began
-    return {"step": step + 1, **metrics, "tokens": num_tokens, "tokens_per_second": num_tokens / seconds}
+def _clear(output: Path, *, resume: bool) -> None:
+    """Drop half a model that a killed run was saving, and what a run that never reached a checkpoint left, unless it
+    is to be resumed."""
+    stale = [] if resume else [output / name for name in ("rollouts", "spikes", "tensorboard")]
+    for folder in (*stale, *output.glob(".*.tmp")):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def _update(
-    model: Transformer, optimizer: Optimizer, samples: Sequence[Sample], step: int, config: TrainConfig
-) -> Metrics:
-    """One step of the optimizer on all samples, in as many passes as `tokens_per_pass` asks for."""
-    totals, parts, routing = Totals.of(samples), [], []
-    config = at_step(config, step)
-    optimizer.zero_grad()
-    for some in passes(samples, config.tokens_per_pass):
-        batch = pack(some)
-        view = PackedView(batch.segments, gate_logits=[] if config.balance_weight else None)
-        loss, own = compute_loss(model, batch, view, config, totals)
-        _require_finite(loss.item(), "loss", step, config)
-        loss.backward()
-        parts.append({"loss": loss.detach(), **own})
-        routing.append(view.routing)
-    norm, rate = optimizer.gradient_norm(), learning_rate(step, config)
-    _require_finite(norm, "gradient norm", step, config)
-    optimizer.step(norm, rate)
-    loads = expert_loads([torch.cat(layer) for layer in zip(*routing, strict=True)], model.config.n_routed_experts)
-    move_biases(model, loads, config.bias_update_speed)
-    return join_parts(parts) | {"gradient_norm": norm, "learning_rate": rate, **balance_metrics(loads)}
-
-
-def _require_finite(value: float, name: str, step: int, config: TrainConfig) -> None:
-    if not math.isfinite(value):
-        raise PorceletError(
-            f"step {step + 1}: the {name} is {value}, so the step was not taken; "
-            f"lower optimizer.learning_rate (now {config.optimizer.learning_rate}) and resume or start anew"
+def _set_threads(config: TrainConfig, header: checkpoint.Header | None) -> None:
+    """As many threads as the recipe says, else as many as the checkpoint was made with: sums depend on it."""
+    threads = config.threads or (header.threads if header else 0)
+    if threads:
+        torch.set_num_threads(threads)
+    if header and header.torch != torch.__version__:
+        log.warning(
+            "the checkpoint was made with torch %s, this is %s: the run goes on, but no longer bit for bit",
+            *(header.torch, torch.__version__),
         )
+
+
+def _check_device(config: TrainConfig) -> None:
+    if config.device == "cpu":
+        return
+    if not torch.cuda.is_available():
+        raise InputError("device is cuda, and torch sees no GPU; choose device=cpu")
+    if config.method in ROLLOUTS:
+        raise InputError(
+            f"device is cuda, and the engine that draws for {config.method} runs on cpu; choose device=cpu"
+        )
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to add in a fixed order
+
+
+def _logged_step(run: Run, sink: Log) -> Metrics:
+    """Take a step and log it, or refuse it as the recipe says."""
+    taken = take_step(run)
+    if taken.objection:
+        _keep(run, taken)
+        _refuse(run, sink, taken)
+    run.step += 1
+    metrics = {"step": run.step, **taken.metrics, "skipped": run.spikes.num_skipped}
+    sink.write(metrics)
+    return metrics
+
+
+def _keep(run: Run, taken: Taken) -> None:
+    """Write down the batch of a refused update."""
+    finite = {name: value for name, value in taken.metrics.items() if math.isfinite(value)}
+    note = f"step {run.step + 1}, update {int(taken.metrics['updates']) + 1}: {taken.objection}"
+    journal.write(run.output / "spikes", journal.Entry(run.step + 1, "", finite, list(taken.samples), note))
+
+
+def _refuse(run: Run, sink: Log, taken: Taken) -> None:
+    """Count a step that was not taken, or end the run there."""
+    config, kept = run.config, journal.path_of(run.output / "spikes", run.step)
+    if config.on_spike == "skip" and run.spikes.num_in_row < config.spike_limit:
+        run.spikes.skip()
+        log.warning("step %d is skipped: %s; its batch is %s", run.step + 1, taken.objection, kept)
+        return
+    if not taken.metrics["updates"]:  # nothing has moved since the step before
+        _save(run, sink)
+    remedy = "on_spike=skip" if config.on_spike == "stop" else f"spike_limit above {config.spike_limit}"
+    raise PorceletError(
+        f"step {run.step + 1}: {taken.objection}, so the step was not taken; its batch is {kept}. Resume with "
+        f"{remedy}, or start anew with optimizer.learning_rate below {config.optimizer.learning_rate}"
+    )
+
+
+def _save(run: Run, sink: Log) -> int:
+    """A checkpoint of the steps done, behind metrics that are on the disk; its bytes."""
+    sink.flush()
+    header = checkpoint.Header(run.step, run.recipe, run.spikes.state(), torch.get_num_threads(), torch.__version__)
+    num_bytes = checkpoint.save(run.output, run.model, run.optimizer, header)
+    _prune(run.config, run.step)
+    return num_bytes
+
+
+def _prune(config: TrainConfig, step: int) -> None:
+    """Drop what the checkpoint of `step` makes superfluous."""
+    checkpoint.prune(Path(config.output), config.keep_checkpoints)
+    journal.prune(Path(config.output, "rollouts"), step - config.log.rollouts)
 
 
 @contextmanager
 def _deterministic() -> Iterator[None]:
     """Sums in a fixed order: with threads, torch otherwise adds gradients of gathered rows in the order they arrive."""
-    before = torch.are_deterministic_algorithms_enabled()
+    filling = torch.utils.deterministic  # type: ignore[attr-defined]  # a module whose class has the property
+    before = torch.are_deterministic_algorithms_enabled(), filling.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
+    filling.fill_uninitialized_memory = False  # nothing reads what it has not written; filling takes 3 % of a step
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before)
-
-
-@contextmanager
-def _metrics_file(path: Path, num_steps: int) -> Iterator[Callable[[Metrics], None]]:
-    """Append to a metrics file cut to its first `num_steps` lines: a killed run repeats what follows its checkpoint."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    cut = path.with_suffix(".cut")
-    cut.write_text("".join(lines[:num_steps]), encoding="utf-8")
-    os.replace(cut, path)
-    with path.open("a", encoding="utf-8") as file:
-
-        def write(metrics: Metrics) -> None:
-            file.write(json.dumps(metrics) + "\n")
-            file.flush()
-
-        yield write
+        torch.use_deterministic_algorithms(before[0])
+        filling.fill_uninitialized_memory = before[1]

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from itertools import chain, pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -53,6 +53,11 @@ class Packed:
     old_logprobs: Float[Tensor, "N"]
     reference_logprobs: Float[Tensor, "N"]
     further: Further
+
+
+def to_device(batch: Packed, device: str) -> Packed:
+    """The batch with its tensors on a device."""
+    return replace(batch, **_moved(batch, device), further=replace(batch.further, **_moved(batch.further, device)))
 
 
 def pack(samples: Sequence[Sample], *, share: bool = True) -> Packed:
@@ -138,6 +143,11 @@ class _Layout:
 
 
 _COLUMNS = ("weights", "advantages", "old_logprobs", "reference_logprobs")
+
+
+def _moved(part: Packed | Further, device: str) -> dict[str, Any]:
+    values = {each.name: getattr(part, each.name) for each in fields(part)}
+    return {name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)}
 
 
 def _prompt(sample: Sample) -> tuple[int, ...]:

@@ -17,22 +17,41 @@ TABLES = ("train", *NESTED, "task", "reward", "model")
 
 
 def read_recipe(path: Path, overrides: Sequence[str] = ()) -> tuple[TrainConfig, dict[str, Any]]:
-    """A recipe as a config, and its [model] table. An override without a table's name is one of [train].
+    """A recipe of one run as a config, and its [model] table. An override without a table's name is one of [train].
 
     Raises:
         InputError: the file is missing or malformed, or a key is unknown (the nearest one is named).
     """
+    return combine((read_tables(path), str(path)), (tables_of(parse_settings(overrides)), "command line"))
+
+
+def read_tables(path: Path) -> dict[str, Any]:
+    """What the file says.
+
+    Raises:
+        InputError: it is missing or no TOML.
+    """
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as problem:
         raise InputError(f"recipe {path} cannot be read: {problem}") from problem
-    config = _apply(TrainConfig(), tables, str(path))
-    words = _as_tables(parse_settings(overrides))
-    model_fields = {**tables.get("model", {}), **words.pop("model", {})}
-    return _apply(config, words, "command line"), model_fields
 
 
-def _as_tables(settings: Mapping[str, str]) -> dict[str, Any]:
+def combine(*layers: tuple[Mapping[str, Any], str]) -> tuple[TrainConfig, dict[str, Any]]:
+    """A config and its [model] table from layers of (tables, where they are from), of which later ones win.
+
+    Raises:
+        InputError: a key is unknown, or a value cannot be used.
+    """
+    config = TrainConfig()
+    model_fields: dict[str, Any] = {}
+    for tables, source in layers:
+        config = _apply(config, tables, source)
+        model_fields |= tables.get("model", {})
+    return config, model_fields
+
+
+def tables_of(settings: Mapping[str, str]) -> dict[str, Any]:
     """`policy.group_size=8` → {"policy": {"group_size": "8"}}; values of free options are read as TOML would."""
     tables: dict[str, Any] = {}
     for key, value in settings.items():

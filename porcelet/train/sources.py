@@ -16,6 +16,8 @@ from porcelet.train.tasks import Task, load_task
 from porcelet.types import Sample
 
 Metrics = dict[str, float]
+ROLLOUTS = ("grpo",)  # methods whose samples are drawn from the model; they are journalled
+
 Source = Callable[[int], tuple[list[Sample], Metrics]]  # step → its samples, and what is to log about them
 
 

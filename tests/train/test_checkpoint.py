@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import signal
-import subprocess
-import sys
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +8,11 @@ import pytest
 import torch
 
 from porcelet.config import TrainConfig
-from porcelet.errors import InputError, ModelError
+from porcelet.errors import CapacityError, InputError, ModelError
 from porcelet.train import checkpoint
 from porcelet.train.loop import train
 from porcelet.train.optim import make_optimizer
+from porcelet.train.rewards import Answer
 from tests.train.tiny_run import FIELDS, config, metrics_of, model, state_of
 
 
@@ -58,8 +57,8 @@ def test_resumed_reinforcement_equals_the_uninterrupted_one(tmp_path: Path) -> N
     start = str(train(config(tmp_path / "start", steps=30, learning_rate=1e-2), FIELDS))
     changes: dict[str, Any] = {"method": "grpo", "model": start, "steps": 4, "max_new_tokens": 3, "group_size": 4}
 
-    def by_length(problem: object, text: str) -> float:
-        return float(len(text))
+    def by_length(problem: object, answer: Answer) -> float:
+        return float(len(answer.text))
 
     whole = config(tmp_path / "whole", **changes)
     broken = config(tmp_path / "broken", **changes, checkpoint_every=2)
@@ -76,31 +75,64 @@ def test_resumed_reinforcement_equals_the_uninterrupted_one(tmp_path: Path) -> N
     assert any(line["tokens"] for line in metrics_of(tmp_path / "whole"))
 
 
-def test_killed_process_leaves_a_run_that_resumes(tmp_path: Path) -> None:
-    """SIGKILL in step 8 of another process; what follows here equals the run that nobody killed."""
-    program = (
-        "import os, signal, sys; from pathlib import Path; from porcelet.train.loop import train\n"
-        "from tests.train.tiny_run import FIELDS, config\n"
-        "die = lambda metrics: os.kill(os.getpid(), signal.SIGKILL) if metrics['step'] == 8 else None\n"
-        "train(config(Path(sys.argv[1])), FIELDS, die)\n"
-    )
-    killed = subprocess.run([sys.executable, "-c", program, str(tmp_path / "killed")], check=False)
-    assert killed.returncode == -signal.SIGKILL
-    assert len(metrics_of(tmp_path / "killed")) == 8
-    train(config(tmp_path / "killed"), FIELDS, resume=True)
-    train(config(tmp_path / "whole"), FIELDS)
-    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+def header(step: int) -> checkpoint.Header:
+    """The header of a run that does not matter."""
+    return checkpoint.Header(step, {}, {}, 1, torch.__version__)
 
 
 def test_unfinished_checkpoint_is_ignored_and_cleared(tmp_path: Path) -> None:
     """A crash while writing leaves a folder of another name; the previous checkpoint still counts."""
     network, run = model(), config(tmp_path)
     optimizer = make_optimizer(network, run.optimizer)
-    checkpoint.save(tmp_path, network, optimizer, 6, {})
+    checkpoint.save(tmp_path, network, optimizer, header(6))
     (tmp_path / "checkpoint" / "step-12.unfinished").mkdir()
     assert checkpoint.newest(tmp_path) == tmp_path / "checkpoint" / "step-6"
-    checkpoint.save(tmp_path, network, optimizer, 18, {})
+    checkpoint.save(tmp_path, network, optimizer, header(18))
+    checkpoint.prune(tmp_path, keep=1)
     assert [path.name for path in (tmp_path / "checkpoint").iterdir()] == ["step-18"]
+
+
+def test_as_many_checkpoints_stay_as_asked_for(tmp_path: Path) -> None:
+    """The newest two by number, not by name."""
+    network, run = model(), config(tmp_path)
+    optimizer = make_optimizer(network, run.optimizer)
+    for step in (8, 9, 10, 11):
+        checkpoint.save(tmp_path, network, optimizer, header(step))
+        checkpoint.prune(tmp_path, keep=2)
+    assert {path.name for path in (tmp_path / "checkpoint").iterdir()} == {"step-10", "step-11"}
+
+
+def test_resumed_run_takes_the_threads_of_its_checkpoint(tmp_path: Path) -> None:
+    """Sums depend on the number of threads; where the recipe names none, the checkpoint's is used again."""
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        train(config(tmp_path, steps=1), FIELDS)
+        torch.set_num_threads(2)
+        train(config(tmp_path, steps=1), FIELDS, resume=True)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("size", "place"), [(20_000, "step-12"), (1_000, "metrics.jsonl")])
+def test_full_disk_is_one_error_and_loses_nothing(tmp_path: Path, size: int, place: str) -> None:
+    """Files may no longer grow: the place is named, no half file stays, and the resumed run is equal."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill(metrics: dict[str, float]) -> None:
+        if metrics["step"] == 8:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+
+    try:
+        with pytest.raises(CapacityError, match=rf"{place} cannot be written: .*File too large.*resume"):
+            train(config(tmp_path / "full"), FIELDS, fill)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in (tmp_path / "full" / "checkpoint").iterdir()] == ["step-6"]
+    train(config(tmp_path / "full"), FIELDS, resume=True)
+    train(config(tmp_path / "whole"), FIELDS)
+    assert_same_run(tmp_path / "whole", tmp_path / "full")
 
 
 def test_resume_of_another_recipe_is_refused(tmp_path: Path) -> None:

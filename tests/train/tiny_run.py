@@ -12,6 +12,7 @@ from torch import Tensor
 
 from porcelet.config import TaskConfig, TrainConfig, read_hf
 from porcelet.models.transformer import Transformer, build, initialize
+from porcelet.train.measure import MEASURED
 
 FIELDS: dict[str, Any] = {
     "model_type": "deepseek_v3",
@@ -64,6 +65,6 @@ def state_of(output: Path) -> dict[str, Tensor]:
 
 
 def metrics_of(output: Path) -> list[dict[str, float]]:
-    """A run's metrics without the one that is a time."""
+    """A run's metrics without those that are measured anew by every run."""
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    return [{name: value for name, value in line.items() if name != "tokens_per_second"} for line in lines]
+    return [{name: value for name, value in line.items() if name not in MEASURED} for line in lines]

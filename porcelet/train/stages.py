@@ -1,0 +1,126 @@
+"""Stages: several runs one after another, each from the model that the one before made.
+
+    [train]                       what holds for all stages
+    output = "runs/r1"
+    [[stage]]                     any table again, for this stage alone
+    name = "cold-start"           output: runs/r1/01-cold-start
+    [stage.train]
+    method = "sft"
+
+A stage is a run of its own, with checkpoint, metrics and model in a folder of its own, and ends by its steps, never by
+the clock. On the command line `steps=3` is for all stages, `cold-start.steps=3` for one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from porcelet.config import TrainConfig, parse_settings
+from porcelet.errors import InputError
+from porcelet.train import checkpoint
+from porcelet.train.loop import train
+from porcelet.train.pause import Paused
+from porcelet.train.recipe import combine, read_tables, tables_of
+from porcelet.train.sources import Metrics
+
+
+class Stage(NamedTuple):
+    """One run of a recipe; a recipe without stages is one run without a name."""
+
+    name: str
+    config: TrainConfig
+    model_fields: dict[str, Any]
+
+
+Report = Callable[[Metrics], None]
+
+
+def read_stages(path: Path, overrides: Sequence[str] = ()) -> list[Stage]:
+    """A recipe's runs in order.
+
+    Raises:
+        InputError: the file is missing or malformed, or a key is unknown (the nearest one is named).
+    """
+    tables, settings = read_tables(path), parse_settings(overrides)
+    if "stage" not in tables:
+        return [Stage("", *combine((tables, str(path)), (tables_of(settings), "command line")))]
+    listed = tables.pop("stage")
+    names = _names(listed, path)
+    stages: list[Stage] = []
+    for name, table in zip(names, listed, strict=True):
+        own = {key: value for key, value in table.items() if key != "name"}
+        words = tables_of(_settings_of(name, names, settings))
+        layers = (tables, str(path)), (own, f"{path} [[stage]] {name}"), (words, "command line")
+        config, fields = combine(*layers)
+        if "model" in own:
+            config = dataclasses.replace(config, model="")
+        elif "model" in own.get("train", {}):
+            fields = {}
+        elif stages:
+            config, fields = dataclasses.replace(config, model=stages[-1].config.output), {}
+        output = Path(config.output, f"{len(stages) + 1:02}-{name}")
+        stages.append(Stage(name, dataclasses.replace(config, output=str(output)), fields))
+    return stages
+
+
+def run_stages(
+    stages: Sequence[Stage],
+    watched: Callable[[Stage], AbstractContextManager[Report]],
+    *,
+    resume: bool = False,
+    minutes: float = math.inf,
+) -> Path:
+    """Run the stages that are not finished; the last one's model. `watched` opens the report of one stage.
+
+    Raises what `train` raises.
+    """
+    end, num_run = time.monotonic() + 60 * minutes, 0
+    for stage in stages:
+        if resume and is_finished(stage):
+            continue
+        left = max(0.0, end - time.monotonic()) / 60
+        if num_run and not left:
+            raise Paused(f"time is over before stage {stage.name}; continue with --resume", asked=True)
+        with watched(stage) as report:
+            train(stage.config, stage.model_fields, report, resume=resume, minutes=left)
+        num_run += 1
+    return Path(stages[-1].config.output)
+
+
+def is_finished(stage: Stage) -> bool:
+    """Whether a stage's last step was taken, by this recipe, and its model saved.
+
+    Raises:
+        InputError: it was run by another recipe.
+    """
+    output = Path(stage.config.output)
+    found = checkpoint.newest(output)
+    if not found:
+        return False
+    header = checkpoint.read_header(found, checkpoint.recipe_of(stage.config, stage.model_fields))
+    return header.step == stage.config.steps and (output / "model.safetensors").exists()
+
+
+def _names(listed: Any, path: Path) -> list[str]:
+    """The names of the stages, which become folders."""
+    if not isinstance(listed, list) or not all(isinstance(table, dict) for table in listed):
+        raise InputError(f"{path}: stage is {str(listed)[:40]!r}; it must be a list of tables [[stage]]")
+    names = [str(table.get("name", "")) for table in listed]
+    for name in names:
+        if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name) or names.count(name) > 1:
+            raise InputError(f"{path}: a stage's name is {name!r}; each needs its own, of small letters, digits and -")
+    return names
+
+
+def _settings_of(name: str, names: Sequence[str], settings: Mapping[str, str]) -> dict[str, str]:
+    """The words of the command line that are for a stage: those for all, then those under its name."""
+    shared = {key: value for key, value in settings.items() if key.split(".")[0] not in names}
+    own = {key.removeprefix(f"{name}."): value for key, value in settings.items() if key.startswith(f"{name}.")}
+    return shared | own

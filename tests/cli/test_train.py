@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from porcelet.cli import app
+from porcelet.cli.train import summary
+from tests.train.test_stages import recipe
+
+SETTINGS = ("task.max_number=4", "reinforce.samples_per_step=8")
+
+
+def test_run_pauses_by_the_minute_and_resumes(tmp_path: Path) -> None:
+    """Exit code 0 with the way to continue on standard error; then lines with the stage's name, as there is no
+    terminal, and what the model can do."""
+    path = str(recipe(tmp_path / "run"))
+    paused = CliRunner().invoke(app, ["train", path, *SETTINGS, "--minutes", "0.0001"])
+    assert paused.exit_code == 0, paused.output
+    assert "time is over: paused after step 1 of 3" in paused.stderr and "--resume" in paused.stderr
+    assert not paused.stdout
+    done = CliRunner().invoke(app, ["train", path, *SETTINGS, "--resume"])
+    assert done.exit_code == 0, done.output
+    for line in ("start 2/3  loss", "start 3/3  loss", "reinforce 2/2  reward", "again 3/3  loss"):
+        assert any(shown.startswith(line) for shown in done.stderr.splitlines()), done.stderr
+    assert "held-out sums answered exactly" in done.stdout and "03-again" in done.stdout
+    lines = (tmp_path / "run" / "01-start" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3]
+
+
+def test_summary_says_the_numbers_that_matter() -> None:
+    """Loss and reward where there are such, speed, memory, time left; skipped steps once there are any."""
+    metrics = {"loss": 2.0, "step": 3.0, "tokens_per_second": 99.6, "peak_bytes": 2.6e9, "skipped": 0.0}
+    assert summary(metrics, 3725.4) == "loss 2.000  100 tokens/s  2.6 GB  1:02:05 left"
+    assert "skipped 2" in summary(metrics | {"skipped": 2.0}, 1.0)
+
+
+@pytest.mark.parametrize("setting", ["device=cuda", "device=tpu"])
+def test_unusable_device_is_refused(tmp_path: Path, setting: str) -> None:
+    """A device that is not there, or that there is not."""
+    path = str(recipe(tmp_path / "run"))
+    refused = CliRunner().invoke(app, ["train", path, setting])
+    assert refused.exit_code != 0 and "device is" in str(refused.exception)

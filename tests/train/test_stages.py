@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from porcelet.errors import InputError
+from porcelet.train.pause import Paused
+from porcelet.train.stages import Stage, read_stages, run_stages
+from tests.train.test_checkpoint import assert_same_run
+from tests.train.tiny_run import FIELDS
+
+RECIPE = """
+[train]
+output = "{output}"
+steps = 3
+samples_per_step = 8
+threads = 1
+[optimizer]
+warmup_steps = 1
+[policy]
+max_new_tokens = 2
+group_size = 4
+[model]
+{model}
+[[stage]]
+name = "start"
+[[stage]]
+name = "reinforce"
+[stage.train]
+method = "grpo"
+steps = 2
+[[stage.reward]]
+name = "exact"
+weight = 2.0
+[[stage]]
+name = "again"
+[stage.optimizer]
+learning_rate = 1e-4
+"""
+
+
+def recipe(folder: Path) -> Path:
+    """A recipe of three stages under `folder`."""
+    folder.mkdir()
+    model = "\n".join(f"{name} = {value!r}" for name, value in FIELDS.items())
+    path = folder / "recipe.toml"
+    path.write_text(RECIPE.format(output=folder, model=model), encoding="utf-8")
+    return path
+
+
+def run(path: Path, seen: list[tuple[str, float]], *, resume: bool = False, minutes: float = 60.0) -> Path:
+    """Run it; `seen` receives each stage's steps."""
+
+    @contextmanager
+    def watched(stage: Stage) -> Iterator[Callable[[dict[str, float]], None]]:
+        yield lambda metrics: seen.append((stage.name, metrics["step"]))
+
+    return run_stages(read_stages(path), watched, resume=resume, minutes=minutes)
+
+
+def test_tables_of_a_stage_win_over_those_of_all(tmp_path: Path) -> None:
+    """Names, outputs, where each starts, and words of the command line for all stages or for one."""
+    path = recipe(tmp_path / "run")
+    start, reinforce, again = read_stages(path, ["seed=7", "reinforce.steps=9", "again.optimizer.beta1=0.5"])
+    assert [stage.name for stage in (start, reinforce, again)] == ["start", "reinforce", "again"]
+    assert start.model_fields == FIELDS and not reinforce.model_fields and not start.config.model
+    assert start.config.output == f"{tmp_path}/run/01-start" and again.config.output == f"{tmp_path}/run/03-again"
+    assert reinforce.config.model == start.config.output and again.config.model == reinforce.config.output
+    assert (start.config.steps, reinforce.config.steps, again.config.steps) == (3, 9, 3)
+    assert (start.config.optimizer.beta1, again.config.optimizer.beta1) == (0.9, 0.5)
+    assert again.config.optimizer.learning_rate == 1e-4 and again.config.optimizer.warmup_steps == 1
+    assert reinforce.config.rewards[0].weight == 2.0 and again.config.rewards[0].weight == 1.0
+    assert {stage.config.seed for stage in (start, reinforce, again)} == {7}
+
+
+def test_stage_may_start_from_what_it_names(tmp_path: Path) -> None:
+    """A folder, or a new model by a [model] table of its own, in the place of the previous stage's model."""
+    path = recipe(tmp_path / "run")
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text + '[stage.train]\nmodel = "other"\n', encoding="utf-8")
+    assert read_stages(path)[2].config.model == "other" and not read_stages(path)[2].model_fields
+    path.write_text(text + "[stage.model]\nhidden_size = 64\n", encoding="utf-8")
+    assert read_stages(path)[2].config.model == "" and read_stages(path)[2].model_fields["hidden_size"] == 64
+
+
+def test_recipe_without_stages_is_one_run(tmp_path: Path) -> None:
+    """It has no name, and its output is the recipe's."""
+    path = tmp_path / "recipe.toml"
+    path.write_text('[train]\noutput = "here"\n[model]\nhidden_size = 8\n', encoding="utf-8")
+    (stage,) = read_stages(path, ["steps=2"])
+    assert stage.name == "" and stage.config.output == "here" and stage.config.steps == 2
+    assert stage.model_fields == {"hidden_size": 8}
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("stage = 3", "it must be a list"),
+        ("[[stage]]\n", "name is ''"),
+        ('[[stage]]\nname = "a"\n[[stage]]\nname = "a"', "name is 'a'"),
+        ('[[stage]]\nname = "a/b"', "name is 'a/b'"),
+        ('[[stage]]\nname = "a"\n[stage.trian]\nsteps = 1', r"\[\[stage\]\] a: unknown table 'trian'"),
+        ('[[stage]]\nname = "a"\nsteps = 1', "unknown table 'steps'"),
+    ],
+)
+def test_malformed_stage_is_named(tmp_path: Path, text: str, named: str) -> None:
+    """Each mistake is one line with its place."""
+    path = tmp_path / "recipe.toml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match=named):
+        read_stages(path)
+
+
+def test_stages_resume_at_the_first_unfinished_one(tmp_path: Path) -> None:
+    """Paused in the middle of the second stage: finished ones are not run again, and the end is that of one go."""
+    whole: list[tuple[str, float]] = []
+    last = run(recipe(tmp_path / "whole"), whole)
+    assert whole == [*(("start", i) for i in (1, 2, 3)), *(("reinforce", i) for i in (1, 2)), *whole[5:]]
+    assert last == tmp_path / "whole" / "03-again" and [step for name, step in whole[5:]] == [1, 2, 3]
+    path, seen = recipe(tmp_path / "split"), list[tuple[str, float]]()
+    for _ in range(7):  # each call takes one step; the ends of two stages are pauses too
+        with pytest.raises(Paused):
+            run(path, seen, resume=True, minutes=0)
+    run(path, seen, resume=True, minutes=0)
+    assert seen == whole
+    again: list[tuple[str, float]] = []
+    run(path, again, resume=True)
+    assert again == []
+    for name in ("01-start", "02-reinforce", "03-again"):
+        one, other = tmp_path / "whole" / name, tmp_path / "split" / name
+        assert (one / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
+    assert_same_run(tmp_path / "whole" / "01-start", tmp_path / "split" / "01-start")
+
+
+def test_finished_stage_of_another_recipe_is_refused(tmp_path: Path) -> None:
+    """A finished stage is skipped only after its recipe was compared."""
+    path = recipe(tmp_path / "run")
+    run(path, [])
+    path.write_text(path.read_text(encoding="utf-8").replace("warmup_steps = 1", "warmup_steps = 2"), encoding="utf-8")
+    with pytest.raises(InputError, match=r"01-start.*optimizer.warmup_steps=1, this run has 2"):
+        run(path, [], resume=True)

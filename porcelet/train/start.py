@@ -29,7 +29,7 @@ def start_model(config: TrainConfig, model_fields: Mapping[str, Any], output: Pa
     except OSError as problem:
         raise InputError(f"output {config.output} cannot be made: {problem.strerror}; choose another") from problem
     if not config.model:
-        make_tokenizer(output)
+        make_tokenizer(output, config.chat_format)
         return initialize(build(_model_config(model_fields, output)), config.seed)
     folder = Path(config.model)
     if not folder.is_dir():

@@ -147,21 +147,27 @@ class LoraConfig:
     """Low-rank adapters (Hu et al. 2021): rank 0 trains the whole model.
 
     A layer's weight becomes W + alpha / rank · B·A, and A and B alone are trained: the base stays as it is, the
-    experts' biases included. `targets` are names as in PEFT, such as q_proj or self_attn.o_proj, or "all-linear":
-    every linear layer of attention, dense MLPs and shared experts. The output's `adapter/` is in PEFT's format; with
-    `merge` the output itself is the whole model with the adapter in it, as `porcelet chat --model` wants it.
+    experts' biases included. `targets` are names as in PEFT, such as q_proj or self_attn.o_proj, or "all-linear": every
+    linear layer of attention and MLPs; of attention alone in DeepSeek's architectures, whose MLPs PEFT cannot adapt.
+    With `adapter`, a folder in PEFT's format, they begin as they are there; else A is random and B zero.
+
+    The run leaves them in `adapter/` of its output, in PEFT's format. With `merge` the output is a whole model besides,
+    the base with the adapter in it, for `porcelet chat --model` and all others who know nothing of adapters.
     """
 
     rank: int = 0
     alpha: float = 16.0
     targets: tuple[str, ...] = ("all-linear",)
+    adapter: str = ""
     merge: bool = True
 
     def __post_init__(self) -> None:
         _at_least(self, 0, "rank")
         _positive(self, "alpha")
         if not self.targets:
-            raise InputError('targets is empty; name linear layers such as q_proj, or "all-linear"')
+            raise InputError('[lora] targets is empty; name linear layers such as q_proj, or "all-linear"')
+        if self.adapter and not self.rank:
+            raise InputError(f"[lora] adapter is {self.adapter!r} and rank 0; give the rank of the adapter")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,7 @@ from porcelet.config import TrainConfig
 from porcelet.errors import InputError, PorceletError
 from porcelet.models.attention import PackedView
 from porcelet.models.transformer import Transformer
-from porcelet.train import checkpoint
+from porcelet.train import checkpoint, lora
 from porcelet.train.loss import Totals, compute_loss, join_parts
 from porcelet.train.optim import balance_experts, learning_rate, make_optimizer
 from porcelet.train.packing import pack, passes
@@ -33,7 +33,6 @@ from porcelet.train.rewards import Reward, exact_answer
 from porcelet.train.sources import Metrics, Source, make_source
 from porcelet.train.start import start_model
 from porcelet.types import Sample
-from porcelet.weights.load import save
 
 
 def train(
@@ -63,6 +62,7 @@ def train(
     model = start_model(config, model_fields, output)
     optimizer = make_optimizer(model, config.optimizer)
     first = checkpoint.restore(found, model, optimizer, recipe) if found else 0
+    lora.refresh(model)
     source = make_source(config, model, Renderer(output), reward)
     with _deterministic(), _metrics_file(output / "metrics.jsonl", first) as write:
         for step in range(first, config.steps):
@@ -71,7 +71,7 @@ def train(
             report(metrics)
             if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
                 checkpoint.save(output, model, optimizer, step + 1, recipe)
-    save(model, output)
+    lora.save_result(model, config, output)
     return output
 
 
@@ -109,8 +109,9 @@ def _update(
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.step()
+    lora.refresh(model)
     chosen = [torch.cat(layer) for layer in zip(*routing, strict=True)]
-    violation = balance_experts(model, chosen, config.bias_update_speed)
+    violation = balance_experts(model, chosen, 0.0 if config.lora.rank else config.bias_update_speed)
     rest = {"gradient_norm": float(norm), "learning_rate": rate, "max_violation": violation}
     return join_parts(parts) | rest
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,14 +11,14 @@ from typing import Any
 from porcelet.config import ModelConfig, TrainConfig, read_hf
 from porcelet.errors import InputError, ModelError
 from porcelet.models.transformer import Transformer, build, initialize
+from porcelet.train.lora import add_adapters
 from porcelet.train.rendering import EOS, Renderer, make_tokenizer
+from porcelet.weights.files import copy_text_files
 from porcelet.weights.load import load
-
-TEXT_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json")
 
 
 def start_model(config: TrainConfig, model_fields: Mapping[str, Any], output: Path) -> Transformer:
-    """The model of step 0; its tokenizer and chat format go to `output`."""
+    """The model of step 0, with adapters if the recipe has some; its tokenizer and chat format go to `output`."""
     if bool(config.model) == bool(model_fields):
         raise InputError("a recipe needs either model=FOLDER to start from or a [model] table, and not both")
     if config.model and Path(config.model).resolve() == output.resolve():
@@ -34,10 +33,11 @@ def start_model(config: TrainConfig, model_fields: Mapping[str, Any], output: Pa
     folder = Path(config.model)
     if not folder.is_dir():
         raise ModelError(f"model {folder} is not a folder; training starts from one in Hugging Face form")
-    for name in TEXT_FILES:
-        if (folder / name).exists():
-            shutil.copyfile(folder / name, output / name)
-    return load(folder)
+    copy_text_files(folder, output)
+    model = load(folder)
+    if config.lora.rank:
+        add_adapters(model, config.lora, config.seed)
+    return model
 
 
 def _model_config(fields: Mapping[str, Any], folder: Path) -> ModelConfig:

@@ -24,7 +24,7 @@ def train(
     ] = None,
     resume: Annotated[bool, typer.Option(help="Continue the run in the output folder behind its checkpoint.")] = False,
 ) -> None:
-    """Train a model by a recipe: pre-training or reinforcement learning."""
+    """Train a model by a recipe: pre-training, fine-tuning or reinforcement learning."""
     from porcelet.train.loop import train as run
     from porcelet.train.recipe import read_recipe
 
@@ -32,7 +32,13 @@ def train(
     with _progress(config) as report:
         output = run(config, model_fields, report, resume=resume)
     print(f"model: {output}   metrics: {output / 'metrics.jsonl'}")
-    _print_result(config, output)
+    if config.lora.rank:
+        print(f"adapter: {output / 'adapter'}")
+    if config.lora.rank and not config.lora.merge:
+        print(f"make it a model: porcelet merge {config.model} {output / 'adapter'} FOLDER")
+        return
+    if not config.data.conversations:
+        _print_result(config, output)
     print(f"talk to it: porcelet chat --model {output}")
 
 

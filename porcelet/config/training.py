@@ -182,10 +182,11 @@ class LogConfig:
 class TrainConfig:
     """One training run. The methods differ in where samples come from and in their weights.
 
-    `model` is a folder to start from; without one, `ModelConfig` fields come from the recipe's [model] table, and the
-    new model speaks in `chat_format`: V3's, or R1's, which thinks before it answers. `output` receives `checkpoint/`
-    (exact resume), `metrics.jsonl` and, at the end, the model in Hugging Face form. A step's
-    samples go through the model in pieces of about `tokens_per_pass` tokens, which bounds memory; 0 is all at once.
+    `model` is what to start from: a folder, a GGUF file or a name in the store. Without one, `ModelConfig` fields come
+    from the recipe's [model] table, and the new model speaks in `chat_format`: V3's, or R1's, which thinks before it
+    answers. `output` receives `checkpoint/` (exact resume), `metrics.jsonl` and, at the end, the model in Hugging Face
+    form. A step's samples go through the model in pieces of about `tokens_per_pass` tokens, which bounds memory; 0 is
+    all at once.
     """
 
     method: str = "pretrain"

@@ -1,15 +1,19 @@
-"""The model of step 0: a new one by the recipe's [model] table, or one from a folder; with its tokenizer."""
+"""The model of step 0 with its tokenizer: a new one by the recipe's [model] table, or one from the store, a folder or a
+GGUF file."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from porcelet import hub
 from porcelet.config import ModelConfig, TrainConfig, read_hf
-from porcelet.errors import InputError, ModelError
+from porcelet.engine.codec import open_codec
+from porcelet.errors import InputError
 from porcelet.models.transformer import Transformer, build, initialize
 from porcelet.train.lora import add_adapters
 from porcelet.train.rendering import EOS, Renderer, make_tokenizer
@@ -30,14 +34,25 @@ def start_model(config: TrainConfig, model_fields: Mapping[str, Any], output: Pa
     if not config.model:
         make_tokenizer(output, config.chat_format)
         return initialize(build(_model_config(model_fields, output)), config.seed)
-    folder = Path(config.model)
-    if not folder.is_dir():
-        raise ModelError(f"model {folder} is not a folder; training starts from one in Hugging Face form")
-    copy_text_files(folder, output)
-    model = load(folder)
+    path = hub.resolve(config.model)
+    write_text_files(path, output)
+    model = load(path)
     if config.lora.rank:
         add_adapters(model, config.lora, config.seed)
     return model
+
+
+def write_text_files(path: Path, output: Path) -> None:
+    """Tokenizer and chat format of the model to start from, in Hugging Face form even where that is a GGUF file."""
+    if path.is_dir():
+        copy_text_files(path, output)
+        return
+    tokenizer, chat = open_codec(path)
+    (output / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
+    if chat.template:
+        settings = {"bos_token": chat.bos or None, "eos_token": chat.eos or None, "chat_template": chat.template}
+        text = json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **settings}, ensure_ascii=False, indent=2)
+        (output / "tokenizer_config.json").write_text(text, encoding="utf-8")
 
 
 def _model_config(fields: Mapping[str, Any], folder: Path) -> ModelConfig:

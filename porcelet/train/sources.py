@@ -37,7 +37,9 @@ def make_source(config: TrainConfig, model: Transformer, renderer: Renderer, rew
     task = load_task(config.task.name, config.task.options)
     if config.method == "grpo":
         return Rollout(Engine(model, EngineConfig(weights="float32")), task, renderer, config, reward)
-    renderer.require_end(renderer.sample(task.draw(config.seed, 0)).tokens[-1], ends, f"task {config.task.name}")
+    first = renderer.sample(task.draw(config.seed, 0))
+    learnt = [token for token, weight in zip(first.tokens, first.weights, strict=True) if weight]
+    renderer.require_end(learnt[-1], ends, f"task {config.task.name}")
     return Answers(task, renderer, config)
 
 

@@ -134,6 +134,17 @@ class Tokenizer:
         """The id of the special token with this text, or None."""
         return self._special.get(text)
 
+    def to_json(self) -> str:
+        """The text of a `tokenizer.json` that gives the same ids, here and in `transformers`. Special tokens lie in the
+        vocabulary again, where the library looks them up."""
+        values = json.loads(self._bpe.to_str())
+        flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+        numbered = sorted((id, token) for token, id in self._special.items())
+        values["added_tokens"] = [{"id": id, "content": token, **flags, "special": True} for id, token in numbered]
+        values["model"]["vocab"] |= self._special
+        values["decoder"] = self._spelling.decoder
+        return json.dumps(values, ensure_ascii=False)
+
     @property
     def special_tokens(self) -> Mapping[str, int]:
         """Text and id of every special token."""
@@ -222,6 +233,13 @@ class Spelling:
 
     bytes_of: Callable[[str], bytes]
     adds_space: bool
+
+    @property
+    def decoder(self) -> dict[str, Any]:
+        """What a `tokenizer.json` calls it."""
+        if self.bytes_of is _byte_level:
+            return {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+        return {"type": "Sequence", "decoders": [*_PIECES, *([_STRIP] if self.adds_space else [])]}
 
 
 def _byte_level(token: str) -> bytes:

@@ -49,6 +49,9 @@ V3_TEMPLATE = """\
     {%- if message.role == "tool" %}{{- raise_exception("this template has no tool messages") }}{% endif %}
 {%- endfor %}
 {%- if add_generation_prompt %}{{- "<｜Assistant｜>" }}{% endif %}"""
+# R1's, likewise: a prompt opens the reasoning, and an earlier answer has lost its own.
+R1_TEMPLATE = V3_TEMPLATE.replace("message.content + eos_token", 'message.content.split("</think>")[-1] + eos_token')
+R1_TEMPLATE = R1_TEMPLATE.replace('{{- "<｜Assistant｜>" }}', '{{- "<｜Assistant｜><think>\\n" }}')
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ _HISTORY = Conversation(
     ),
     prompt=False,
 )
+_OURS = {builtin.V3_TEMPLATE: builtin.V3, builtin.R1_TEMPLATE: builtin.R1}  # no need to try them
 _SYSTEM = "Be brief."
 _QUESTION = Conversation((Turn("user", "One?"),))
 
@@ -163,8 +164,8 @@ class ChatFormat:
     @cached_property
     def _recognised(self) -> BuiltIn | None:
         """The built-in form that the template is; its process is needed no more then."""
-        if (self.template, self.bos, self.eos) == (builtin.V3_TEMPLATE, builtin.BOS, builtin.EOS):
-            return builtin.V3
+        if self.template in _OURS and (self.bos, self.eos) == (builtin.BOS, builtin.EOS):
+            return _OURS[self.template]
         found = _behaves_as(self._template) if builtin.USER in self.template else None
         if found:
             self._template.sandbox.close()

@@ -32,7 +32,7 @@ def train(
         float, typer.Option(min=0.0, help="Pause with a checkpoint before so many minutes are over; 0: never.")
     ] = 0.0,
 ) -> None:
-    """Train a model by a recipe: pre-training or reinforcement learning.
+    """Train a model by a recipe: pre-training, fine-tuning or reinforcement learning.
 
     Ctrl-C or SIGTERM finishes the step and writes a checkpoint; --resume continues, with the same numbers as if
     nothing had happened. A run paused by --minutes ends with exit code 0, one that was interrupted with 130.
@@ -51,7 +51,14 @@ def train(
         print(f"porcelet: {pause}", file=sys.stderr)
         return
     print(f"model: {output}   metrics: {output / 'metrics.jsonl'}")
-    _print_result(stages[-1].config, output)
+    config = stages[-1].config
+    if config.lora.rank:
+        print(f"adapter: {output / 'adapter'}")
+    if config.lora.rank and not config.lora.merge:
+        print(f"make it a model: porcelet merge {config.model} {output / 'adapter'} FOLDER")
+        return
+    if not config.data.conversations:
+        _print_result(config, output)
     print(f"talk to it: porcelet chat --model {output}")
 
 

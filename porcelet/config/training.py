@@ -28,10 +28,20 @@ class DataConfig:
     A step of pre-training reads `tokens_per_step` tokens in pieces of at most `context`; a piece sees no other document
     unless `document_mask` is off, as in V3 (report, section 4.1). `fim_rate` of the documents are rearranged for
     fill-in-the-middle.
+
+    Conversations are JSON Lines (train/conversations.py). What the assistant says is trained, its end included: every
+    answer, or the `last` one of each conversation (`train_on`). A step takes `samples_per_step` conversations, or as
+    many as `tokens_per_step` hold (`step_of`). Its loss is the mean over all trained tokens, or over conversations,
+    whatever their lengths (`weigh`). One longer than `context` or the model's own is refused, dropped, or cut at its
+    end (`too_long`).
     """
 
     corpus: str = ""
     conversations: tuple[str, ...] = ()
+    train_on: str = "all"  # all | last: the assistant's answers that are learnt
+    step_of: str = "samples"  # samples | tokens
+    weigh: str = "tokens"  # tokens | conversations: what counts equally
+    too_long: str = "refuse"  # refuse | drop | cut
     tokens_per_step: int = 4096
     context: int = 512
     document_mask: bool = True
@@ -41,6 +51,10 @@ class DataConfig:
         _at_least(self, 1, "tokens_per_step")
         _at_least(self, 2, "context")
         _within(self, 0, 1, "fim_rate")
+        _one_of(self, "train_on", ("all", "last"))
+        _one_of(self, "step_of", ("samples", "tokens"))
+        _one_of(self, "weigh", ("tokens", "conversations"))
+        _one_of(self, "too_long", ("refuse", "drop", "cut"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,15 +151,30 @@ class RewardConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LoraConfig:
-    """Low-rank adapters (Hu et al. 2021): rank 0 trains the whole model. `targets` are names of linear layers."""
+    """Low-rank adapters (Hu et al. 2021): rank 0 trains the whole model.
+
+    A layer's weight becomes W + alpha / rank · B·A, and A and B alone are trained: the base stays as it is, the
+    experts' biases included. `targets` are names as in PEFT, such as q_proj or self_attn.o_proj, or "all-linear": every
+    linear layer of attention and MLPs; of attention alone in DeepSeek's architectures, whose MLPs PEFT cannot adapt.
+    With `adapter`, a folder in PEFT's format, they begin as they are there; else A is random and B zero.
+
+    The run leaves them in `adapter/` of its output, in PEFT's format. With `merge` the output is a whole model besides,
+    the base with the adapter in it, for `porcelet chat --model` and all others who know nothing of adapters.
+    """
 
     rank: int = 0
     alpha: float = 16.0
-    targets: tuple[str, ...] = ()  # empty: all of attention and the dense MLPs
+    targets: tuple[str, ...] = ("all-linear",)
+    adapter: str = ""
+    merge: bool = True
 
     def __post_init__(self) -> None:
         _at_least(self, 0, "rank")
         _positive(self, "alpha")
+        if not self.targets:
+            raise InputError('[lora] targets is empty; name linear layers such as q_proj, or "all-linear"')
+        if self.adapter and not self.rank:
+            raise InputError(f"[lora] adapter is {self.adapter!r} and rank 0; give the rank of the adapter")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,10 +196,12 @@ class LogConfig:
 class TrainConfig:
     """One training run. The methods differ in where samples come from and in their weights.
 
-    `model` is a folder to start from; without one, `ModelConfig` fields come from the recipe's [model] table. `output`
-    receives `checkpoint/` (exact resume), `metrics.jsonl` and, at the end, the model in Hugging Face form. A step's
-    samples go through the model in pieces of about `tokens_per_pass` tokens, which bounds memory; 0 is all at once.
-    `mtp_weight` and `bias_update_speed` take their late values once the share `*_late_from` of the steps is done.
+    `model` is what to start from: a folder, a GGUF file or a name in the store. Without one, `ModelConfig` fields come
+    from the recipe's [model] table, and the new model speaks in `chat_format`: V3's, or R1's, which thinks before it
+    answers. `output` receives `checkpoint/` (exact resume), `metrics.jsonl` and, at the end, the model in Hugging Face
+    form. A step's samples go through the model in pieces of about `tokens_per_pass` tokens, which bounds memory; 0 is
+    all at once. `mtp_weight` and `bias_update_speed` take their late values once the share `*_late_from` of the steps
+    is done.
 
     A step is refused whose loss or gradient norm is not finite or, with `spike_deviations` k, above mean + k standard
     deviations of the last `spike_window` steps. `on_spike` "stop" ends the run there; "skip" goes on without it, but
@@ -179,6 +210,7 @@ class TrainConfig:
 
     method: str = "pretrain"
     model: str = ""
+    chat_format: str = "V3"  # V3 | R1
     output: str = "runs/run"
     steps: int = 300
     seed: int = 0
@@ -211,6 +243,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _one_of(self, "method", METHODS)
+        _one_of(self, "chat_format", ("V3", "R1"))
         _one_of(self, "dtype", ("float32", "bfloat16", "fp8"))
         _one_of(self, "on_spike", ("stop", "skip"))
         _one_of(self, "device", ("cpu", "cuda"))
@@ -227,6 +260,10 @@ class TrainConfig:
             raise InputError(
                 f"samples_per_step {self.samples_per_step} is not a multiple of group_size {self.policy.group_size}"
             )
+        if self.lora.rank and not self.model:
+            raise InputError("[lora] adapts a model that exists; name one with [train] model")
+        if self.lora.rank and self.dtype != "float32":
+            raise InputError(f"dtype is {self.dtype!r}; adapters are trained in float32")
 
 
 def _one_of(config: object, name: str, allowed: tuple[str, ...]) -> None:

@@ -153,9 +153,11 @@ def _complete(output: Path) -> list[Path]:
 
 
 def _state(model: Transformer, optimizer: Optimizer) -> dict[str, Tensor]:
-    """The live tensors of a run under the names they have in the file."""
+    """The live tensors of a run under the names they have in the file; what is frozen is the base's, in its folder."""
     state: dict[str, Tensor] = {f"buffer.{name}": buffer for name, buffer in model.named_buffers()}
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         state[f"parameter.{name}"] = parameter
         state |= {f"optimizer.{name}.{key}": value for key, value in optimizer.state.get(parameter, {}).items()}
     return state

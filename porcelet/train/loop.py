@@ -25,7 +25,7 @@ import torch.utils.deterministic
 from porcelet.config import TrainConfig
 from porcelet.errors import InputError, PorceletError
 from porcelet.kernels.cpu import keep_freed_memory
-from porcelet.train import checkpoint, journal
+from porcelet.train import checkpoint, journal, lora
 from porcelet.train.files import writing
 from porcelet.train.log import Log, open_log
 from porcelet.train.measure import record_session
@@ -38,7 +38,6 @@ from porcelet.train.sources import ROLLOUTS, Metrics, make_source
 from porcelet.train.spikes import SpikeRule
 from porcelet.train.start import start_model
 from porcelet.train.step import Run, Taken, take_step
-from porcelet.weights.load import save
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +85,7 @@ def train(
                     asked=not watch.signal,
                 )
     with writing(run.output):
-        save(run.model.cpu(), run.output)
+        lora.save_result(run.model.cpu(), config, run.output)
     return run.output
 
 
@@ -106,6 +105,7 @@ def begin(config: TrainConfig, model_fields: Mapping[str, Any], *, resume: bool,
         checkpoint.restore(found, model, optimizer)
         spikes.restore(header.spikes)
         _prune(config, header.step)  # a run that was killed between a checkpoint and this
+    lora.refresh(model)
     source = make_source(config, model, Renderer(output), reward)
     _clear(output, resume=resume)
     if config.method in ROLLOUTS:
@@ -200,7 +200,7 @@ def _prune(config: TrainConfig, step: int) -> None:
 @contextmanager
 def _deterministic() -> Iterator[None]:
     """Sums in a fixed order: with threads, torch otherwise adds gradients of gathered rows in the order they arrive."""
-    filling = torch.utils.deterministic  # type: ignore[attr-defined]  # a module whose class has the property
+    filling: Any = torch.utils.deterministic  # its settings are properties of the module
     before = torch.are_deterministic_algorithms_enabled(), filling.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
     filling.fill_uninitialized_memory = False  # nothing reads what it has not written; filling takes 3 % of a step

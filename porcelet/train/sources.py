@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from porcelet.config import EngineConfig, TrainConfig
 from porcelet.engine.engine import Engine
-from porcelet.errors import ModelError
+from porcelet.errors import InputError, ModelError
 from porcelet.models.transformer import Transformer
+from porcelet.train.conversations import read_conversations
 from porcelet.train.rendering import Renderer
 from porcelet.train.rewards import Reward
 from porcelet.train.rollout import Rollout
@@ -28,24 +29,31 @@ def make_source(config: TrainConfig, model: Transformer, renderer: Renderer, rew
         InputError: the recipe's task or data cannot be used.
         ModelError: the model names no token that ends an answer.
     """
-    if not model.config.eos_token_ids:
+    ends = model.config.eos_token_ids
+    if not ends:
         raise ModelError(f"model {config.model} names no eos_token_id; an answer could not end")
+    if config.data.conversations:
+        if config.method != "sft":
+            raise InputError(f"[data] conversations are for method = 'sft'; this is {config.method!r}")
+        return read_conversations(config, model.config, renderer)
     task = load_task(config.task.name, config.task.options)
     if config.method == "grpo":
         return Rollout(Engine(model, EngineConfig(weights="float32")), task, renderer, config, reward)
-    return Answers(task, renderer, model.config.eos_token_ids[0], config)
+    first = renderer.sample(task.draw(config.seed, 0))
+    learnt = [token for token, weight in zip(first.tokens, first.weights, strict=True) if weight]
+    renderer.require_end(learnt[-1], ends, f"task {config.task.name}")
+    return Answers(task, renderer, config)
 
 
 @dataclass(frozen=True)
 class Answers:
-    """A task's problems with their answers, which are to be learnt."""
+    """A task's problems with their traces and answers, which are to be learnt."""
 
     task: Task
     renderer: Renderer
-    stop: int
     config: TrainConfig
 
     def __call__(self, step: int) -> tuple[list[Sample], Metrics]:
         count = self.config.samples_per_step
         positions = range(step * count, (step + 1) * count)
-        return [self.renderer.sample(self.task.draw(self.config.seed, i), self.stop) for i in positions], {}
+        return [self.renderer.sample(self.task.draw(self.config.seed, i)) for i in positions], {}

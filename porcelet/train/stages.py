@@ -105,7 +105,8 @@ def is_finished(stage: Stage) -> bool:
     if not found:
         return False
     header = checkpoint.read_header(found, checkpoint.recipe_of(stage.config, stage.model_fields))
-    return header.step == stage.config.steps and (output / "model.safetensors").exists()
+    saved = output.glob("model*.safetensors") if stage.config.lora.merge else output.glob("adapter/*.safetensors")
+    return header.step == stage.config.steps and any(saved)
 
 
 def _names(listed: Any, path: Path) -> list[str]:

@@ -1,27 +1,31 @@
-"""The model of step 0: a new one by the recipe's [model] table, or one from a folder; with its tokenizer."""
+"""The model of step 0 with its tokenizer: a new one by the recipe's [model] table, or one from the store, a folder or a
+GGUF file."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
-import shutil
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from porcelet import hub
 from porcelet.config import ModelConfig, RopeScaling, TrainConfig, read_hf
-from porcelet.errors import InputError, ModelError
+from porcelet.engine.codec import open_codec
+from porcelet.errors import InputError
 from porcelet.models.transformer import Transformer, build, initialize
 from porcelet.train import numerics
+from porcelet.train.lora import add_adapters
 from porcelet.train.rendering import EOS, Renderer, make_tokenizer
+from porcelet.weights.files import copy_text_files
 from porcelet.weights.load import load
 
-TEXT_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json")
 MSCALES = {"deepseek_v3": 1.0, "deepseek_v2": 0.707}  # others scale by YaRN's own 0.1 ln s + 1, which needs no field
 
 
 def start_model(config: TrainConfig, model_fields: Mapping[str, Any], output: Path) -> Transformer:
-    """The model of step 0; its tokenizer and chat format go to `output`."""
+    """The model of step 0, with adapters if the recipe has some; its tokenizer and chat format go to `output`."""
     if bool(config.model) == bool(model_fields):
         raise InputError("a recipe needs either model=FOLDER to start from or a [model] table, and not both")
     if config.model and Path(config.model).resolve() == output.resolve():
@@ -33,15 +37,27 @@ def start_model(config: TrainConfig, model_fields: Mapping[str, Any], output: Pa
     if not config.model and config.context_extension != 1.0:
         raise InputError("context_extension continues a model: give model=FOLDER, or a new one rope_scaling")
     if not config.model:
-        make_tokenizer(output)
+        make_tokenizer(output, config.chat_format)
         return numerics.apply(initialize(build(_model_config(model_fields, output)), config.seed), config.dtype)
-    folder = Path(config.model)
-    if not folder.is_dir():
-        raise ModelError(f"model {folder} is not a folder; training starts from one in Hugging Face form")
-    for name in TEXT_FILES:
-        if (folder / name).exists():
-            shutil.copyfile(folder / name, output / name)
-    return numerics.apply(extend_context(load(folder), config.context_extension), config.dtype)
+    path = hub.resolve(config.model)
+    write_text_files(path, output)
+    model = numerics.apply(extend_context(load(path), config.context_extension), config.dtype)
+    if config.lora.rank:
+        add_adapters(model, config.lora, config.seed)
+    return model
+
+
+def write_text_files(path: Path, output: Path) -> None:
+    """Tokenizer and chat format of the model to start from, in Hugging Face form even where that is a GGUF file."""
+    if path.is_dir():
+        copy_text_files(path, output)
+        return
+    tokenizer, chat = open_codec(path)
+    (output / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
+    if chat.template:
+        settings = {"bos_token": chat.bos or None, "eos_token": chat.eos or None, "chat_template": chat.template}
+        text = json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **settings}, ensure_ascii=False, indent=2)
+        (output / "tokenizer_config.json").write_text(text, encoding="utf-8")
 
 
 def extend_context(model: Transformer, factor: float) -> Transformer:

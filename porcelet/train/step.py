@@ -12,6 +12,7 @@ import torch
 from porcelet.config import TrainConfig
 from porcelet.models.attention import PackedView
 from porcelet.models.transformer import Transformer
+from porcelet.train import lora
 from porcelet.train.balance import balance_metrics, expert_loads, move_biases
 from porcelet.train.flops import train_flops
 from porcelet.train.loss import Totals, compute_loss, join_parts
@@ -73,7 +74,7 @@ def _update(run: Run, samples: Sequence[Sample], watch: Stopwatch, *, first: boo
     config = at_step(run.config, run.step)
     with watch.phase("gradient"):
         run.optimizer.zero_grad()
-        parts, routing = _gradients(run, samples, config, watch)
+        parts, routing = gradients(run, samples, config, watch)
         norm, rate = run.optimizer.gradient_norm(), learning_rate(run.step, config)
     metrics = {**parts, "gradient_norm": norm, "learning_rate": rate}
     objection = run.spikes.objection(parts["loss"], norm) if first else not_finite(parts["loss"], norm)
@@ -81,14 +82,15 @@ def _update(run: Run, samples: Sequence[Sample], watch: Stopwatch, *, first: boo
         return metrics, objection
     with watch.phase("optimizer"):
         run.optimizer.step(norm, rate)
+        lora.refresh(run.model)
         loads = expert_loads(routing, run.model.config.n_routed_experts)
-        move_biases(run.model, loads, config.bias_update_speed)
+        move_biases(run.model, loads, 0.0 if config.lora.rank else config.bias_update_speed)
     if first:
         run.spikes.take(parts["loss"], norm)
     return {**metrics, **balance_metrics(loads)}, ""
 
 
-def _gradients(
+def gradients(
     run: Run, samples: Sequence[Sample], config: TrainConfig, watch: Stopwatch
 ) -> tuple[dict[str, float], list[torch.Tensor]]:
     """The loss by parts, its gradients in the model, and every MoE layer's choices, in as many passes as

@@ -15,6 +15,7 @@ import errno
 import json
 import mmap
 import os
+import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -38,6 +39,7 @@ from porcelet.weights.shards import Entry, read_header
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+TEXT_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json")
 MAX_SHARD_BYTES = 5_000_000_000  # as transformers cuts
 PIECE = 1 << 20  # values that are converted at once: they stay in the cache
 SCALE_SUFFIX = "_scale_inv"
@@ -125,6 +127,13 @@ def save(folder: Path, config: ModelConfig, tensors: Iterable[tuple[str, Tensor]
             left.unlink()
         if temporary.is_dir():
             temporary.rmdir()
+
+
+def copy_text_files(source: Path, folder: Path) -> None:
+    """Copy tokenizer and chat format from one model's folder to another's."""
+    for name in TEXT_FILES:
+        if (source / name).exists():
+            shutil.copyfile(source / name, folder / name)
 
 
 def _write_shards(folder: Path, tensors: Iterable[tuple[str, Tensor]]) -> list[str]:

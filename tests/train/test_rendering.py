@@ -13,7 +13,7 @@ def test_only_answer_and_stop_carry_weight(tmp_path: Path) -> None:
     make_tokenizer(tmp_path)
     renderer = Renderer(tmp_path)
     problem = sums().training[0]
-    sample = renderer.sample(problem, stop=1)
+    sample = renderer.sample(problem)
     num_prompt = len(sample.weights) - int(sum(sample.weights))
     text = renderer.tokenizer.decode(sample.tokens[:num_prompt])
     assert text == f"<｜begin▁of▁sentence｜><｜User｜>{problem.question}<｜Assistant｜>"

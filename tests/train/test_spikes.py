@@ -9,8 +9,10 @@ import pytest
 from porcelet.errors import PorceletError
 from porcelet.train import checkpoint, journal, loop
 from porcelet.train.loop import train
+from porcelet.train.measure import Stopwatch
 from porcelet.train.sources import Answers, Metrics
 from porcelet.train.spikes import SpikeRule
+from porcelet.train.step import gradients
 from porcelet.types import Sample
 from tests.train.test_checkpoint import assert_same_run, train_until
 from tests.train.tiny_run import FIELDS, config, metrics_of, state_of
@@ -52,7 +54,8 @@ def test_kept_batch_can_be_replayed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         train(config(tmp_path, **JUMPY), FIELDS)
     kept = journal.read(tmp_path / "spikes" / "step-5.jsonl")
     run = loop.begin(config(tmp_path, **JUMPY), FIELDS, resume=True, reward=lambda problem, answer: 0.0)
-    assert run.step == 4 and loop._gradients(run, kept.samples)[0]["loss"] == kept.metrics["loss"]
+    parts, _ = gradients(run, kept.samples, run.config, Stopwatch())
+    assert run.step == 4 and parts["loss"] == kept.metrics["loss"]
 
 
 JUMPY: dict[str, Any] = {"spike_window": 4, "spike_deviations": 6.0}

@@ -210,9 +210,7 @@ class TrainConfig:
             )
         num_groups = self.samples_per_step // self.policy.group_size
         if self.method == "grpo" and self.policy.minibatches > num_groups:
-            raise InputError(
-                f"minibatches is {self.policy.minibatches}; a step has {num_groups} groups to cut"
-            )
+            raise InputError(f"minibatches is {self.policy.minibatches}; a step has {num_groups} groups to cut")
 
 
 def _one_of(config: object, name: str, allowed: tuple[str, ...]) -> None:

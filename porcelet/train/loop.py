@@ -25,13 +25,14 @@ from porcelet.errors import InputError, PorceletError
 from porcelet.models.attention import PackedView
 from porcelet.models.transformer import Transformer
 from porcelet.train import checkpoint
-from porcelet.train.loss import Totals, compute_loss, join_parts
+from porcelet.train.loss import Totals, compute_loss, join_parts, join_updates
 from porcelet.train.optim import balance_experts, learning_rate, make_optimizer
 from porcelet.train.packing import pack, passes
 from porcelet.train.rendering import Renderer
 from porcelet.train.rewards import Reward, exact_answer
 from porcelet.train.sources import Metrics, Source, make_source
 from porcelet.train.start import start_model
+from porcelet.train.updates import batches
 from porcelet.types import Sample
 from porcelet.weights.load import save
 
@@ -81,10 +82,11 @@ def _step(
     """Draw samples and learn from them. A step whose groups all lack a signal changes nothing."""
     began = time.perf_counter()
     samples, metrics = source(step)
-    num_tokens = sum(len(sample.tokens) for sample in samples)
-    for update in range(config.policy.updates_per_rollout if samples else 0):
-        learned = _update(model, optimizer, samples, step, config)
-        metrics |= learned if update == 0 else {}
+    num_tokens = sum(len(sample.tokens) for sample in samples if sample.teaches)
+    learned = [
+        _update(model, optimizer, batch, step, config) for batch in batches(samples, config.policy, config.seed, step)
+    ]
+    metrics |= join_updates(learned)
     seconds = time.perf_counter() - began
     return {"step": step + 1, **metrics, "tokens": num_tokens, "tokens_per_second": num_tokens / seconds}
 

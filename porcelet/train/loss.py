@@ -15,7 +15,8 @@ losses, parts and gradients add up to the step's.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 Parts = dict[str, Tensor]
 MAXIMA = ("mismatch",)  # parts whose largest value over the passes is the step's; the others' sum is
+OF_THE_FIRST = ("mismatch", "mismatch_kl")  # before it, trainer and sampler have the same parameters
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,15 @@ def join_parts(parts: Sequence[Parts]) -> dict[str, float]:
     return {
         name: (max if name in MAXIMA else sum)(float(part[name]) for part in parts if name in part) for name in names
     }
+
+
+def join_updates(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The metrics of a step from those of its updates: means; of what tells sampler from trainer, the first."""
+    if not updates:
+        return {}
+    first = updates[0]
+    means = {name: statistics.fmean(update[name] for update in updates if name in update) for name in first}
+    return means | {name: first[name] for name in OF_THE_FIRST if name in first}
 
 
 def _logprobs(model: Transformer, hidden: Float[Tensor, "N D"], targets: Int[Tensor, "N"]) -> Float[Tensor, "N"]:

@@ -182,6 +182,11 @@ def _floats(pieces: Iterable[Iterable[float]]) -> Tensor:
 
 
 def passes(samples: Sequence[Sample], max_tokens: int) -> list[list[Sample]]:
+    """The samples that teach something, `cut` into what goes through the model at once."""
+    return cut([sample for sample in samples if sample.teaches], max_tokens)
+
+
+def cut(samples: Sequence[Sample], max_tokens: int) -> list[list[Sample]]:
     """Samples in order, cut into lists of at most `max_tokens` tokens (0: one list); a longer sample is alone.
 
     Samples that share a prompt count it once, so a group stays together where it fits.

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
-from porcelet.config import EngineConfig, TrainConfig
-from porcelet.engine.engine import Engine
+from porcelet.config import TrainConfig
 from porcelet.errors import ModelError
 from porcelet.models.transformer import Transformer
+from porcelet.train.reference import Reference
 from porcelet.train.rendering import Renderer
-from porcelet.train.rewards import Reward
+from porcelet.train.rewards import Reward, Term
 from porcelet.train.rollout import Rollout
+from porcelet.train.sampler import make_engine
 from porcelet.train.tasks import Task, load_task
 from porcelet.types import Sample
 
@@ -30,8 +32,15 @@ def make_source(config: TrainConfig, model: Transformer, renderer: Renderer, rew
         raise ModelError(f"model {config.model} names no eos_token_id; an answer could not end")
     task = load_task(config.task.name, config.task.options)
     if config.method == "grpo":
-        return Rollout(Engine(model, EngineConfig(weights="float32")), task, renderer, config, reward)
+        engine, rewards = make_engine(model, config.policy), (Term("exact", reward),)
+        return Rollout(engine, model, task, renderer, config, rewards, _reference(config, model))
     return Answers(task, renderer, model.config.eos_token_ids[0], config)
+
+
+def _reference(config: TrainConfig, model: Transformer) -> Reference | None:
+    if not config.policy.kl_weight:
+        return None
+    return Reference(model, Path(config.output), config.policy.reference_every)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import functools
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -133,7 +134,7 @@ def in_passes(network: Transformer, samples: list[Sample], run: TrainConfig) -> 
     return torch.stack(losses).sum(), len(losses)
 
 
-EXTRAS = {
+EXTRAS: dict[str, dict[str, Any]] = {
     "plain": {},
     "kl": {"kl_weight": 0.3},
     "unbiased kl": {"kl_weight": 0.3, "kl_estimator": "unbiased"},
@@ -192,7 +193,7 @@ def test_several_updates_follow_the_padded_formula(tmp_path: Path, loss: str) ->
             pieces = torch.autograd.grad(value, list(network.parameters()), allow_unused=True, materialize_grads=True)
             with torch.no_grad():
                 for parameter, piece in zip(network.parameters(), pieces, strict=True):
-                    parameter -= 0.02 * piece
+                    parameter.sub_(piece, alpha=0.02)
         finals.append(torch.cat([parameter.detach().flatten() for parameter in network.parameters()]))
     start = torch.cat([parameter.detach().flatten() for parameter in model().parameters()])
     moved, expected = finals[0] - start, finals[1] - start

@@ -245,6 +245,8 @@ def comparison(folder: Path, workload: Workload, options: argparse.Namespace) ->
                 measured, note = interleave(runs, options.rounds, max_stolen=options.max_stolen)
             ratio = measured[way]["seconds"] / measured["porcelet"]["seconds"]
             results[kind][way] = measured | {"times_faster": float(f"{ratio:.3g}")}
+        if not results[kind]:
+            continue
         results[kind]["least"] = min(way["times_faster"] for way in results[kind].values())
     return results, note
 

@@ -29,7 +29,7 @@ from porcelet.train.loss import Totals, compute_loss, join_parts, join_updates
 from porcelet.train.optim import balance_experts, learning_rate, make_optimizer
 from porcelet.train.packing import pack, passes
 from porcelet.train.rendering import Renderer
-from porcelet.train.rewards import Reward, exact_answer
+from porcelet.train.rewards import Reward
 from porcelet.train.sources import Metrics, Source, make_source
 from porcelet.train.start import start_model
 from porcelet.train.updates import batches
@@ -43,12 +43,13 @@ def train(
     report: Callable[[Metrics], None] = lambda metrics: None,
     *,
     resume: bool = False,
-    reward: Reward = exact_answer,
+    reward: Reward | None = None,
 ) -> Path:
     """Run a recipe to its end; the folder that then holds the model in Hugging Face form, with its tokenizer.
 
     `model_fields` are the recipe's [model] table, empty if `config.model` names a folder to start from. `report` sees
-    each step's metrics. With `resume`, a run found in `config.output` continues behind its newest checkpoint.
+    each step's metrics. A `reward` given here stands in for those of the recipe. With `resume`, a run found in
+    `config.output` continues behind its newest checkpoint.
 
     Raises:
         InputError: the recipe cannot be used, or `config.output` holds another run, or one and `resume` was not given.

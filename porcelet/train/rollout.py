@@ -30,7 +30,8 @@ from porcelet.train.hashing import hashed
 from porcelet.train.policy import FAMILY
 from porcelet.train.reference import Reference
 from porcelet.train.rendering import Renderer
-from porcelet.train.rewards import Answer, Judgement, Term, exact_answer, judge, summarize
+from porcelet.train.rewards import Answer, Judgement, Term, judge, summarize
+from porcelet.train.rewards.text import exact_answer
 from porcelet.train.sampler import refresh
 from porcelet.train.scoring import score_drawn
 from porcelet.train.tasks import Task, load_task
@@ -173,6 +174,7 @@ def held_out_accuracy(folder: Path, config: TrainConfig) -> tuple[float, int]:
     engine, renderer = Engine.load(folder, EngineConfig(weights="float32")), Renderer(folder)
     problems = load_task(config.task.name, config.task.options).held_out
     params = SamplingParams(max_tokens=config.policy.max_new_tokens, temperature=0.0)
-    outputs = engine.generate([renderer.prompt(problem.question) for problem in problems], params)
-    texts = [renderer.tokenizer.decode(output.tokens) for output in outputs]
-    return statistics.fmean(map(exact_answer, problems, texts)), len(problems)
+    prompts = [renderer.prompt(problem.question) for problem in problems]
+    outputs = engine.generate(prompts, params)
+    answers = [read_answer(o, prompt, renderer.tokenizer) for o, prompt in zip(outputs, prompts, strict=True)]
+    return statistics.fmean(map(exact_answer, problems, answers)), len(problems)

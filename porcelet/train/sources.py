@@ -11,7 +11,7 @@ from porcelet.errors import ModelError
 from porcelet.models.transformer import Transformer
 from porcelet.train.reference import Reference
 from porcelet.train.rendering import Renderer
-from porcelet.train.rewards import Reward, Term
+from porcelet.train.rewards import Reward, Term, load_rewards
 from porcelet.train.rollout import Rollout
 from porcelet.train.sampler import make_engine
 from porcelet.train.tasks import Task, load_task
@@ -21,7 +21,7 @@ Metrics = dict[str, float]
 Source = Callable[[int], tuple[list[Sample], Metrics]]  # step → its samples, and what is to log about them
 
 
-def make_source(config: TrainConfig, model: Transformer, renderer: Renderer, reward: Reward) -> Source:
+def make_source(config: TrainConfig, model: Transformer, renderer: Renderer, reward: Reward | None) -> Source:
     """The source that the recipe asks for.
 
     Raises:
@@ -32,8 +32,9 @@ def make_source(config: TrainConfig, model: Transformer, renderer: Renderer, rew
         raise ModelError(f"model {config.model} names no eos_token_id; an answer could not end")
     task = load_task(config.task.name, config.task.options)
     if config.method == "grpo":
-        engine, rewards = make_engine(model, config.policy), (Term("exact", reward),)
-        return Rollout(engine, model, task, renderer, config, rewards, _reference(config, model))
+        rewards = (Term("reward", reward),) if reward else load_rewards(config.rewards)
+        engine, reference = make_engine(model, config.policy), _reference(config, model)
+        return Rollout(engine, model, task, renderer, config, rewards, reference)
     return Answers(task, renderer, model.config.eos_token_ids[0], config)
 
 

@@ -8,7 +8,7 @@
 float32, AdamW, the loss "dapo" with advantages r - mean, no KL, one update a rollout. Both sides pay the same reward, a
 sum over the answer's token ids. Before anything is timed, both compute the update of the same answers from the same
 weights: the losses must agree within 1e-5 and the gradients' cosine must exceed 0.9999. TRL runs in each way of
-`TRL_WAYS`; the quickest is its row. The model "tiny" shows that all of this works.
+`--trl`; the quickest is its row. The model "tiny" shows that all of this works.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", nargs="*", choices=MODELS, default=["10m"])
     parser.add_argument("--workload", nargs="*", choices=WORKLOADS, default=["L", "M", "S"])
-    parser.add_argument("--trl", nargs="*", choices=TRL_WAYS, default=list(TRL_WAYS), help="ways to run TRL")
+    parser.add_argument("--trl", nargs="*", choices=TRL_WAYS, default=["trl", "trl_micro8"], help="ways to run TRL")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--max-stolen", type=float, default=0.02)

@@ -133,7 +133,7 @@ def from_all_logits(model: torch.nn.Module, hidden: Tensor, batch: Packed, drawn
 
 def timed(trainer: Trainer, run: Callable[[], float]) -> Run:
     def measured() -> dict[str, float]:
-        return {"seconds": seconds(lambda: (run(), trainer.optimizer.step()))}
+        return {"seconds": seconds(lambda: (run(), trainer.descend()))}
 
     return measured
 

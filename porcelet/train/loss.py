@@ -1,10 +1,11 @@
 """The one loss. Pre-training, fine-tuning and GRPO differ in the weights of their samples, not in code.
 
-    total = L_CE + mtp_weight · L_MTP + L_policy
+    total = L_CE + mtp_weight · L_MTP + L_policy + balance_weight · L_Bal
 
     L_CE     = Σ w_t · -log p(t) / Σ w_t                                      t the tokens that carry a weight
     L_MTP    = the same for the prediction made one token earlier             DeepSeek-V3 report, eq. 24 and 25, depth 1
     L_policy = GRPO and its family (train/policy.py)                          over the tokens that the policy drew
+    L_Bal    = how unevenly sequences use experts                             train/balance.py
 
 Policy probabilities are those at the sampling temperature, as tokens were drawn from that distribution. A term whose
 weights are all zero costs nothing.
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -26,6 +27,7 @@ from porcelet.config import TrainConfig
 from porcelet.kernels.loss import token_logprobs
 from porcelet.models.attention import PackedView
 from porcelet.models.transformer import Transformer
+from porcelet.train.balance import sequence_balance
 from porcelet.train.packing import Packed
 from porcelet.train.policy import Drawn, policy_loss
 from porcelet.types import Sample
@@ -47,6 +49,7 @@ class Totals:
     num_answers: int
     num_policy_tokens: int
     num_computed_tokens: int
+    num_rows: int
 
     @classmethod
     def of(cls, samples: Sequence[Sample]) -> Totals:
@@ -56,6 +59,7 @@ class Totals:
             num_answers=sum(sample.num_drawn > 0 for sample in samples),
             num_policy_tokens=sum(sample.num_drawn for sample in samples),
             num_computed_tokens=sum(sample.num_drawn for sample in samples if sample.teaches),
+            num_rows=sum(len(sample.tokens) - 1 for sample in samples if sample.teaches),
         )
 
 
@@ -76,6 +80,9 @@ def compute_loss(
         parts["policy"], extra = policy_loss(logprobs, drawn, config.policy, totals)
         parts |= extra
         total = total + parts["policy"]
+    if config.balance_weight and view.routing:
+        parts["balance"] = sequence_balance(view, model.config, totals.num_rows)
+        total = total + config.balance_weight * parts["balance"]
     return total, {name: part.detach() for name, part in parts.items()}
 
 
@@ -91,7 +98,7 @@ def mtp_loss(
 ) -> Float[Tensor, ""]:
     """Cross-entropy of the MTP layer: a row that has read one token more predicts the one after it."""
     ahead = batch.further
-    own = PackedView(ahead.segments, view.routing)
+    own = replace(view, segments=ahead.segments)
     further = model.predict_further(hidden[ahead.rows], ahead.tokens, ahead.positions, own)
     chosen = ahead.weights.nonzero()[:, 0]
     logprobs = _logprobs(model, further[chosen], ahead.targets[chosen])

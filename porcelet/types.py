@@ -302,17 +302,29 @@ class Sample:
     """One training sequence. Every list is empty or as long as `tokens`; entry t weighs the prediction OF token t.
 
     `weights` weigh cross-entropy; `advantages` weigh the policy gradient, with `old_logprobs` the log-probability
-    each token had when it was drawn and `reference_logprobs` the one it has under a reference. Pre-training, SFT and
-    GRPO differ only in these numbers. The first `num_prompt` tokens may be computed once for all samples that share
-    them.
+    each token had before the first update, `sampler_logprobs` the one it was drawn with (empty: the same) and
+    `reference_logprobs` the one it has under a reference. Pre-training, SFT and GRPO differ only in these numbers. The
+    first `num_prompt` tokens may be computed once for all samples that share them; a sample with advantages was drawn
+    from there on, and counts as an answer even where the advantages are all zero.
     """
 
     tokens: tuple[int, ...]
     weights: tuple[float, ...] = ()
     advantages: tuple[float, ...] = ()
     old_logprobs: tuple[float, ...] = ()
+    sampler_logprobs: tuple[float, ...] = ()
     reference_logprobs: tuple[float, ...] = ()
     num_prompt: int = 0
+
+    @property
+    def num_drawn(self) -> int:
+        """How many tokens the policy drew."""
+        return len(self.tokens) - max(self.num_prompt, 1) if self.advantages else 0
+
+    @property
+    def teaches(self) -> bool:
+        """Whether anything in it has a gradient."""
+        return any(self.weights) or any(self.advantages) or bool(self.reference_logprobs)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
 """The rivals' environments and model files: made once, in a folder outside the checkout.
 
-    python -m benchmarks.rivals.environments [transformers vllm openvino llama]     6 GB, and 20 minutes of two cores
+    python -m benchmarks.rivals.environments [transformers vllm openvino llama trl] 7 GB, and 20 minutes of two cores
 
 The folder is $PORCELET_BENCH, or ~/.cache/porcelet-bench. Requirements are pinned to the last dependency and installed
 with --no-deps, as what the packages ask for includes builds for GPUs. pip must find the CPU build of torch that is
@@ -102,6 +102,11 @@ def make_openvino() -> None:
             _call([program, "export", "openvino", "-m", float32_folder(), *task, openvino_folder(weights)])
 
 
+def make_trl() -> None:
+    make_transformers()
+    _environment("trl")
+
+
 def make_llama() -> None:
     """The server and the formats it is fastest in."""
     if not llama_program().exists():
@@ -117,6 +122,7 @@ MAKERS: dict[str, Callable[[], None]] = {
     "vllm": make_vllm,
     "openvino": make_openvino,
     "llama": make_llama,
+    "trl": make_trl,
 }
 
 

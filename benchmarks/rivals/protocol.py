@@ -104,15 +104,15 @@ def replay(driver: Driver, requests: Sequence[Asked], limit: float, at_most: int
 
 def main(build: Callable[[Mapping[str, Any]], Driver]) -> None:
     """Build the driver from the first argument's options and serve runs until standard input ends."""
-    channel = _private_output()
+    channel = private_output()
     driver = build(json.loads(sys.argv[1]))
-    _tell(channel, {"versions": driver.versions})
+    tell(channel, {"versions": driver.versions})
     for line in sys.stdin:
         command = json.loads(line)
         requests = [Asked(**request) for request in command["requests"]]
         forget_peak()
         result = replay(driver, requests, command["limit"], command["at_most"])
-        _tell(channel, {**result, "peak_bytes": peak_bytes()})
+        tell(channel, {**result, "peak_bytes": peak_bytes()})
 
 
 def installed(*packages: str) -> dict[str, str]:
@@ -120,14 +120,14 @@ def installed(*packages: str) -> dict[str, str]:
     return {name: version(name) for name in packages}
 
 
-def _private_output() -> int:
+def private_output() -> int:
     """The standard output as a file descriptor of our own; the engine's prints go to standard error from now on."""
     channel = os.dup(1)
     os.dup2(2, 1)
     return channel
 
 
-def _tell(channel: int, message: Mapping[str, Any]) -> None:
+def tell(channel: int, message: Mapping[str, Any]) -> None:
     data = json.dumps(message).encode() + b"\n"
     while data:
         data = data[os.write(channel, data) :]

@@ -108,32 +108,50 @@ class OptimizerConfig:
 class PolicyConfig:
     """Reinforcement learning: how many answers a prompt gets, how they are drawn, and how the policy learns from them.
 
-    `loss` names the member of GRPO's family (train/loss.py). Clips are those of the ratio, 1 - `clip_low` to 1 +
-    `clip_high`. `kl_weight` is beta of the divergence to a reference that is replaced every `reference_every` steps (0:
-    never). `importance_cap` C corrects for a sampler that computes unlike the trainer by min(p_trainer / p_sampler, C);
-    0 is off. `redraws` is how often a step draws further problems in the place of groups without a signal (DAPO's
-    dynamic sampling). Answers within `overlong_buffer` tokens of `max_new_tokens` lose up to 1 (DAPO, eq. 13).
+    `loss` names the member of GRPO's family (train/policy.py). A rollout is learnt from `updates_per_rollout` times,
+    each time in `minibatches` steps of the optimizer. Clips are those of the ratio, 1 - `clip_low` to 1 + `clip_high`.
+    `kl_weight` is beta of the divergence to a reference that is replaced every `reference_every` steps (0: never);
+    `kl_estimator` is "k3" or V3.2's "unbiased" one.
+
+    `sampler_weights` "int8" draws with a copy of the model in 8 bits. `importance_cap` C corrects for a sampler that
+    computes unlike the trainer, by min(p_trainer / p_sampler, C); 0 is off. `off_policy_limit` (0: off) leaves out
+    answers worse than their group's mean whose tokens have become less likely by more than that many nats a token since
+    they were drawn (V3.2).
+
+    `redraws` is how often a step draws further problems in the place of groups without a signal (DAPO's dynamic
+    sampling). Answers within `overlong_buffer` tokens of `max_new_tokens` lose up to 1 (DAPO, eq. 13); with
+    `overlong_filter`, answers that were cut off are not learnt from at all.
     """
 
     loss: str = "grpo"
     group_size: int = 8  # G: answers a prompt
     max_new_tokens: int = 8
     temperature: float = 1.0
+    sampler_weights: str = "float32"  # float32 | int8
     updates_per_rollout: int = 1  # mu of GRPO's algorithm 1; the clip acts from the second on
-    clip_low: float = 0.2
-    clip_high: float = 0.2
+    minibatches: int = 1  # R1: 16
+    clip_low: float = 0.2  # GSPO: 0.0003
+    clip_high: float = 0.2  # DAPO: 0.28; GSPO: 0.0004; R1: 10
     kl_weight: float = 0.0  # R1: 0.001
+    kl_estimator: str = "k3"  # k3 | unbiased
     reference_every: int = 0  # R1: 400
-    importance_cap: float = 0.0
+    importance_cap: float = 0.0  # TRL: 3
+    off_policy_limit: float = 0.0
     redraws: int = 0
     overlong_buffer: int = 0
+    overlong_filter: bool = False
 
     def __post_init__(self) -> None:
         _one_of(self, "loss", POLICY_LOSSES)
-        _at_least(self, 1, "group_size", "max_new_tokens", "updates_per_rollout")
+        _one_of(self, "sampler_weights", ("float32", "int8"))
+        _one_of(self, "kl_estimator", ("k3", "unbiased"))
+        _at_least(self, 1, "group_size", "max_new_tokens", "updates_per_rollout", "minibatches")
         _positive(self, "temperature")
         _at_least(self, 0, "clip_low", "clip_high", "kl_weight", "reference_every", "importance_cap", "redraws")
+        _at_least(self, 0, "off_policy_limit")
         _within(self, 0, self.max_new_tokens, "overlong_buffer")
+        if self.loss == "rloo" and self.group_size < 2:
+            raise InputError("group_size is 1; rloo compares an answer with the others of its group, raise it")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,6 +278,9 @@ class TrainConfig:
             raise InputError(
                 f"samples_per_step {self.samples_per_step} is not a multiple of group_size {self.policy.group_size}"
             )
+        num_groups = self.samples_per_step // self.policy.group_size
+        if self.method == "grpo" and self.policy.minibatches > num_groups:
+            raise InputError(f"minibatches is {self.policy.minibatches}; a step has {num_groups} groups to cut")
         if self.lora.rank and not self.model:
             raise InputError("[lora] adapts a model that exists; name one with [train] model")
         if self.lora.rank and self.dtype != "float32":

@@ -33,7 +33,6 @@ from porcelet.train.optim import make_optimizer
 from porcelet.train.pause import Paused, watching
 from porcelet.train.rendering import Renderer
 from porcelet.train.rewards import Reward
-from porcelet.train.rewards.text import exact_answer
 from porcelet.train.sources import ROLLOUTS, Metrics, make_source
 from porcelet.train.spikes import SpikeRule
 from porcelet.train.start import start_model
@@ -48,14 +47,15 @@ def train(
     report: Callable[[Metrics], None] = lambda metrics: None,
     *,
     resume: bool = False,
-    reward: Reward = exact_answer,
+    reward: Reward | None = None,
     minutes: float = math.inf,
 ) -> Path:
     """Run a recipe to its end; the folder that then holds the model in Hugging Face form, with its tokenizer.
 
     `model_fields` are the recipe's [model] table, empty if `config.model` names a folder to start from. `report` sees
-    each step's metrics. With `resume`, a run found in `config.output` continues behind its newest checkpoint. After
-    `minutes`, or on SIGINT and SIGTERM, the run pauses: the numbers are the same however often it does.
+    each step's metrics. A `reward` given here stands in for those of the recipe. With `resume`, a run found in
+    `config.output` continues behind its newest checkpoint. After `minutes`, or on SIGINT and SIGTERM, the run pauses:
+    the numbers are the same however often it does.
 
     Raises:
         InputError: the recipe cannot be used, or `config.output` holds another run, or one and `resume` was not given.
@@ -89,7 +89,7 @@ def train(
     return run.output
 
 
-def begin(config: TrainConfig, model_fields: Mapping[str, Any], *, resume: bool, reward: Reward) -> Run:
+def begin(config: TrainConfig, model_fields: Mapping[str, Any], *, resume: bool, reward: Reward | None) -> Run:
     """A run before its first step, or behind its newest checkpoint. Raises what `train` raises."""
     output, recipe = Path(config.output), checkpoint.recipe_of(config, model_fields)
     found = checkpoint.newest(output)
@@ -118,7 +118,7 @@ def begin(config: TrainConfig, model_fields: Mapping[str, Any], *, resume: bool,
 def _clear(output: Path, *, resume: bool) -> None:
     """Drop half a model that a killed run was saving, and what a run that never reached a checkpoint left, unless it
     is to be resumed."""
-    stale = [] if resume else [output / name for name in ("rollouts", "spikes", "tensorboard")]
+    stale = [] if resume else [output / name for name in ("reference", "rollouts", "spikes", "tensorboard")]
     for folder in (*stale, *output.glob(".*.tmp")):
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -4,13 +4,11 @@
 
     L_CE     = Σ w_t · -log p(t) / Σ w_t                                      t the tokens that carry a weight
     L_MTP    = the same for the prediction made one token earlier             DeepSeek-V3 report, eq. 24 and 25, depth 1
-    L_policy = -Σ min(ρ_t A_t, clip(ρ_t, 1 - low, 1 + high) A_t) / n          n the tokens with an advantage
-               ρ_t = p(t) / p_old(t)
+    L_policy = GRPO and its family (train/policy.py)                          over the tokens that the policy drew
     L_Bal    = how unevenly sequences use experts                             train/balance.py
 
-L_policy is GRPO's objective (DeepSeekMath, eq. 3) without its KL term, averaged over all tokens at once instead of over
-each answer first, and with separate clips (DAPO, eq. 8). Policy probabilities are those at the sampling temperature, as
-tokens were drawn from that distribution. A term whose weights are all zero costs nothing.
+Policy probabilities are those at the sampling temperature, as tokens were drawn from that distribution. A term whose
+weights are all zero costs nothing.
 
 A step may go through the model in several passes. Each divides by the `Totals` of the whole step, so that the passes'
 losses, parts and gradients add up to the step's.
@@ -18,11 +16,11 @@ losses, parts and gradients add up to the step's.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from porcelet.config import TrainConfig
@@ -31,6 +29,7 @@ from porcelet.models.attention import PackedView
 from porcelet.models.transformer import Transformer
 from porcelet.train.balance import sequence_balance
 from porcelet.train.packing import Packed
+from porcelet.train.policy import Drawn, policy_loss
 from porcelet.types import Sample
 
 if TYPE_CHECKING:
@@ -38,15 +37,18 @@ if TYPE_CHECKING:
 
 Parts = dict[str, Tensor]
 MAXIMA = ("mismatch",)  # parts whose largest value over the passes is the step's; the others' sum is
+OF_THE_FIRST = ("mismatch", "mismatch_kl")  # before it, trainer and sampler have the same parameters
 
 
 @dataclass(frozen=True)
 class Totals:
-    """What a step's means divide by."""
+    """What a step's means divide by. Answers without a signal count as answers, but are not computed."""
 
     weight: float
     further_weight: float
+    num_answers: int
     num_policy_tokens: int
+    num_computed_tokens: int
     num_rows: int
 
     @classmethod
@@ -54,8 +56,10 @@ class Totals:
         return cls(
             weight=sum(sum(sample.weights) for sample in samples),
             further_weight=sum(sum(sample.weights[2:]) for sample in samples),
-            num_policy_tokens=sum(sum(a != 0 for a in sample.advantages) for sample in samples),
-            num_rows=sum(len(sample.tokens) - 1 for sample in samples),
+            num_answers=sum(sample.num_drawn > 0 for sample in samples),
+            num_policy_tokens=sum(sample.num_drawn for sample in samples),
+            num_computed_tokens=sum(sample.num_drawn for sample in samples if sample.teaches),
+            num_rows=sum(len(sample.tokens) - 1 for sample in samples if sample.teaches),
         )
 
 
@@ -70,10 +74,12 @@ def compute_loss(
         if config.mtp_weight and model.config.num_nextn_predict_layers and totals.further_weight:
             parts["mtp"] = mtp_loss(model, hidden, batch, view, totals.further_weight)
             total = total + config.mtp_weight * parts["mtp"]
-    if totals.num_policy_tokens:
-        policy, extra = policy_loss(model, hidden / config.policy.temperature, batch, config, totals)
-        parts |= {"policy": policy, **extra}
-        total = total + policy
+    if totals.num_computed_tokens:
+        drawn = Drawn.of(batch)
+        logprobs = drawn_logprobs(model, hidden, batch, drawn, config.policy.temperature)
+        parts["policy"], extra = policy_loss(logprobs, drawn, config.policy, totals)
+        parts |= extra
+        total = total + parts["policy"]
     if config.balance_weight and view.routing:
         parts["balance"] = sequence_balance(view, model.config, totals.num_rows)
         total = total + config.balance_weight * parts["balance"]
@@ -99,25 +105,11 @@ def mtp_loss(
     return -(ahead.weights[chosen] * logprobs).sum() / total
 
 
-def policy_loss(
-    model: Transformer, scaled: Float[Tensor, "T D"], batch: Packed, config: TrainConfig, totals: Totals
-) -> tuple[Float[Tensor, ""], Parts]:
-    """The clipped policy gradient; `scaled` is the hidden state over the temperature.
-
-    Also returns the share of clipped tokens and `mismatch`, the largest |log p - log p_old|. At the first update after
-    a rollout both are the same model's, so `mismatch` measures how far sampler and trainer compute alike.
-    """
-    chosen = batch.advantages.nonzero()[:, 0]
-    logprobs = _logprobs(model, scaled[batch.rows[chosen]], batch.targets[chosen])
-    difference = logprobs - batch.old_logprobs[chosen]
-    advantages, ratio = batch.advantages[chosen], difference.exp()
-    clipped = ratio.clamp(1.0 - config.policy.clip_low, 1.0 + config.policy.clip_high)
-    gain = torch.minimum(ratio * advantages, clipped * advantages)
-    extra = {
-        "clipped": (clipped * advantages < ratio * advantages).float().sum() / totals.num_policy_tokens,
-        "mismatch": difference.detach().abs().max() if len(chosen) else scaled.new_zeros(()),
-    }
-    return -gain.sum() / totals.num_policy_tokens, extra
+def drawn_logprobs(
+    model: Transformer, hidden: Float[Tensor, "T D"], batch: Packed, drawn: Drawn, temperature: float
+) -> Float[Tensor, "M"]:
+    """Of the drawn tokens alone, under the distribution that they were drawn from."""
+    return _logprobs(model, hidden[batch.rows[drawn.chosen]] / temperature, batch.targets[drawn.chosen])
 
 
 def join_parts(parts: Sequence[Parts]) -> dict[str, float]:
@@ -126,6 +118,15 @@ def join_parts(parts: Sequence[Parts]) -> dict[str, float]:
     return {
         name: (max if name in MAXIMA else sum)(float(part[name]) for part in parts if name in part) for name in names
     }
+
+
+def join_updates(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The metrics of a step from those of its updates: means; of what tells sampler from trainer, the first."""
+    if not updates:
+        return {}
+    first = updates[0]
+    means = {name: statistics.fmean(update[name] for update in updates if name in update) for name in first}
+    return means | {name: first[name] for name in OF_THE_FIRST if name in first}
 
 
 def _logprobs(model: Transformer, hidden: Float[Tensor, "N D"], targets: Int[Tensor, "N"]) -> Float[Tensor, "N"]:

@@ -8,7 +8,7 @@ predicts the first token of every answer, so predictions are a list of their own
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any
@@ -39,7 +39,8 @@ class Further:
 class Packed:
     """A flat batch of T rows and its N predictions: row rows[i] predicts targets[i], a token of sample samples[i].
 
-    Only what has a weight or an advantage is predicted.
+    Only what has a weight or an advantage, or was drawn and has a reference, is predicted. `num_drawn` is how many
+    tokens the policy drew in the sample of the prediction, and 0 where it did not draw the target.
     """
 
     tokens: Int[Tensor, "T"]
@@ -51,7 +52,9 @@ class Packed:
     weights: Float[Tensor, "N"]
     advantages: Float[Tensor, "N"]
     old_logprobs: Float[Tensor, "N"]
+    sampler_logprobs: Float[Tensor, "N"]
     reference_logprobs: Float[Tensor, "N"]
+    num_drawn: Int[Tensor, "N"]
     further: Further
 
 
@@ -112,9 +115,11 @@ class _Layout:
     def packed(self, samples: Sequence[Sample]) -> Packed:
         lengths = [len(piece) for piece in self.pieces]
         positions = [range(begin, begin + len(piece)) for begin, piece in zip(self.begins, self.pieces, strict=True)]
-        columns = [[_entries(getattr(sample, name), sample) for sample in samples] for name in _COLUMNS]
-        weights, advantages, old, reference = (_floats(column) for column in columns)
-        chosen = ((weights != 0) | (advantages != 0)).nonzero()[:, 0]
+        columns = [[_entries(column(sample), sample) for sample in samples] for column in _COLUMNS]
+        weights, advantages, old, sampler, reference = (_floats(column) for column in columns)
+        drawn = _integers(map(_drawn, samples))
+        compared = _integers([bool(s.reference_logprobs)] * (len(s.tokens) - 1) for s in samples) * drawn
+        chosen = ((weights != 0) | (advantages != 0) | (compared != 0)).nonzero()[:, 0]
         numbers = torch.arange(len(samples)).repeat_interleave(torch.tensor([len(s.tokens) - 1 for s in samples]))
         return Packed(
             tokens=_integers(self.pieces),
@@ -126,7 +131,9 @@ class _Layout:
             weights=weights[chosen],
             advantages=advantages[chosen],
             old_logprobs=old[chosen],
+            sampler_logprobs=sampler[chosen],
             reference_logprobs=reference[chosen],
+            num_drawn=drawn[chosen],
             further=self._further(samples),
         )
 
@@ -142,7 +149,18 @@ class _Layout:
         )
 
 
-_COLUMNS = ("weights", "advantages", "old_logprobs", "reference_logprobs")
+_COLUMNS: tuple[Callable[[Sample], tuple[float, ...]], ...] = (
+    lambda sample: sample.weights,
+    lambda sample: sample.advantages,
+    lambda sample: sample.old_logprobs,
+    lambda sample: sample.sampler_logprobs or sample.old_logprobs,
+    lambda sample: sample.reference_logprobs,
+)
+
+
+def _drawn(sample: Sample) -> Sequence[int]:
+    """For each token but the first: how many the policy drew if it drew this one, else 0."""
+    return (0,) * (len(sample.tokens) - 1 - sample.num_drawn) + (sample.num_drawn,) * sample.num_drawn
 
 
 def _moved(part: Packed | Further, device: str) -> dict[str, Any]:
@@ -174,6 +192,11 @@ def _floats(pieces: Iterable[Iterable[float]]) -> Tensor:
 
 
 def passes(samples: Sequence[Sample], max_tokens: int) -> list[list[Sample]]:
+    """The samples that teach something, `cut` into what goes through the model at once."""
+    return cut([sample for sample in samples if sample.teaches], max_tokens)
+
+
+def cut(samples: Sequence[Sample], max_tokens: int) -> list[list[Sample]]:
     """Samples in order, cut into lists of at most `max_tokens` tokens (0: one list); a longer sample is alone.
 
     Samples that share a prompt count it once, so a group stays together where it fits.

@@ -1,112 +1,150 @@
-"""GRPO's samples: the model answers each prompt G times, and what beats its group's mean is reinforced.
+"""A rollout: the model answers each prompt G times, and what beats its group's mean is to be reinforced.
 
-    prompts → engine.generate, G draws each → reward → Episode → advantage in the group → Sample → the one loop
+    problems → engine.generate, G draws each → judge → Episode → advantage in the group → Sample → the one loop
 
-The engine holds the trainer's own parameters, so nothing is copied, and the log-probabilities it drew with serve as
-p_old without a second forward pass. Advantages are (r - mean) / std over the group (DeepSeekMath, section 4.1.2); a
-group whose rewards are all equal teaches nothing and is skipped. The engine computes each prompt once for its G
-answers. The update computes it once too.
+A rollout is a function of (seed, step, parameters) alone. The engine holds the trainer's own parameters, so nothing is
+copied, each prompt is computed once for its G answers, and the log-probabilities it drew with serve as p_old without a
+second forward pass. An engine in 8 bits (train/sampler.py) draws unlike the trainer; with `importance_cap` the trainer
+then computes p_old itself. A group whose rewards are all equal has zeros for advantages: it counts, but no update
+computes it. With `redraws` further problems are drawn in its place (DAPO 2503.14476, section 3.2).
+
+Left out: nucleus and top-k sampling, after which p_old would be another distribution than the trainer's, and stop
+strings, whose tokens the policy would never learn to say.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TypeVar
 
-from porcelet.config import EngineConfig, TrainConfig
+from porcelet.config import EngineConfig, PolicyConfig, TrainConfig
 from porcelet.engine.engine import Engine
+from porcelet.models.transformer import Transformer
+from porcelet.train.advantages import advantages, has_signal, overlong_penalty
+from porcelet.train.answers import read_answer
 from porcelet.train.hashing import hashed
+from porcelet.train.policy import FAMILY
+from porcelet.train.reference import Reference
 from porcelet.train.rendering import Renderer
-from porcelet.train.rewards import Answer, Reward, Term, judge
+from porcelet.train.rewards import Answer, Judgement, Term, judge, summarize
 from porcelet.train.rewards.text import exact_answer
-from porcelet.train.tasks import Problem, Task, load_task
+from porcelet.train.sampler import refresh
+from porcelet.train.scoring import score_drawn
+from porcelet.train.tasks import Task, load_task
 from porcelet.types import Episode, Output, Sample, SamplingParams
 
-STD_EPSILON = 1e-6
 
-Item = TypeVar("Item")
+@dataclass(frozen=True)
+class Group:
+    """The answers to one prompt, and what the judges said before any penalty."""
+
+    episodes: tuple[Episode, ...]
+    judgements: tuple[Judgement, ...]
+
+    @property
+    def rewards(self) -> list[float]:
+        return [episode.reward for episode in self.episodes]
 
 
 @dataclass(frozen=True)
 class Rollout:
-    """The source of a GRPO run: `rollout(step)` draws that step's samples with the parameters of the moment."""
+    """The source of a run with rewards: `rollout(step)` draws that step's samples with the parameters of the moment."""
 
     engine: Engine
+    model: Transformer
     task: Task
     renderer: Renderer
     config: TrainConfig
-    reward: Reward = exact_answer
+    rewards: Sequence[Term]
+    reference: Reference | None = None
 
     def __call__(self, step: int) -> tuple[list[Sample], dict[str, float]]:
-        """Samples of the groups with a signal, and what is to log about all groups."""
+        """The samples of a step's groups, and what is to log about all that was drawn."""
+        refresh(self.engine, self.model)
+        drawn = self._draw(step)
         num_groups = self.config.samples_per_step // self.config.policy.group_size
-        problems = [self.task.draw(self.config.seed, step * num_groups + i) for i in range(num_groups)]
-        outputs = self._generate(problems, step)
-        episodes, num_failures = [], 0
-        for problem, output in zip(_repeat(problems, self.config.policy.group_size), outputs, strict=True):
-            episode, failed = self._episode(problem, output)
-            episodes.append(episode)
-            num_failures += failed
+        # Groups with a signal first: what was drawn too much is what teaches nothing.
+        groups = sorted(drawn, key=lambda group: not has_signal(group.rewards))[:num_groups]
+        samples = list(chain.from_iterable(to_samples(group.episodes, self.config.policy) for group in groups))
+        return self._compared(samples, step), describe(drawn) | {"redrawn": len(drawn) - num_groups}
+
+    def _draw(self, step: int) -> list[Group]:
+        """All groups of a step, in the order of their drawing."""
+        size, redraws = self.config.policy.group_size, self.config.policy.redraws
+        num_groups = self.config.samples_per_step // size
+        groups: list[Group] = []
+        for attempt in range(redraws + 1):
+            missing = num_groups - sum(has_signal(group.rewards) for group in groups)
+            first = (step * (redraws + 1) + attempt) * num_groups  # every attempt has problems of its own
+            groups += self._groups(range(first, first + missing))
+        return groups
+
+    def _groups(self, positions: Sequence[int]) -> list[Group]:
+        """The groups at some positions of the task's stream, which also decide the draws."""
+        if not positions:
+            return []
         size = self.config.policy.group_size
-        groups = [to_samples(episodes[i : i + size]) for i in range(0, len(episodes), size)]
-        metrics = {
-            "reward": statistics.fmean(episode.reward for episode in episodes),
-            "no_signal": sum(not group for group in groups) / num_groups,
-            "reward_failures": num_failures,
-            "answer_tokens": statistics.fmean(len(episode.tokens) for episode in episodes),
-        }
-        return list(chain.from_iterable(groups)), metrics
-
-    def _generate(self, problems: Sequence[Problem], step: int) -> list[Output]:
-        params = [
-            SamplingParams(
-                max_tokens=self.config.policy.max_new_tokens,
-                temperature=self.config.policy.temperature,
-                seed=hashed(self.config.seed, "rollout", step, i),
-                n=self.config.policy.group_size,
-            )
-            for i in range(len(problems))
+        problems = [self.task.draw(self.config.seed, position) for position in positions]
+        prompts = [self.renderer.prompt(problem.question) for problem in problems]
+        outputs = self.engine.generate(prompts, [self._sampling(position) for position in positions])
+        each = [problem for problem in problems for _ in range(size)]
+        answers = [read_answer(output, prompts[i // size], self.renderer.tokenizer) for i, output in enumerate(outputs)]
+        judgements = judge(self.rewards, each, answers)
+        episodes = [
+            self._episode(prompts[i // size], outputs[i], answers[i], judgements[i].total) for i in range(len(outputs))
         ]
-        self.engine.weights_changed()
-        return self.engine.generate([self.renderer.prompt(problem.question) for problem in problems], params)
+        cuts = [slice(i, i + size) for i in range(0, len(episodes), size)]
+        return [Group(tuple(episodes[cut]), tuple(judgements[cut])) for cut in cuts]
 
-    def _episode(self, problem: Problem, output: Output) -> tuple[Episode, bool]:
-        """What was drawn, the stop token included, and what it earned; cut answers are scored as they stand."""
-        text = self.renderer.tokenizer.decode(output.tokens)
-        (judgement,) = judge([Term("reward", self.reward)], [problem], [to_answer(text, output)])
-        stop = () if output.stop_token is None else (output.stop_token,)
-        episode = Episode(
-            prompt=self.renderer.prompt(problem.question),
+    def _sampling(self, position: int) -> SamplingParams:
+        policy = self.config.policy
+        return SamplingParams(
+            max_tokens=policy.max_new_tokens,
+            temperature=policy.temperature,
+            seed=hashed(self.config.seed, "rollout", position),
+            n=policy.group_size,
+        )
+
+    def _episode(self, prompt: tuple[int, ...], output: Output, answer: Answer, reward: float) -> Episode:
+        """What was drawn, the stop token included, and what it earned; cut answers are judged as they stand."""
+        policy, stop = self.config.policy, () if output.stop_token is None else (output.stop_token,)
+        return Episode(
+            prompt=prompt,
             tokens=output.tokens + stop,
             logprobs=output.logprobs,
-            text=text,
-            reward=judgement.total,
-            finished=output.finish_reason == "stop",
+            text=answer.text,
+            reward=reward + overlong_penalty(answer.num_tokens, policy.max_new_tokens, policy.overlong_buffer),
+            finished=answer.finished,
         )
-        return episode, bool(judgement.failed)
+
+    def _compared(self, samples: list[Sample], step: int) -> list[Sample]:
+        """With the log-probabilities that others than the sampler give the tokens, where the recipe needs them."""
+        if self.config.policy.importance_cap:
+            own = score_drawn(self.model, samples, self.config)
+            samples = [
+                dataclasses.replace(sample, old_logprobs=logprobs, sampler_logprobs=sample.old_logprobs)
+                for sample, logprobs in zip(samples, own, strict=True)
+            ]
+        if self.reference is None:
+            return samples
+        frozen = self.reference.at(step)
+        return [
+            dataclasses.replace(sample, reference_logprobs=logprobs)
+            for sample, logprobs in zip(samples, score_drawn(frozen, samples, self.config), strict=True)
+        ]
 
 
-def to_answer(text: str, output: Output) -> Answer:
-    """Nothing is thought yet: all that was said is the answer."""
-    return Answer(text, "", text, output.finish_reason == "stop", len(output.tokens))
-
-
-def advantages(rewards: Sequence[float]) -> list[float]:
-    """(r - mean) / std of one group; the population's std, and zeros where all are equal."""
-    mean, std = statistics.fmean(rewards), statistics.pstdev(rewards)
-    return [(reward - mean) / (std + STD_EPSILON) for reward in rewards]
-
-
-def to_samples(group: Sequence[Episode]) -> list[Sample]:
-    """One sample an episode; none if the group has no signal."""
-    if len({episode.reward for episode in group}) == 1:
-        return []
+def to_samples(group: Sequence[Episode], config: PolicyConfig) -> list[Sample]:
+    """One sample an episode, but for cut ones if they are not to be learnt from."""
+    relative = advantages([episode.reward for episode in group], FAMILY[config.loss].advantage)
     samples = []
-    for episode, advantage in zip(group, advantages([episode.reward for episode in group]), strict=True):
+    for episode, advantage in zip(group, relative, strict=True):
+        if config.overlong_filter and not episode.finished:
+            continue
         silent = (0.0,) * len(episode.prompt)
         samples.append(
             Sample(
@@ -119,15 +157,24 @@ def to_samples(group: Sequence[Episode]) -> list[Sample]:
     return samples
 
 
+def describe(groups: Sequence[Group]) -> dict[str, float]:
+    """What to log about answers and rewards, under TRL's names where it has them."""
+    episodes = [episode for group in groups for episode in group.episodes]
+    return {
+        **summarize([judgement for group in groups for judgement in group.judgements]),
+        "reward_std": statistics.fmean(statistics.pstdev(group.rewards) for group in groups),
+        "no_signal": statistics.fmean(not has_signal(group.rewards) for group in groups),
+        "completions/mean_length": statistics.fmean(len(episode.tokens) for episode in episodes),
+        "completions/clipped_ratio": statistics.fmean(not episode.finished for episode in episodes),
+    }
+
+
 def held_out_accuracy(folder: Path, config: TrainConfig) -> tuple[float, int]:
     """The share of the task's held-out problems that a saved model answers exactly, greedily; and their number."""
     engine, renderer = Engine.load(folder, EngineConfig(weights="float32")), Renderer(folder)
     problems = load_task(config.task.name, config.task.options).held_out
     params = SamplingParams(max_tokens=config.policy.max_new_tokens, temperature=0.0)
-    outputs = engine.generate([renderer.prompt(problem.question) for problem in problems], params)
-    answers = [to_answer(renderer.tokenizer.decode(output.tokens), output) for output in outputs]
+    prompts = [renderer.prompt(problem.question) for problem in problems]
+    outputs = engine.generate(prompts, params)
+    answers = [read_answer(o, prompt, renderer.tokenizer) for o, prompt in zip(outputs, prompts, strict=True)]
     return statistics.fmean(map(exact_answer, problems, answers)), len(problems)
-
-
-def _repeat(items: Sequence[Item], times: int) -> list[Item]:
-    return [item for item in items for _ in range(times)]

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
-from porcelet.config import EngineConfig, TrainConfig
-from porcelet.engine.engine import Engine
+from porcelet.config import TrainConfig
 from porcelet.errors import InputError, ModelError
 from porcelet.models.transformer import Transformer
 from porcelet.train.conversations import read_conversations
+from porcelet.train.reference import Reference
 from porcelet.train.rendering import Renderer
-from porcelet.train.rewards import Reward
+from porcelet.train.rewards import Reward, Term, load_rewards
 from porcelet.train.rollout import Rollout
+from porcelet.train.sampler import make_engine
 from porcelet.train.tasks import Task, load_task
 from porcelet.types import Sample
 
@@ -22,7 +24,7 @@ ROLLOUTS = ("grpo",)  # methods whose samples are drawn from the model; they are
 Source = Callable[[int], tuple[list[Sample], Metrics]]  # step → its samples, and what is to log about them
 
 
-def make_source(config: TrainConfig, model: Transformer, renderer: Renderer, reward: Reward) -> Source:
+def make_source(config: TrainConfig, model: Transformer, renderer: Renderer, reward: Reward | None) -> Source:
     """The source that the recipe asks for.
 
     Raises:
@@ -38,11 +40,19 @@ def make_source(config: TrainConfig, model: Transformer, renderer: Renderer, rew
         return read_conversations(config, model.config, renderer)
     task = load_task(config.task.name, config.task.options)
     if config.method == "grpo":
-        return Rollout(Engine(model, EngineConfig(weights="float32")), task, renderer, config, reward)
+        rewards = (Term("reward", reward),) if reward else load_rewards(config.rewards)
+        engine, reference = make_engine(model, config.policy), _reference(config, model)
+        return Rollout(engine, model, task, renderer, config, rewards, reference)
     first = renderer.sample(task.draw(config.seed, 0))
     learnt = [token for token, weight in zip(first.tokens, first.weights, strict=True) if weight]
     renderer.require_end(learnt[-1], ends, f"task {config.task.name}")
     return Answers(task, renderer, config)
+
+
+def _reference(config: TrainConfig, model: Transformer) -> Reference | None:
+    if not config.policy.kl_weight:
+        return None
+    return Reference(model, Path(config.output), config.policy.reference_every)
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,14 @@ from porcelet.models.transformer import Transformer
 from porcelet.train import lora
 from porcelet.train.balance import balance_metrics, expert_loads, move_biases
 from porcelet.train.flops import train_flops
-from porcelet.train.loss import Totals, compute_loss, join_parts
+from porcelet.train.loss import Totals, compute_loss, join_parts, join_updates
 from porcelet.train.measure import Stopwatch
 from porcelet.train.optim import Optimizer
 from porcelet.train.packing import pack, passes, to_device
 from porcelet.train.schedule import at_step, learning_rate
 from porcelet.train.sources import Metrics, Source
 from porcelet.train.spikes import SpikeRule, not_finite
+from porcelet.train.updates import batches
 from porcelet.types import Sample
 
 
@@ -59,14 +60,17 @@ def take_step(run: Run) -> Taken:
     watch = Stopwatch()
     with watch.phase("draw"):
         samples, metrics = run.source(run.step)
-    num_updates, objection = 0, ""
-    while samples and num_updates < run.config.policy.updates_per_rollout and not objection:
-        learned, objection = _update(run, samples, watch, first=num_updates == 0)
-        metrics = metrics if num_updates else {**metrics, **learned}
-        num_updates += not objection
-    num_tokens = sum(len(sample.tokens) for sample in samples)
-    measured = watch.metrics(num_tokens, run.config.device)
-    return Taken(samples, {**metrics, "updates": num_updates, "tokens": num_tokens, **measured}, objection)
+    updates: list[Metrics] = []
+    refused, objection = Metrics(), ""
+    for batch in batches(samples, run.config.policy, run.config.seed, run.step):
+        learned, objection = _update(run, batch, watch, first=not updates)
+        if objection:
+            refused = learned
+            break
+        updates.append(learned)
+    num_tokens = sum(len(sample.tokens) for sample in samples if sample.teaches)
+    measured = {"updates": len(updates), "tokens": num_tokens, **watch.metrics(num_tokens, run.config.device)}
+    return Taken(samples, {**metrics, **(join_updates(updates) or refused), **measured}, objection)
 
 
 def _update(run: Run, samples: Sequence[Sample], watch: Stopwatch, *, first: bool) -> tuple[Metrics, str]:

@@ -148,6 +148,21 @@ def _format(weights: str, checkpoint: Checkpoint) -> str:
     return weights
 
 
+def quantized(model: Transformer) -> Transformer:
+    """A copy of a full-precision model in 8 bits, as `load` would read it; what stays as it is shares its memory."""
+    copy = build(model.config, device="meta")
+    quantize_from(copy, model)
+    return copy.eval()
+
+
+def quantize_from(copy: Transformer, model: Transformer) -> None:
+    """Bring a copy made by `quantized` to the model's parameters of this moment."""
+    for name, tensor in checkpoint_tensors(model):
+        _place(copy, name, tensor, "int8")
+    if model.config.tie_word_embeddings:
+        _set_weight(copy.lm_head, copy.model.embed_tokens.weight)
+
+
 def save(model: Transformer, folder: Path) -> None:
     """Write config.json and model.safetensors under the checkpoint's names, as `load` and `transformers` read them.
 

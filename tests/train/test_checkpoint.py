@@ -13,6 +13,7 @@ from porcelet.train import checkpoint
 from porcelet.train.loop import train
 from porcelet.train.optim import make_optimizer
 from porcelet.train.rewards import Answer
+from porcelet.train.tasks import Problem
 from tests.train.tiny_run import FIELDS, config, metrics_of, model, state_of
 
 
@@ -57,7 +58,7 @@ def test_resumed_reinforcement_equals_the_uninterrupted_one(tmp_path: Path) -> N
     start = str(train(config(tmp_path / "start", steps=30, learning_rate=1e-2), FIELDS))
     changes: dict[str, Any] = {"method": "grpo", "model": start, "steps": 4, "max_new_tokens": 3, "group_size": 4}
 
-    def by_length(problem: object, answer: Answer) -> float:
+    def by_length(problem: Problem, answer: Answer) -> float:
         return float(len(answer.text))
 
     whole = config(tmp_path / "whole", **changes)

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from porcelet.train.packing import pack, passes
+from porcelet.train.packing import cut, pack, passes
 from porcelet.types import Sample
 
 entries = st.lists(st.tuples(st.integers(0, 99), st.integers(0, 3), st.integers(-3, 3)), min_size=2, max_size=9)
@@ -73,23 +73,33 @@ def test_a_shared_prompt_lies_there_once_and_every_row_has_read_its_own_text(
 
 
 @given(st.lists(st.integers(2, 9), min_size=1, max_size=9), st.integers(0, 20))
-def test_passes_keep_order_and_bound(lengths: list[int], max_tokens: int) -> None:
+def test_cuts_keep_order_and_bound(lengths: list[int], max_tokens: int) -> None:
     """All samples once and in order; no pass of several exceeds the bound, and none could take the next one too."""
     samples = [Sample(tokens=(number,) * length) for number, length in enumerate(lengths)]
-    cut = passes(samples, max_tokens)
-    assert [sample for some in cut for sample in some] == samples
-    sizes = [sum(len(sample.tokens) - 1 for sample in some) for some in cut]
+    found = cut(samples, max_tokens)
+    assert [sample for some in found for sample in some] == samples
+    sizes = [sum(len(sample.tokens) - 1 for sample in some) for some in found]
     if not max_tokens:
-        assert len(cut) == 1
+        assert len(found) == 1
         return
-    assert all(size <= max_tokens or len(some) == 1 for size, some in zip(sizes, cut, strict=True))
-    assert all(size + len(after[0].tokens) - 1 > max_tokens for size, after in zip(sizes, cut[1:], strict=False))
+    assert all(size <= max_tokens or len(some) == 1 for size, some in zip(sizes, found, strict=True))
+    assert all(size + len(after[0].tokens) - 1 > max_tokens for size, after in zip(sizes, found[1:], strict=False))
 
 
 def test_a_group_counts_its_prompt_once() -> None:
     """Eight answers of two tokens to a prompt of ten fit into 26."""
     group = [Sample(tokens=(*range(10), number, 1), num_prompt=10) for number in range(8)]
-    assert len(passes(group, 26)) == 1 and len(passes(group, 17)) == 2
+    assert len(cut(group, 26)) == 1 and len(cut(group, 17)) == 2
+
+
+def test_passes_leave_out_what_teaches_nothing() -> None:
+    """No weight, no advantage and no reference: a group without a signal costs nothing."""
+    silent = Sample(tokens=(1, 2, 3), advantages=(0.0, 0.0, 0.0), old_logprobs=(0.0, -1.0, -1.0), num_prompt=1)
+    compared = Sample(tokens=(1, 2), advantages=(0.0, 0.0), reference_logprobs=(0.0, -1.0), num_prompt=1)
+    weighed = Sample(tokens=(4, 5), weights=(0.0, 1.0))
+    assert passes([silent, compared, weighed, silent], 0) == [[compared, weighed]] and passes([silent], 0) == []
+    batch = pack([silent, compared, weighed])
+    assert batch.num_drawn.tolist() == [1, 0] and batch.targets.tolist() == [2, 5]
 
 
 def test_absent_weights_are_zeros() -> None:

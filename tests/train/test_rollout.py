@@ -1,33 +1,248 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+from porcelet.config import PolicyConfig, TrainConfig
+from porcelet.errors import InputError
+from porcelet.models.transformer import Transformer
+from porcelet.train.answers import read_answer
 from porcelet.train.loop import train
-from porcelet.train.rewards import Answer
-from porcelet.train.rollout import advantages, held_out_accuracy, to_samples
+from porcelet.train.loss import Totals
+from porcelet.train.reference import Reference
+from porcelet.train.rendering import Renderer, make_tokenizer
+from porcelet.train.rewards import Answer, Reward, Term
+from porcelet.train.rollout import Rollout, held_out_accuracy, to_samples
+from porcelet.train.sampler import make_engine, refresh
+from porcelet.train.scoring import score_drawn
 from porcelet.train.tasks import Problem
-from porcelet.types import Episode
-from tests.train.tiny_run import FIELDS, config, metrics_of
+from porcelet.train.tasks.sums import sums
+from porcelet.train.updates import batches
+from porcelet.types import Episode, Output, Sample, SamplingParams
+from tests.train.test_loss import naive_logprobs
+from tests.train.tiny_run import FIELDS, config, metrics_of, model
 
 
-def episode(reward: float, tokens: tuple[int, ...] = (7, 1)) -> Episode:
-    return Episode(prompt=(5, 6), tokens=tokens, logprobs=tuple(-0.5 for _ in tokens), text="", reward=reward)
+def episode(reward: float, tokens: tuple[int, ...] = (7, 1), *, finished: bool = True) -> Episode:
+    logprobs = tuple(-0.5 for _ in tokens)
+    return Episode(prompt=(5, 6), tokens=tokens, logprobs=logprobs, text="", reward=reward, finished=finished)
 
 
-def test_advantages_are_normalised_in_the_group() -> None:
-    """Mean 0, standard deviation 1; by hand for one right answer of four."""
-    assert advantages([1.0, 0.0, 0.0, 0.0]) == pytest.approx([3**0.5, -(3**-0.5), -(3**-0.5), -(3**-0.5)], rel=1e-5)
+def by_length(problem: Problem, answer: Answer) -> float:
+    return float(len(answer.text))
 
 
-def test_only_drawn_tokens_of_groups_with_a_signal_carry_weight() -> None:
-    """Prompts weigh nothing, the stop token counts, and a group of equal rewards gives no samples."""
-    assert to_samples([episode(1.0), episode(1.0)]) == []
-    right, wrong = to_samples([episode(1.0), episode(0.0, (8, 9, 1))])
+def rollout(folder: Path, reward: Reward = by_length, network: Transformer | None = None, **changes: Any) -> Rollout:
+    """A rollout of the untrained tiny model on sums."""
+    make_tokenizer(folder)
+    run = config(folder, method="grpo", **({"group_size": 4, "max_new_tokens": 3} | changes))
+    network = network or model()
+    reference = Reference(network, folder, run.policy.reference_every) if run.policy.kl_weight else None
+    engine = make_engine(network, run.policy)
+    return Rollout(engine, network, sums(max_number=10), Renderer(folder), run, (Term("exact", reward),), reference)
+
+
+def test_only_drawn_tokens_carry_advantages() -> None:
+    """Prompts weigh nothing, the stop token counts; an answer's tokens share its advantage."""
+    right, wrong = to_samples([episode(1.0), episode(0.0, (8, 9, 1))], PolicyConfig())
     assert right.tokens == (5, 6, 7, 1) and right.old_logprobs == (0.0, 0.0, -0.5, -0.5)
     assert right.advantages == pytest.approx((0.0, 0.0, 1.0, 1.0), rel=1e-5) and not right.weights
     assert wrong.advantages == pytest.approx((0.0, 0.0, -1.0, -1.0, -1.0), rel=1e-5)
+    assert (right.num_drawn, wrong.num_drawn) == (2, 3) and right.teaches
+
+
+def test_a_group_without_a_signal_counts_and_is_not_computed() -> None:
+    """Its answers divide the mean, as the papers' do, and nothing in them has a gradient."""
+    samples = to_samples([episode(1.0)] * 3, PolicyConfig()) + to_samples([episode(1.0), episode(0.0)], PolicyConfig())
+    assert [sample.teaches for sample in samples] == [False, False, False, True, True]
+    totals = Totals.of(samples)
+    assert (totals.num_answers, totals.num_policy_tokens, totals.num_computed_tokens) == (5, 10, 4)
+
+
+def test_cut_answers_are_left_out_on_request() -> None:
+    """They still count in their group's mean, as in DAPO's overlong filtering."""
+    group = [episode(1.0), episode(0.0, finished=False), episode(0.0)]
+    kept = to_samples(group, PolicyConfig(overlong_filter=True))
+    assert kept == [to_samples(group, PolicyConfig())[i] for i in (0, 2)]
+
+
+def test_rollout_is_a_function_of_step_and_parameters(tmp_path: Path) -> None:
+    """Step 3 gives the same samples whatever was drawn before, and others than step 2 or other parameters."""
+    draw = rollout(tmp_path)
+    third = draw(3)
+    assert draw(2) != third and draw(3) == third == rollout(tmp_path)(3)
+    assert rollout(tmp_path, network=model(seed=1))(3) != third
+    samples, metrics = third
+    assert len(samples) == 8 and {len({s.tokens[: s.num_prompt] for s in samples[i : i + 4]}) for i in (0, 4)} == {1}
+    assert metrics["reward"] == metrics["reward/exact"] and metrics["reward_failures"] == metrics["redrawn"] == 0
+    assert metrics["completions/mean_length"] == sum(sample.num_drawn for sample in samples) / 8
+    cut = sum(sample.tokens[-1] != 1 for sample in samples)
+    assert metrics["completions/clipped_ratio"] == cut / 8
+
+
+def test_groups_without_a_signal_are_replaced_within_bounds(tmp_path: Path) -> None:
+    """Where half of the problems never differ, redraws fill the step up with those that do; each is counted."""
+
+    def odd(problem: Problem, answer: Answer) -> float:
+        return float(sum(answer.text.encode())) * (hash_of(problem) % 2)
+
+    def hash_of(problem: Problem) -> int:
+        return sum(map(int, problem.question.rstrip("=").split("+")))
+
+    plain, redrawn = (rollout(tmp_path, odd, samples_per_step=32, redraws=count) for count in (0, 6))
+    before, after = plain(0), redrawn(0)
+    assert sum(sample.teaches for sample in before[0]) < 32 and before[1]["redrawn"] == 0
+    assert all(sample.teaches for sample in after[0]) and len(after[0]) == 32
+    assert 0 < after[1]["redrawn"] <= 6 * 8 and after == redrawn(0)
+    never = rollout(tmp_path, lambda *_: 1.0, samples_per_step=8, redraws=2)(0)
+    assert never[1]["redrawn"] == 4 and never[1]["no_signal"] == 1 and len(never[0]) == 8
+
+
+def test_overlong_answers_earn_less(tmp_path: Path) -> None:
+    """Among equal rewards, only the lengths within the buffer tell answers apart."""
+    samples, metrics = rollout(tmp_path, lambda *_: 1.0, max_new_tokens=3, overlong_buffer=3, samples_per_step=32)(0)
+    assert metrics["reward"] == 1.0
+    for start in range(0, 32, 4):
+        group = samples[start : start + 4]
+        by_count = sorted(group, key=lambda sample: sample.num_drawn)
+        assert by_count[0].advantages[-1] >= by_count[-1].advantages[-1]
+        assert len({sample.num_drawn for sample in group}) == len({sample.advantages[-1] for sample in group})
+
+
+@pytest.mark.parametrize("tokens_per_pass", [0, 20])
+def test_scores_are_those_of_single_sequences(tmp_path: Path, tokens_per_pass: int) -> None:
+    """Packed, with shared prompts, in passes: each drawn token's log-probability as computed alone; no gradient."""
+    network, run = model(), config(tmp_path, temperature=0.7, tokens_per_pass=tokens_per_pass)
+    samples = to_samples([episode(1.0), episode(1.0, (9, 8, 7)), episode(1.0, (4,))], PolicyConfig())
+    scores = score_drawn(network, samples, run)
+    for sample, found in zip(samples, scores, strict=True):
+        expected = naive_logprobs(network, sample.tokens, 0.7).tolist()[sample.num_prompt - 1 :]
+        assert found == pytest.approx((0.0,) * sample.num_prompt + tuple(expected), abs=1e-5)
+
+
+def test_trainer_recomputes_what_an_int8_sampler_drew(tmp_path: Path) -> None:
+    """The sampler's log-probabilities stay beside the trainer's, which are those of full precision."""
+    network = model()
+    samples, _ = rollout(tmp_path, network=network, sampler_weights="int8", importance_cap=2.0)(0)
+    for sample in samples:
+        own = naive_logprobs(network, sample.tokens).tolist()[sample.num_prompt - 1 :]
+        assert sample.old_logprobs[sample.num_prompt :] == pytest.approx(own, abs=1e-5)
+    far = max(abs(a - b) for s in samples for a, b in zip(s.old_logprobs, s.sampler_logprobs, strict=True))
+    assert 1e-4 < far < 0.5
+
+
+def test_int8_copy_follows_the_model(tmp_path: Path) -> None:
+    """After a change of the parameters and a refresh, the copy draws as one made anew."""
+    network, policy = model(), PolicyConfig(sampler_weights="int8")
+    engine = make_engine(network, policy)
+    before = drawn_greedily(engine)
+    network.load_state_dict(model(seed=1).state_dict())
+    refresh(engine, network)
+    assert drawn_greedily(engine) == drawn_greedily(make_engine(model(seed=1), policy)) != before
+
+
+def drawn_greedily(engine: Any) -> list[tuple[float, ...]]:
+    params = SamplingParams(max_tokens=4, temperature=0.0, ignore_eos=True)
+    return [output.logprobs for output in engine.generate([(5, 6, 7), (8, 9)], params)]
+
+
+def test_reference_is_replaced_on_schedule(tmp_path: Path) -> None:
+    """With every=2: steps 0 and 1 compare with the parameters of step 0, 2 and 3 with those of step 2, and a run that
+    goes on elsewhere finds them on the disk; without a period it is always step 0's."""
+    for every, expected in ((2, [0, 0, 2, 2, 4]), (0, [0] * 5)):
+        network, folder = model(), tmp_path / str(every)
+        folder.mkdir()
+        reference, states = Reference(network, folder, every), []
+        for step, made_at in enumerate(expected):
+            states.append({name: tensor.clone() for name, tensor in network.state_dict().items()})
+            for held in (reference, Reference(network, folder, every)):
+                found = held.at(step).state_dict()
+                assert all(torch.equal(found[name], tensor) for name, tensor in states[made_at].items())
+            with torch.no_grad():
+                for parameter in network.parameters():
+                    parameter.add_(0.1)
+
+
+def test_kl_is_zero_at_first_and_holds_the_policy_back(tmp_path: Path) -> None:
+    """Reference log-probabilities of step 0 are the model's own; groups without a signal are compared too."""
+    samples, _ = rollout(tmp_path, lambda *_: 0.0, kl_weight=0.1)(0)
+    assert all(sample.teaches and not any(sample.advantages) for sample in samples)
+    for sample in samples:
+        assert sample.reference_logprobs == pytest.approx(sample.old_logprobs, abs=1e-5)
+
+
+class Stopped(Exception):
+    """Ends a run from its report."""
+
+
+def test_resumed_run_with_a_reference_equals_the_uninterrupted_one(tmp_path: Path) -> None:
+    """The reference of step 4 outlives a run broken off in step 6 and continued behind the checkpoint of step 5."""
+    start = str(train(config(tmp_path / "start", steps=5), FIELDS))
+    changes: dict[str, Any] = {"method": "grpo", "model": start, "steps": 7, "max_new_tokens": 3, "group_size": 4}
+    changes |= {"kl_weight": 0.1, "reference_every": 2, "learning_rate": 1e-2, "checkpoint_every": 5}
+
+    def stop(metrics: dict[str, float]) -> None:
+        if metrics["step"] == 6:
+            raise Stopped
+
+    train(config(tmp_path / "whole", **changes), {}, reward=by_length)
+    with pytest.raises(Stopped):
+        train(config(tmp_path / "broken", **changes), {}, stop, reward=by_length)
+    train(config(tmp_path / "broken", **changes), {}, resume=True, reward=by_length)
+    whole, broken = (tmp_path / name / "model.safetensors" for name in ("whole", "broken"))
+    assert whole.read_bytes() == broken.read_bytes()
+    assert metrics_of(tmp_path / "whole") == metrics_of(tmp_path / "broken")
+    assert any(line["kl"] > 0 for line in metrics_of(tmp_path / "whole"))
+    kept = sorted(path.name for path in (tmp_path / "whole" / "reference").iterdir())
+    assert kept == ["step-4.safetensors", "step-6.safetensors"]
+
+
+@pytest.mark.parametrize(("updates", "minibatches"), [(1, 1), (1, 3), (2, 2)])
+def test_minibatches_cut_the_rollout_into_whole_groups(updates: int, minibatches: int) -> None:
+    """Each round sees every sample once; groups stay together; another step or round shuffles otherwise."""
+    groups = [[Sample(tokens=(g, g + 10, i), weights=(0, 0, 1), num_prompt=2) for i in range(4)] for g in range(9)]
+    samples = [sample for group in groups for sample in group]
+    policy = PolicyConfig(updates_per_rollout=updates, minibatches=minibatches)
+    found = batches(samples, policy, seed=0, step=0)
+    assert len(found) == updates * minibatches
+    for start in range(0, len(found), minibatches):
+        seen = [sample for batch in found[start : start + minibatches] for sample in batch]
+        assert sorted(seen, key=lambda sample: sample.tokens) == samples
+    assert all(batch[i : i + 4] in groups for batch in found for i in range(0, len(batch), 4))
+    assert found == batches(samples, policy, seed=0, step=0)
+    assert minibatches == 1 or found != batches(samples, policy, seed=0, step=1)
+
+
+def test_what_teaches_nothing_is_no_update() -> None:
+    """A minibatch without any signal is left out, a step without one has none."""
+    assert batches([Sample(tokens=(1, 2), advantages=(0.0, 0.0), num_prompt=1)], PolicyConfig(), 0, 0) == []
+
+
+def test_more_minibatches_than_groups_are_refused() -> None:
+    """The remedy names both numbers."""
+    with pytest.raises(InputError, match="minibatches is 3; a step has 2 groups"):
+        TrainConfig(method="grpo", samples_per_step=8, policy=PolicyConfig(group_size=4, minibatches=3))
+    with pytest.raises(InputError, match="group_size is 1; rloo"):
+        PolicyConfig(loss="rloo", group_size=1)
+
+
+def test_answers_are_split_at_the_end_of_their_reasoning(tmp_path: Path) -> None:
+    """Text in front of `</think>` is reasoning if there was a `<think>`, which may be the answer's own."""
+    make_tokenizer(tmp_path)
+    tokenizer, prompt = Renderer(tmp_path).tokenizer, Renderer(tmp_path).prompt("1+1=")
+    for text, reasoning, content in (
+        ("2", "", "2"),
+        ("<think>\n1 and 1</think>\n\n2", "1 and 1", "2"),
+        ("<think>never ends", "never ends", ""),
+    ):
+        tokens = tuple(tokenizer.encode(text))
+        output = Output(request_id="", tokens=tokens, logprobs=(), finish_reason="length", num_generated=len(tokens))
+        answer = read_answer(output, prompt, tokenizer)
+        assert (answer.text, answer.reasoning, answer.content) == (text, reasoning, content)
+        assert not answer.finished and answer.num_tokens == len(tokens)
 
 
 def test_failing_reward_scores_zero_and_is_counted(tmp_path: Path) -> None:
@@ -63,25 +278,25 @@ def test_reward_rises_and_trainer_agrees_with_sampler(tmp_path: Path) -> None:
     assert all(line.get("mismatch", 0.0) < 1e-4 for line in lines)
 
 
-def test_further_updates_on_a_rollout_are_clipped_ones(tmp_path: Path) -> None:
-    """Two updates a rollout move further than one; the logged mismatch is that of the first."""
+def test_further_updates_on_a_rollout_move_on(tmp_path: Path) -> None:
+    """Two updates a rollout move further than one, two minibatches elsewhere; the mismatch is the first update's."""
     start = train(config(tmp_path / "start", steps=1), FIELDS)
-    finals = []
-    for count in (1, 2):
+    finals = set()
+    for number, changes in enumerate(({}, {"updates_per_rollout": 2}, {"minibatches": 2})):
         run = config(
-            tmp_path / str(count),
+            tmp_path / str(number),
             method="grpo",
             model=str(start),
             steps=1,
             samples_per_step=32,
             max_new_tokens=2,
-            updates_per_rollout=count,
+            **changes,
         )
         train(run, {}, reward=lambda problem, answer: float(answer.text[:1] < "m"))
-        (line,) = metrics_of(tmp_path / str(count))
-        assert line["mismatch"] < 1e-4 and line["clipped"] == 0
-        finals.append((tmp_path / str(count) / "model.safetensors").read_bytes())
-    assert finals[0] != finals[1]
+        (line,) = metrics_of(tmp_path / str(number))
+        assert line["mismatch"] < 1e-4 and (line["clip_ratio/region_mean"] > 0) == (number > 0)
+        finals.add((tmp_path / str(number) / "model.safetensors").read_bytes())
+    assert len(finals) == 3
 
 
 def test_held_out_accuracy_counts_the_held_out_problems(tmp_path: Path) -> None:

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 from porcelet.kernels.cpu import paged, pointwise, rows  # noqa: F401  register themselves
 from porcelet.kernels.cpu.matrices import experts_float, heads_linear_float, linear_float, linear_int8
+from porcelet.kernels.cpu.packed import attention_packed_float
 from porcelet.kernels.cpu.sampling import sample_cpu
 from porcelet.kernels.cpu.target import available, isa, new_program
 
 __all__ = [
+    "attention_packed_float",
     "available",
     "experts_float",
     "heads_linear_float",

@@ -21,6 +21,7 @@ namespace nb = nanobind;
 using namespace porcelet;
 
 void bind_sample(nb::module_& m);  // module_sample.cpp
+void bind_packed(nb::module_& m);  // module_packed.cpp
 
 namespace {
 
@@ -165,4 +166,5 @@ NB_MODULE(_native, m) {
         .def("route", appends(route, route_args))
         .def("attention", appends(attention, attention_args));
     bind_sample(m);
+    bind_packed(m);
 }

@@ -1,0 +1,317 @@
+// Attention of one tree of segments and one key head, forward and backward, in the manner of FlashAttention-2 (Dao, 2023): blocks
+// of keys meet blocks of queries, scores never leave the first-level cache, and the backward pass makes them anew.
+//
+// A block of keys is turned once, so that a vector holds one column of many keys, and then meets every query that reads it: of its
+// own segment, and if that is a prefix of all segments behind it. Everything else is read where it lies. All products are one
+// kernel: six rows, broadcast a value at a time from any strides, times a few vectors of columns. Behind the diagonal each six rows
+// stop at the last key that one of them sees.
+//
+// Every sum runs in an order that the tree alone decides. PORCELET_BODY names the table to define. No templates of the standard
+// library here but min and max: the linker keeps one copy of each, and it might be one that this processor cannot run.
+#include "packed_attention_body.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "exponential.h"
+#include "vectors.h"
+
+namespace porcelet {
+namespace {
+
+constexpr size_t ROWS = 6, VECTORS = Set::lanes == 16 ? 4 : 2;  // of 32 or 16 registers: the sums, a row of vectors, a broadcast
+constexpr size_t STEP = 16;  // the loops over scores run to a multiple of it: no compiled loop then has a rest
+
+// The broadcast operand: values from row to row and from term to term.
+struct Left {
+    const float* first;
+    size_t row_stride, term_stride;
+
+    Left from(size_t row, size_t term) const { return {first + row * row_stride + term * term_stride, row_stride, term_stride}; }
+};
+
+struct Right {
+    const float* first;
+    size_t term_stride;
+};
+
+struct Out {
+    float* first;
+    size_t row_stride;
+    bool adds;  // to what is there
+};
+
+template <size_t NR, size_t NV>
+void tile(Left left, Right right, Out out, size_t terms, size_t last_count) {
+    Floats sums[NR][NV];
+    for (size_t r = 0; r < NR; ++r) {
+        const float* row = out.first + r * out.row_stride;
+        for (size_t v = 0; v < NV; ++v) sums[r][v] = Set::broadcast(0.0f);
+        if (!out.adds) continue;
+        for (size_t v = 0; v + 1 < NV; ++v) sums[r][v] = Set::load(row + v * Set::lanes);
+        sums[r][NV - 1] = Set::load(row + (NV - 1) * Set::lanes, last_count);
+    }
+    for (size_t t = 0; t < terms; ++t) {
+        Floats values[NV];
+        for (size_t v = 0; v + 1 < NV; ++v) values[v] = Set::load(right.first + v * Set::lanes);
+        values[NV - 1] = Set::load(right.first + (NV - 1) * Set::lanes, last_count);
+        for (size_t r = 0; r < NR; ++r) {
+            const Floats factor = Set::broadcast(left.first[r * left.row_stride]);
+            for (size_t v = 0; v < NV; ++v) sums[r][v] = Set::fma(factor, values[v], sums[r][v]);
+        }
+        left.first += left.term_stride;
+        right.first += right.term_stride;
+    }
+    for (size_t r = 0; r < NR; ++r) {
+        float* row = out.first + r * out.row_stride;
+        for (size_t v = 0; v + 1 < NV; ++v) Set::store(row + v * Set::lanes, sums[r][v]);
+        Set::store(row + (NV - 1) * Set::lanes, sums[r][NV - 1], last_count);
+    }
+}
+
+using Tile = void (*)(Left, Right, Out, size_t, size_t);
+
+#define PORCELET_TILES(v) {tile<1, v>, tile<2, v>, tile<3, v>, tile<4, v>, tile<5, v>, tile<6, v>}
+constexpr Tile TILES[VECTORS][ROWS] = {
+    PORCELET_TILES(1),
+    PORCELET_TILES(2),
+#if defined(__AVX512F__)
+    PORCELET_TILES(3),
+    PORCELET_TILES(4),
+#endif
+};
+#undef PORCELET_TILES
+
+// out [rows, columns] = left [rows, terms] times right [terms, columns], for at most ROWS rows.
+void product(Left left, Right right, Out out, size_t rows, size_t terms, size_t columns) {
+    constexpr size_t width = VECTORS * Set::lanes;
+    for (size_t column = 0; column < columns; column += width) {
+        const size_t count = std::min(width, columns - column), vectors = (count + Set::lanes - 1) / Set::lanes;
+        TILES[vectors - 1][rows - 1]({left}, {right.first + column, right.term_stride}, {out.first + column, out.row_stride, out.adds},
+                                     terms, count - (vectors - 1) * Set::lanes);
+    }
+}
+
+typedef float Four __attribute__((vector_size(16)));
+typedef int FourIndices __attribute__((vector_size(16)));
+
+Four load_four(const float* p) { return Four{p[0], p[1], p[2], p[3]}; }
+
+// turned [width, BLOCK_KEYS] from `count` rows of `width` values.
+void turn(const float* rows, size_t row_stride, size_t count, size_t width, float* turned) {
+    size_t row = 0;
+    const size_t whole = width / 4 * 4;
+    for (; row + 4 <= count; row += 4) {
+        const float* const from = rows + row * row_stride;
+        for (size_t i = 0; i < whole; i += 4) {
+            const Four a = load_four(from + i), b = load_four(from + row_stride + i);
+            const Four c = load_four(from + 2 * row_stride + i), d = load_four(from + 3 * row_stride + i);
+            const FourIndices low = {0, 4, 1, 5}, high = {2, 6, 3, 7}, first = {0, 1, 4, 5}, second = {2, 3, 6, 7};
+            const Four ab = __builtin_shuffle(a, b, low), cd = __builtin_shuffle(c, d, low);
+            const Four AB = __builtin_shuffle(a, b, high), CD = __builtin_shuffle(c, d, high);
+            const Four columns[4] = {__builtin_shuffle(ab, cd, first), __builtin_shuffle(ab, cd, second),
+                                     __builtin_shuffle(AB, CD, first), __builtin_shuffle(AB, CD, second)};
+            for (size_t j = 0; j < 4; ++j) std::memcpy(turned + (i + j) * BLOCK_KEYS + row, &columns[j], sizeof(Four));
+        }
+        for (size_t i = whole; i < width; ++i)
+            for (size_t j = 0; j < 4; ++j) turned[i * BLOCK_KEYS + row + j] = from[j * row_stride + i];
+    }
+    for (; row < count; ++row)
+        for (size_t i = 0; i < width; ++i) turned[i * BLOCK_KEYS + row] = rows[row * row_stride + i];
+}
+
+// Up to BLOCK_KEYS keys of one segment, and `seen`: how many lie before them in their sequence.
+struct KeyBlock {
+    RowRange rows;
+    size_t seen;
+
+    size_t count() const { return rows.last - rows.first; }
+};
+
+// Rows that read a block of keys; if it is of their own segment, each reads up to its own key only.
+struct Readers {
+    RowRange rows;
+    bool causal;
+
+    // How many keys the row sees.
+    size_t sees(size_t row, const KeyBlock& keys) const {
+        return causal ? std::min(keys.count(), row - keys.rows.first + 1) : keys.count();
+    }
+};
+
+template <class Visit>
+void each_key_block(RowRange segment, size_t seen, Visit visit) {
+    for (size_t row = segment.first; row < segment.last; row += BLOCK_KEYS)
+        visit(KeyBlock{{row, std::min(segment.last, row + BLOCK_KEYS)}, seen + row - segment.first});
+}
+
+// Calls visit(keys, each_reader) for every block of keys, in the order of the sequences; each_reader(visit_readers) then calls
+// visit_readers(readers) for those that read the block. Segments side by side read their prefix as one.
+template <class Visit>
+void each_block(SegmentTree tree, Visit visit) {
+    const RowRange prefix = tree.segments[0];
+    each_key_block(prefix, 0, [&](const KeyBlock& keys) {
+        visit(keys, [&](auto visit_readers) {
+            visit_readers(Readers{{keys.rows.first, prefix.last}, true});
+            for (size_t i = 1; i < tree.count;) {
+                RowRange together = tree.segments[i++];
+                while (i < tree.count && tree.segments[i].first == together.last) together.last = tree.segments[i++].last;
+                if (together.first < together.last) visit_readers(Readers{together, false});
+            }
+        });
+    });
+    for (size_t i = 1; i < tree.count; ++i) {
+        const RowRange segment = tree.segments[i];
+        each_key_block(segment, prefix.last - prefix.first, [&](const KeyBlock& keys) {
+            visit(keys, [&](auto visit_readers) { visit_readers(Readers{{keys.rows.first, segment.last}, true}); });
+        });
+    }
+}
+
+size_t rounded(size_t count) { return (count + STEP - 1) / STEP * STEP; }
+
+float dot(const float* a, const float* b, size_t count) {
+    float sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (size_t i = 0; i < count; ++i) sum += a[i] * b[i];
+    return sum;
+}
+
+void multiply(float* values, size_t count, float factor) {
+#pragma omp simd
+    for (size_t i = 0; i < count; ++i) values[i] *= factor;
+}
+
+// scores become exp(score * scale - largest) for the first `count`, 0 up to `width`; returns their sum.
+float exponentials(float* scores, size_t count, size_t width, float scale, float largest) {
+    const size_t all = rounded(count);
+#pragma omp simd
+    for (size_t i = 0; i < all; ++i) scores[i] = exponential(scores[i] * scale - largest);
+    const size_t end = std::max(all, width);
+    for (size_t i = count; i < end; ++i) scores[i] = 0;
+    float sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (size_t i = 0; i < all; ++i) sum += scores[i];
+    return sum;
+}
+
+float largest_of(float* scores, size_t count, float scale) {
+    const size_t all = rounded(count);
+    for (size_t i = count; i < all; ++i) scores[i] = scores[0];
+    float largest = -INFINITY, smallest = INFINITY;
+#pragma omp simd reduction(max : largest) reduction(min : smallest)
+    for (size_t i = 0; i < all; ++i) {
+        largest = std::max(largest, scores[i]);
+        smallest = std::min(smallest, scores[i]);
+    }
+    return scale < 0 ? smallest * scale : largest * scale;
+}
+
+void forward(const PackedAttentionArgs& args, SegmentTree tree, size_t kv_head, const PackedAttentionScratch& scratch) {
+    const size_t group = args.heads / args.kv_heads;
+    const auto attend = [&](const KeyBlock& keys, const Readers& readers, size_t head, size_t first, size_t rows) {
+        const size_t seen = readers.sees(first + rows - 1, keys);
+        const Right turned = {scratch.keys, BLOCK_KEYS};
+        product({args.q.at(first, head), args.q.row_stride, 1}, turned, {scratch.scores, BLOCK_KEYS, false}, rows, args.k_width, seen);
+        for (size_t r = 0; r < rows; ++r) {
+            float* const scores = scratch.scores + r * BLOCK_KEYS;
+            const size_t count = readers.sees(first + r, keys), place = (first + r) * args.heads + head;
+            float &largest = args.lse[place], &sum = scratch.rows[place];
+            const float candidate = largest_of(scores, count, args.scale);
+            if (keys.seen == 0) {
+                largest = candidate;
+                sum = 0;
+            } else if (candidate > largest) {
+                const float factor = exponential(largest - candidate);
+                multiply(args.out.at(first + r, head), args.v_width, factor);
+                sum *= factor;
+                largest = candidate;
+            }
+            sum += exponentials(scores, count, seen, args.scale, largest);
+        }
+        product({scratch.scores, BLOCK_KEYS, 1}, {args.v.at(keys.rows.first, kv_head), args.v.row_stride},
+                {args.out.at(first, head), args.out.row_stride, keys.seen > 0}, rows, seen, args.v_width);
+    };
+    each_block(tree, [&](const KeyBlock& keys, auto each_reader) {
+        turn(args.k.at(keys.rows.first, kv_head), args.k.row_stride, keys.count(), args.k_width, scratch.keys);
+        each_reader([&](const Readers& readers) {
+            for (size_t head = kv_head * group; head < (kv_head + 1) * group; ++head)
+                for (size_t row = readers.rows.first; row < readers.rows.last; row += ROWS)
+                    attend(keys, readers, head, row, std::min(ROWS, readers.rows.last - row));
+        });
+    });
+    for (size_t i = 0; i < tree.count; ++i)
+        for (size_t row = tree.segments[i].first; row < tree.segments[i].last; ++row)
+            for (size_t head = kv_head * group; head < (kv_head + 1) * group; ++head) {
+                const float sum = scratch.rows[row * args.heads + head];
+                multiply(args.out.at(row, head), args.v_width, 1 / sum);
+                args.lse[row * args.heads + head] += std::log(sum);
+            }
+}
+
+// Scores become weights, their gradients those of q times k.
+void score_gradients(float* scores, float* gradients, size_t count, size_t width, float scale, float lse, float delta) {
+    exponentials(scores, count, width, scale, lse);
+#pragma omp simd
+    for (size_t i = 0; i < width; ++i) gradients[i] = scores[i] * (gradients[i] - delta) * scale;
+}
+
+void backward(const PackedAttentionArgs& args, const PackedAttentionGradients& gradients, SegmentTree tree, size_t kv_head,
+              const PackedAttentionScratch& scratch) {
+    const size_t group = args.heads / args.kv_heads;
+    for (size_t i = 0; i < tree.count; ++i)
+        for (size_t row = tree.segments[i].first; row < tree.segments[i].last; ++row)
+            for (size_t head = kv_head * group; head < (kv_head + 1) * group; ++head)
+                scratch.rows[row * args.heads + head] = dot(gradients.out.at(row, head), args.out.at(row, head), args.v_width);
+
+    // Weights and their gradients of a few rows, at `place` of the block, and what the rows' queries get.
+    const auto weigh = [&](const KeyBlock& keys, const Readers& readers, size_t head, size_t first, size_t rows, size_t place) {
+        const size_t seen = readers.sees(first + rows - 1, keys), width = rounded(keys.count());
+        float* const scores = scratch.scores + place * BLOCK_KEYS;
+        float* const changes = scratch.score_gradients + place * BLOCK_KEYS;
+        const Right turned_keys = {scratch.keys, BLOCK_KEYS}, turned_values = {scratch.values, BLOCK_KEYS};
+        const Left q = {args.q.at(first, head), args.q.row_stride, 1}, out = {gradients.out.at(first, head), gradients.out.row_stride, 1};
+        product(q, turned_keys, {scores, BLOCK_KEYS, false}, rows, args.k_width, seen);
+        product(out, turned_values, {changes, BLOCK_KEYS, false}, rows, args.v_width, seen);
+        for (size_t r = 0; r < rows; ++r) {
+            const size_t row = (first + r) * args.heads + head;
+            for (size_t i = seen; i < width; ++i) changes[r * BLOCK_KEYS + i] = 0;
+            score_gradients(scores + r * BLOCK_KEYS, changes + r * BLOCK_KEYS, readers.sees(first + r, keys), width, args.scale,
+                            args.lse[row], scratch.rows[row]);
+        }
+        product({changes, BLOCK_KEYS, 1}, {args.k.at(keys.rows.first, kv_head), args.k.row_stride},
+                {gradients.q.at(first, head), gradients.q.row_stride, keys.seen > 0}, rows, seen, args.k_width);
+    };
+    // What a block of queries gives to the keys and values it read.
+    const auto give = [&](const KeyBlock& keys, const Readers& readers, size_t head, size_t first, size_t rows, bool adds) {
+        for (size_t key = 0; key < keys.count(); key += ROWS) {
+            const size_t count = std::min(ROWS, keys.count() - key), row = keys.rows.first + key;
+            const size_t skipped = readers.causal && row > first ? std::min(rows, row - first) : 0, terms = rows - skipped;
+            const Left weights = {scratch.scores, 1, BLOCK_KEYS}, changes = {scratch.score_gradients, 1, BLOCK_KEYS};
+            product(weights.from(key, skipped), {gradients.out.at(first + skipped, head), gradients.out.row_stride},
+                    {gradients.v.at(row, kv_head), gradients.v.row_stride, adds}, count, terms, args.v_width);
+            product(changes.from(key, skipped), {args.q.at(first + skipped, head), args.q.row_stride},
+                    {gradients.k.at(row, kv_head), gradients.k.row_stride, adds}, count, terms, args.k_width);
+        }
+    };
+    each_block(tree, [&](const KeyBlock& keys, auto each_reader) {
+        turn(args.k.at(keys.rows.first, kv_head), args.k.row_stride, keys.count(), args.k_width, scratch.keys);
+        turn(args.v.at(keys.rows.first, kv_head), args.v.row_stride, keys.count(), args.v_width, scratch.values);
+        bool adds = false;
+        each_reader([&](const Readers& readers) {
+            for (size_t head = kv_head * group; head < (kv_head + 1) * group; ++head)
+                for (size_t first = readers.rows.first; first < readers.rows.last; first += BLOCK_QUERIES) {
+                    const size_t rows = std::min(BLOCK_QUERIES, readers.rows.last - first);
+                    for (size_t r = 0; r < rows; r += ROWS) weigh(keys, readers, head, first + r, std::min(ROWS, rows - r), r);
+                    give(keys, readers, head, first, rows, adds);
+                    adds = true;
+                }
+        });
+    });
+}
+
+}  // namespace
+
+constexpr PackedAttentionBody PORCELET_BODY = {forward, backward};
+
+}  // namespace porcelet

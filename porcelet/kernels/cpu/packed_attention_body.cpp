@@ -41,31 +41,32 @@ struct Out {
     bool adds;  // to what is there
 };
 
+// The loops over rows and vectors are unrolled early: GCC then keeps the sums in registers alone.
 template <size_t NR, size_t NV>
 void tile(Left left, Right right, Out out, size_t terms, size_t last_count) {
-    Floats sums[NR][NV];
-    for (size_t r = 0; r < NR; ++r) {
-        const float* row = out.first + r * out.row_stride;
-        for (size_t v = 0; v < NV; ++v) sums[r][v] = Set::broadcast(0.0f);
-        if (!out.adds) continue;
-        for (size_t v = 0; v + 1 < NV; ++v) sums[r][v] = Set::load(row + v * Set::lanes);
-        sums[r][NV - 1] = Set::load(row + (NV - 1) * Set::lanes, last_count);
-    }
+    Floats sums[NR][NV] = {};
     for (size_t t = 0; t < terms; ++t) {
         Floats values[NV];
+#pragma GCC unroll 4
         for (size_t v = 0; v + 1 < NV; ++v) values[v] = Set::load(right.first + v * Set::lanes);
         values[NV - 1] = Set::load(right.first + (NV - 1) * Set::lanes, last_count);
+#pragma GCC unroll 6
         for (size_t r = 0; r < NR; ++r) {
             const Floats factor = Set::broadcast(left.first[r * left.row_stride]);
+#pragma GCC unroll 4
             for (size_t v = 0; v < NV; ++v) sums[r][v] = Set::fma(factor, values[v], sums[r][v]);
         }
         left.first += left.term_stride;
         right.first += right.term_stride;
     }
+#pragma GCC unroll 6
     for (size_t r = 0; r < NR; ++r) {
-        float* row = out.first + r * out.row_stride;
-        for (size_t v = 0; v + 1 < NV; ++v) Set::store(row + v * Set::lanes, sums[r][v]);
-        Set::store(row + (NV - 1) * Set::lanes, sums[r][NV - 1], last_count);
+#pragma GCC unroll 4
+        for (size_t v = 0; v < NV; ++v) {
+            float* const place = out.first + r * out.row_stride + v * Set::lanes;
+            const size_t count = v + 1 < NV ? Set::lanes : last_count;
+            Set::store(place, out.adds ? sums[r][v] + Set::load(place, count) : sums[r][v], count);
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cassert>
+#include <utility>
 
 namespace porcelet {
 namespace {
@@ -55,12 +56,16 @@ template <class Compute>
 void each_unit(const PackedAttentionArgs& args, const PackedSegments& segments, int threads, Compute compute) {
     const std::vector<Tree> trees = trees_of(segments);
     std::vector<float> rows(static_cast<size_t>(segments.offsets.back()) * args.heads);
-    const size_t units = trees.size() * args.kv_heads, width = args.k_width + args.v_width;
+    const size_t units = trees.size() * args.kv_heads;
 #pragma omp parallel num_threads(threads) if (units > 1)
     {
-        std::vector<float> memory(BLOCK_KEYS * (width + 2 * BLOCK_QUERIES));
-        float *const keys = memory.data(), *const scores = keys + BLOCK_KEYS * width;
-        const PackedAttentionScratch scratch = {keys, keys + BLOCK_KEYS * args.k_width, scores, scores + BLOCK_KEYS * BLOCK_QUERIES,
+        constexpr size_t scores = BLOCK_QUERIES * BLOCK_KEYS;
+        std::vector<float> memory((2 * BLOCK_KEYS + BLOCK_QUERIES) * (args.k_width + args.v_width) + 2 * scores);
+        float* next = memory.data();
+        const auto take = [&](size_t count) { return std::exchange(next, next + count); };
+        const size_t k = args.k_width, v = args.v_width;
+        const PackedAttentionScratch scratch = {take(BLOCK_KEYS * k), take(BLOCK_KEYS * k), take(BLOCK_KEYS * v), take(BLOCK_KEYS * v),
+                                                take(scores), take(scores), take(BLOCK_QUERIES * k), take(BLOCK_QUERIES * v),
                                                 rows.data()};
 #pragma omp for schedule(dynamic)
         for (size_t unit = 0; unit < units; ++unit) {

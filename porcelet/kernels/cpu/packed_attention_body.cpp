@@ -121,6 +121,11 @@ void turn(const float* rows, size_t row_stride, size_t count, size_t width, floa
         for (size_t i = 0; i < width; ++i) turned[i * BLOCK_KEYS + row] = rows[row * row_stride + i];
 }
 
+// Side by side: heads are often a power of two apart, and their rows would push one another out of the first-level cache.
+void copy(const float* rows, size_t row_stride, size_t count, size_t width, float* copied) {
+    for (size_t row = 0; row < count; ++row) std::memcpy(copied + row * width, rows + row * row_stride, width * sizeof(float));
+}
+
 // Up to BLOCK_KEYS keys of one segment, and `seen`: how many lie before them in their sequence.
 struct KeyBlock {
     RowRange rows;
@@ -183,42 +188,41 @@ void multiply(float* values, size_t count, float factor) {
     for (size_t i = 0; i < count; ++i) values[i] *= factor;
 }
 
-// scores become exp(score * scale - largest) for the first `count`, 0 up to `width`; returns their sum.
-float exponentials(float* scores, size_t count, size_t width, float scale, float largest) {
-    const size_t all = rounded(count);
-#pragma omp simd
-    for (size_t i = 0; i < all; ++i) scores[i] = exponential(scores[i] * scale - largest);
-    const size_t end = std::max(all, width);
-    for (size_t i = count; i < end; ++i) scores[i] = 0;
+float largest_of(const float* scores, size_t count) {
+    float largest = -INFINITY;
+#pragma omp simd reduction(max : largest)
+    for (size_t i = 0; i < count; ++i) largest = std::max(largest, scores[i]);
+    return largest;
+}
+
+// scores become exp(score * scale - shift); returns their sum.
+float exponentials(float* scores, size_t count, float scale, float shift) {
     float sum = 0;
 #pragma omp simd reduction(+ : sum)
-    for (size_t i = 0; i < all; ++i) sum += scores[i];
+    for (size_t i = 0; i < count; ++i) {
+        scores[i] = exponential(scores[i] * scale - shift);
+        sum += scores[i];
+    }
     return sum;
 }
 
-float largest_of(float* scores, size_t count, float scale) {
-    const size_t all = rounded(count);
-    for (size_t i = count; i < all; ++i) scores[i] = scores[0];
-    float largest = -INFINITY, smallest = INFINITY;
-#pragma omp simd reduction(max : largest) reduction(min : smallest)
-    for (size_t i = 0; i < all; ++i) {
-        largest = std::max(largest, scores[i]);
-        smallest = std::min(smallest, scores[i]);
-    }
-    return scale < 0 ? smallest * scale : largest * scale;
+void fill(float* values, size_t first, size_t end, float value) {
+    for (size_t i = first; i < end; ++i) values[i] = value;
 }
 
 void forward(const PackedAttentionArgs& args, SegmentTree tree, size_t kv_head, const PackedAttentionScratch& scratch) {
     const size_t group = args.heads / args.kv_heads;
     const auto attend = [&](const KeyBlock& keys, const Readers& readers, size_t head, size_t first, size_t rows) {
         const size_t seen = readers.sees(first + rows - 1, keys);
-        const Right turned = {scratch.keys, BLOCK_KEYS};
+        const Right turned = {scratch.turned_keys, BLOCK_KEYS};
         product({args.q.at(first, head), args.q.row_stride, 1}, turned, {scratch.scores, BLOCK_KEYS, false}, rows, args.k_width, seen);
         for (size_t r = 0; r < rows; ++r) {
             float* const scores = scratch.scores + r * BLOCK_KEYS;
             const size_t count = readers.sees(first + r, keys), place = (first + r) * args.heads + head;
             float &largest = args.lse[place], &sum = scratch.rows[place];
-            const float candidate = largest_of(scores, count, args.scale);
+            const size_t all = rounded(count), end = std::max(all, seen);
+            fill(scores, count, all, -INFINITY);
+            const float candidate = largest_of(scores, all) * args.scale;
             if (keys.seen == 0) {
                 largest = candidate;
                 sum = 0;
@@ -228,13 +232,15 @@ void forward(const PackedAttentionArgs& args, SegmentTree tree, size_t kv_head, 
                 sum *= factor;
                 largest = candidate;
             }
-            sum += exponentials(scores, count, seen, args.scale, largest);
+            sum += exponentials(scores, all, args.scale, largest);  // what was filled in adds 1e-38
+            fill(scores, count, end, 0);
         }
-        product({scratch.scores, BLOCK_KEYS, 1}, {args.v.at(keys.rows.first, kv_head), args.v.row_stride},
+        product({scratch.scores, BLOCK_KEYS, 1}, {scratch.values, args.v_width},
                 {args.out.at(first, head), args.out.row_stride, keys.seen > 0}, rows, seen, args.v_width);
     };
     each_block(tree, [&](const KeyBlock& keys, auto each_reader) {
-        turn(args.k.at(keys.rows.first, kv_head), args.k.row_stride, keys.count(), args.k_width, scratch.keys);
+        turn(args.k.at(keys.rows.first, kv_head), args.k.row_stride, keys.count(), args.k_width, scratch.turned_keys);
+        copy(args.v.at(keys.rows.first, kv_head), args.v.row_stride, keys.count(), args.v_width, scratch.values);
         each_reader([&](const Readers& readers) {
             for (size_t head = kv_head * group; head < (kv_head + 1) * group; ++head)
                 for (size_t row = readers.rows.first; row < readers.rows.last; row += ROWS)
@@ -250,11 +256,10 @@ void forward(const PackedAttentionArgs& args, SegmentTree tree, size_t kv_head, 
             }
 }
 
-// Scores become weights, their gradients those of q times k.
-void score_gradients(float* scores, float* gradients, size_t count, size_t width, float scale, float lse, float delta) {
-    exponentials(scores, count, width, scale, lse);
+// Gradients of weights become those of q times k.
+void score_gradients(const float* weights, float* gradients, size_t count, float scale, float delta) {
 #pragma omp simd
-    for (size_t i = 0; i < width; ++i) gradients[i] = scores[i] * (gradients[i] - delta) * scale;
+    for (size_t i = 0; i < count; ++i) gradients[i] = weights[i] * (gradients[i] - delta) * scale;
 }
 
 void backward(const PackedAttentionArgs& args, const PackedAttentionGradients& gradients, SegmentTree tree, size_t kv_head,
@@ -268,43 +273,49 @@ void backward(const PackedAttentionArgs& args, const PackedAttentionGradients& g
     // Weights and their gradients of a few rows, at `place` of the block, and what the rows' queries get.
     const auto weigh = [&](const KeyBlock& keys, const Readers& readers, size_t head, size_t first, size_t rows, size_t place) {
         const size_t seen = readers.sees(first + rows - 1, keys), width = rounded(keys.count());
-        float* const scores = scratch.scores + place * BLOCK_KEYS;
+        float* const weights = scratch.scores + place * BLOCK_KEYS;
         float* const changes = scratch.score_gradients + place * BLOCK_KEYS;
-        const Right turned_keys = {scratch.keys, BLOCK_KEYS}, turned_values = {scratch.values, BLOCK_KEYS};
-        const Left q = {args.q.at(first, head), args.q.row_stride, 1}, out = {gradients.out.at(first, head), gradients.out.row_stride, 1};
-        product(q, turned_keys, {scores, BLOCK_KEYS, false}, rows, args.k_width, seen);
-        product(out, turned_values, {changes, BLOCK_KEYS, false}, rows, args.v_width, seen);
+        product({scratch.queries + place * args.k_width, args.k_width, 1}, {scratch.turned_keys, BLOCK_KEYS},
+                {weights, BLOCK_KEYS, false}, rows, args.k_width, seen);
+        product({scratch.out_gradients + place * args.v_width, args.v_width, 1}, {scratch.turned_values, BLOCK_KEYS},
+                {changes, BLOCK_KEYS, false}, rows, args.v_width, seen);
         for (size_t r = 0; r < rows; ++r) {
-            const size_t row = (first + r) * args.heads + head;
-            for (size_t i = seen; i < width; ++i) changes[r * BLOCK_KEYS + i] = 0;
-            score_gradients(scores + r * BLOCK_KEYS, changes + r * BLOCK_KEYS, readers.sees(first + r, keys), width, args.scale,
-                            args.lse[row], scratch.rows[row]);
+            float *const row_weights = weights + r * BLOCK_KEYS, *const row_changes = changes + r * BLOCK_KEYS;
+            const size_t row = (first + r) * args.heads + head, count = readers.sees(first + r, keys), all = rounded(count);
+            exponentials(row_weights, all, args.scale, args.lse[row]);
+            score_gradients(row_weights, row_changes, all, args.scale, scratch.rows[row]);
+            fill(row_weights, count, width, 0);
+            fill(row_changes, count, width, 0);
         }
-        product({changes, BLOCK_KEYS, 1}, {args.k.at(keys.rows.first, kv_head), args.k.row_stride},
+        product({changes, BLOCK_KEYS, 1}, {scratch.keys, args.k_width},
                 {gradients.q.at(first, head), gradients.q.row_stride, keys.seen > 0}, rows, seen, args.k_width);
     };
-    // What a block of queries gives to the keys and values it read.
-    const auto give = [&](const KeyBlock& keys, const Readers& readers, size_t head, size_t first, size_t rows, bool adds) {
+    // What a block of queries gives to the keys and values that it read.
+    const auto give = [&](const KeyBlock& keys, const Readers& readers, size_t first, size_t rows, bool adds) {
+        const Left weights = {scratch.scores, 1, BLOCK_KEYS}, changes = {scratch.score_gradients, 1, BLOCK_KEYS};
         for (size_t key = 0; key < keys.count(); key += ROWS) {
             const size_t count = std::min(ROWS, keys.count() - key), row = keys.rows.first + key;
-            const size_t skipped = readers.causal && row > first ? std::min(rows, row - first) : 0, terms = rows - skipped;
-            const Left weights = {scratch.scores, 1, BLOCK_KEYS}, changes = {scratch.score_gradients, 1, BLOCK_KEYS};
-            product(weights.from(key, skipped), {gradients.out.at(first + skipped, head), gradients.out.row_stride},
-                    {gradients.v.at(row, kv_head), gradients.v.row_stride, adds}, count, terms, args.v_width);
-            product(changes.from(key, skipped), {args.q.at(first + skipped, head), args.q.row_stride},
-                    {gradients.k.at(row, kv_head), gradients.k.row_stride, adds}, count, terms, args.k_width);
+            const size_t skipped = readers.causal && row > first ? std::min(rows, row - first) : 0;  // that are before the keys
+            product(weights.from(key, skipped), {scratch.out_gradients + skipped * args.v_width, args.v_width},
+                    {gradients.v.at(row, kv_head), gradients.v.row_stride, adds}, count, rows - skipped, args.v_width);
+            product(changes.from(key, skipped), {scratch.queries + skipped * args.k_width, args.k_width},
+                    {gradients.k.at(row, kv_head), gradients.k.row_stride, adds}, count, rows - skipped, args.k_width);
         }
     };
     each_block(tree, [&](const KeyBlock& keys, auto each_reader) {
-        turn(args.k.at(keys.rows.first, kv_head), args.k.row_stride, keys.count(), args.k_width, scratch.keys);
-        turn(args.v.at(keys.rows.first, kv_head), args.v.row_stride, keys.count(), args.v_width, scratch.values);
+        const float *const k = args.k.at(keys.rows.first, kv_head), *const v = args.v.at(keys.rows.first, kv_head);
+        turn(k, args.k.row_stride, keys.count(), args.k_width, scratch.turned_keys);
+        copy(k, args.k.row_stride, keys.count(), args.k_width, scratch.keys);
+        turn(v, args.v.row_stride, keys.count(), args.v_width, scratch.turned_values);
         bool adds = false;
         each_reader([&](const Readers& readers) {
             for (size_t head = kv_head * group; head < (kv_head + 1) * group; ++head)
                 for (size_t first = readers.rows.first; first < readers.rows.last; first += BLOCK_QUERIES) {
                     const size_t rows = std::min(BLOCK_QUERIES, readers.rows.last - first);
+                    copy(args.q.at(first, head), args.q.row_stride, rows, args.k_width, scratch.queries);
+                    copy(gradients.out.at(first, head), gradients.out.row_stride, rows, args.v_width, scratch.out_gradients);
                     for (size_t r = 0; r < rows; r += ROWS) weigh(keys, readers, head, first + r, std::min(ROWS, rows - r), r);
-                    give(keys, readers, head, first, rows, adds);
+                    give(keys, readers, first, rows, adds);
                     adds = true;
                 }
         });

@@ -42,8 +42,10 @@ struct PackedAttentionGradients {
 
 // Room for one unit of work; `rows` [T, heads] belongs to all of them.
 struct PackedAttentionScratch {
-    float *keys, *values;          // BLOCK_KEYS * k_width, BLOCK_KEYS * v_width
-    float *scores, *score_gradients;  // BLOCK_QUERIES * BLOCK_KEYS each
+    float *turned_keys, *keys;         // [k_width, BLOCK_KEYS], [BLOCK_KEYS, k_width]
+    float *turned_values, *values;     // [v_width, BLOCK_KEYS], [BLOCK_KEYS, v_width]
+    float *scores, *score_gradients;  // [BLOCK_QUERIES, BLOCK_KEYS]
+    float *queries, *out_gradients;    // [BLOCK_QUERIES, k_width], [BLOCK_QUERIES, v_width]
     float* rows;
 };
 

@@ -20,7 +20,7 @@ namespace porcelet {
 namespace {
 
 constexpr size_t ROWS = 6, VECTORS = Set::lanes == 16 ? 4 : 2;  // of 32 or 16 registers: the sums, a row of vectors, a broadcast
-constexpr size_t STEP = 16;  // the loops over scores run to a multiple of it: no compiled loop then has a rest
+constexpr size_t STEP = 16;  // scores are walked in multiples of it
 
 // The broadcast operand: values from row to row and from term to term.
 struct Left {
@@ -96,29 +96,34 @@ void product(Left left, Right right, Out out, size_t rows, size_t terms, size_t 
 typedef float Four __attribute__((vector_size(16)));
 typedef int FourIndices __attribute__((vector_size(16)));
 
-Four load_four(const float* p) { return Four{p[0], p[1], p[2], p[3]}; }
+Four load_four(const float* p) {
+    Four four;
+    std::memcpy(&four, p, sizeof four);
+    return four;
+}
 
-// turned [width, BLOCK_KEYS] from `count` rows of `width` values.
+void turn_four(const float* from, size_t row_stride, float* to) {
+    constexpr FourIndices low = {0, 4, 1, 5}, high = {2, 6, 3, 7}, first = {0, 1, 4, 5}, second = {2, 3, 6, 7};
+    const Four a = load_four(from), b = load_four(from + row_stride);
+    const Four c = load_four(from + 2 * row_stride), d = load_four(from + 3 * row_stride);
+    const Four ab_low = __builtin_shuffle(a, b, low), ab_high = __builtin_shuffle(a, b, high);
+    const Four cd_low = __builtin_shuffle(c, d, low), cd_high = __builtin_shuffle(c, d, high);
+    const Four columns[4] = {__builtin_shuffle(ab_low, cd_low, first), __builtin_shuffle(ab_low, cd_low, second),
+                             __builtin_shuffle(ab_high, cd_high, first), __builtin_shuffle(ab_high, cd_high, second)};
+    for (size_t i = 0; i < 4; ++i) std::memcpy(to + i * BLOCK_KEYS, &columns[i], sizeof(Four));
+}
+
+// turned [width, BLOCK_KEYS] from `count` rows of `width` values, a cache line after the other.
 void turn(const float* rows, size_t row_stride, size_t count, size_t width, float* turned) {
-    size_t row = 0;
-    const size_t whole = width / 4 * 4;
-    for (; row + 4 <= count; row += 4) {
-        const float* const from = rows + row * row_stride;
-        for (size_t i = 0; i < whole; i += 4) {
-            const Four a = load_four(from + i), b = load_four(from + row_stride + i);
-            const Four c = load_four(from + 2 * row_stride + i), d = load_four(from + 3 * row_stride + i);
-            const FourIndices low = {0, 4, 1, 5}, high = {2, 6, 3, 7}, first = {0, 1, 4, 5}, second = {2, 3, 6, 7};
-            const Four ab = __builtin_shuffle(a, b, low), cd = __builtin_shuffle(c, d, low);
-            const Four AB = __builtin_shuffle(a, b, high), CD = __builtin_shuffle(c, d, high);
-            const Four columns[4] = {__builtin_shuffle(ab, cd, first), __builtin_shuffle(ab, cd, second),
-                                     __builtin_shuffle(AB, CD, first), __builtin_shuffle(AB, CD, second)};
-            for (size_t j = 0; j < 4; ++j) std::memcpy(turned + (i + j) * BLOCK_KEYS + row, &columns[j], sizeof(Four));
+    constexpr size_t line = 16;
+    for (size_t first = 0; first < count; first += line)
+        for (size_t i = 0; i < width; i += 4) {
+            const size_t end = std::min(count, first + line), columns = std::min<size_t>(4, width - i);
+            size_t row = first;
+            for (; columns == 4 && row + 4 <= end; row += 4) turn_four(rows + row * row_stride + i, row_stride, turned + i * BLOCK_KEYS + row);
+            for (; row < end; ++row)
+                for (size_t j = i; j < i + columns; ++j) turned[j * BLOCK_KEYS + row] = rows[row * row_stride + j];
         }
-        for (size_t i = whole; i < width; ++i)
-            for (size_t j = 0; j < 4; ++j) turned[i * BLOCK_KEYS + row + j] = from[j * row_stride + i];
-    }
-    for (; row < count; ++row)
-        for (size_t i = 0; i < width; ++i) turned[i * BLOCK_KEYS + row] = rows[row * row_stride + i];
 }
 
 // Side by side: heads are often a power of two apart, and their rows would push one another out of the first-level cache.
@@ -188,23 +193,53 @@ void multiply(float* values, size_t count, float factor) {
     for (size_t i = 0; i < count; ++i) values[i] *= factor;
 }
 
-float largest_of(const float* scores, size_t count) {
-    float largest = -INFINITY;
-#pragma omp simd reduction(max : largest)
-    for (size_t i = 0; i < count; ++i) largest = std::max(largest, scores[i]);
-    return largest;
-}
-
-// scores become exp(score * scale - shift); returns their sum.
-float exponentials(float* scores, size_t count, float scale, float shift) {
-    float sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (size_t i = 0; i < count; ++i) {
-        scores[i] = exponential(scores[i] * scale - shift);
-        sum += scores[i];
+// What happens to the scores of up to ROWS queries, BLOCK_KEYS apart, over a width known when compiled: no loop has a rest then.
+template <size_t WIDTH>
+struct Softmax {
+    static void largest(const float* scores, size_t rows, float* largest) {
+        for (size_t r = 0; r < rows; ++r, scores += BLOCK_KEYS) {
+            float best = -INFINITY;
+#pragma omp simd reduction(max : best)
+            for (size_t i = 0; i < WIDTH; ++i) best = std::max(best, scores[i]);
+            largest[r] = best;
+        }
     }
-    return sum;
-}
+
+    // scores become exp(score * scale - shift).
+    static void weights(float* scores, size_t rows, float scale, const float* shifts, float* sums) {
+        for (size_t r = 0; r < rows; ++r, scores += BLOCK_KEYS) {
+            float sum = 0;
+#pragma omp simd reduction(+ : sum)
+            for (size_t i = 0; i < WIDTH; ++i) {
+                scores[i] = exponential(scores[i] * scale - shifts[r]);
+                sum += scores[i];
+            }
+            sums[r] = sum;
+        }
+    }
+
+    // And the gradients of weights become those of q times k.
+    static void gradients(float* scores, float* gradients, size_t rows, float scale, const float* shifts, const float* deltas) {
+        for (size_t r = 0; r < rows; ++r, scores += BLOCK_KEYS, gradients += BLOCK_KEYS)
+#pragma omp simd
+            for (size_t i = 0; i < WIDTH; ++i) {
+                scores[i] = exponential(scores[i] * scale - shifts[r]);
+                gradients[i] = scores[i] * (gradients[i] - deltas[r]) * scale;
+            }
+    }
+};
+
+struct SoftmaxOf {
+    decltype(&Softmax<STEP>::largest) largest;
+    decltype(&Softmax<STEP>::weights) weights;
+    decltype(&Softmax<STEP>::gradients) gradients;
+};
+
+template <size_t WIDTH>
+constexpr SoftmaxOf softmax_of = {Softmax<WIDTH>::largest, Softmax<WIDTH>::weights, Softmax<WIDTH>::gradients};
+
+constexpr SoftmaxOf SOFTMAX[BLOCK_KEYS / STEP] = {softmax_of<16>, softmax_of<32>, softmax_of<48>, softmax_of<64>};
+static_assert(STEP == 16 && BLOCK_KEYS == 64, "the table's widths");
 
 void fill(float* values, size_t first, size_t end, float value) {
     for (size_t i = first; i < end; ++i) values[i] = value;
@@ -216,24 +251,31 @@ void forward(const PackedAttentionArgs& args, SegmentTree tree, size_t kv_head, 
         const size_t seen = readers.sees(first + rows - 1, keys);
         const Right turned = {scratch.turned_keys, BLOCK_KEYS};
         product({args.q.at(first, head), args.q.row_stride, 1}, turned, {scratch.scores, BLOCK_KEYS, false}, rows, args.k_width, seen);
+        const size_t width = rounded(seen);
+        const SoftmaxOf& softmax = SOFTMAX[width / STEP - 1];
+        float largest[ROWS], sums[ROWS];
+        for (size_t r = 0; r < rows; ++r)
+            fill(scratch.scores + r * BLOCK_KEYS, readers.sees(first + r, keys), width, -INFINITY);
+        softmax.largest(scratch.scores, rows, largest);
         for (size_t r = 0; r < rows; ++r) {
-            float* const scores = scratch.scores + r * BLOCK_KEYS;
-            const size_t count = readers.sees(first + r, keys), place = (first + r) * args.heads + head;
-            float &largest = args.lse[place], &sum = scratch.rows[place];
-            const size_t all = rounded(count), end = std::max(all, seen);
-            fill(scores, count, all, -INFINITY);
-            const float candidate = largest_of(scores, all) * args.scale;
+            const size_t place = (first + r) * args.heads + head;
+            float &before = args.lse[place], &sum = scratch.rows[place];
+            largest[r] *= args.scale;
             if (keys.seen == 0) {
-                largest = candidate;
                 sum = 0;
-            } else if (candidate > largest) {
-                const float factor = exponential(largest - candidate);
+            } else if (largest[r] <= before) {
+                largest[r] = before;
+            } else {
+                const float factor = exponential(before - largest[r]);
                 multiply(args.out.at(first + r, head), args.v_width, factor);
                 sum *= factor;
-                largest = candidate;
             }
-            sum += exponentials(scores, all, args.scale, largest);  // what was filled in adds 1e-38
-            fill(scores, count, end, 0);
+            before = largest[r];
+        }
+        softmax.weights(scratch.scores, rows, args.scale, largest, sums);
+        for (size_t r = 0; r < rows; ++r) {
+            scratch.rows[(first + r) * args.heads + head] += sums[r];  // what was filled in adds 1e-38
+            fill(scratch.scores + r * BLOCK_KEYS, readers.sees(first + r, keys), width, 0);
         }
         product({scratch.scores, BLOCK_KEYS, 1}, {scratch.values, args.v_width},
                 {args.out.at(first, head), args.out.row_stride, keys.seen > 0}, rows, seen, args.v_width);
@@ -256,12 +298,6 @@ void forward(const PackedAttentionArgs& args, SegmentTree tree, size_t kv_head, 
             }
 }
 
-// Gradients of weights become those of q times k.
-void score_gradients(const float* weights, float* gradients, size_t count, float scale, float delta) {
-#pragma omp simd
-    for (size_t i = 0; i < count; ++i) gradients[i] = weights[i] * (gradients[i] - delta) * scale;
-}
-
 void backward(const PackedAttentionArgs& args, const PackedAttentionGradients& gradients, SegmentTree tree, size_t kv_head,
               const PackedAttentionScratch& scratch) {
     const size_t group = args.heads / args.kv_heads;
@@ -272,20 +308,22 @@ void backward(const PackedAttentionArgs& args, const PackedAttentionGradients& g
 
     // Weights and their gradients of a few rows, at `place` of the block, and what the rows' queries get.
     const auto weigh = [&](const KeyBlock& keys, const Readers& readers, size_t head, size_t first, size_t rows, size_t place) {
-        const size_t seen = readers.sees(first + rows - 1, keys), width = rounded(keys.count());
+        const size_t seen = readers.sees(first + rows - 1, keys);
         float* const weights = scratch.scores + place * BLOCK_KEYS;
         float* const changes = scratch.score_gradients + place * BLOCK_KEYS;
         product({scratch.queries + place * args.k_width, args.k_width, 1}, {scratch.turned_keys, BLOCK_KEYS},
                 {weights, BLOCK_KEYS, false}, rows, args.k_width, seen);
         product({scratch.out_gradients + place * args.v_width, args.v_width, 1}, {scratch.turned_values, BLOCK_KEYS},
                 {changes, BLOCK_KEYS, false}, rows, args.v_width, seen);
+        float shifts[ROWS], deltas[ROWS];
         for (size_t r = 0; r < rows; ++r) {
-            float *const row_weights = weights + r * BLOCK_KEYS, *const row_changes = changes + r * BLOCK_KEYS;
-            const size_t row = (first + r) * args.heads + head, count = readers.sees(first + r, keys), all = rounded(count);
-            exponentials(row_weights, all, args.scale, args.lse[row]);
-            score_gradients(row_weights, row_changes, all, args.scale, scratch.rows[row]);
-            fill(row_weights, count, width, 0);
-            fill(row_changes, count, width, 0);
+            shifts[r] = args.lse[(first + r) * args.heads + head];
+            deltas[r] = scratch.rows[(first + r) * args.heads + head];
+        }
+        SOFTMAX[rounded(seen) / STEP - 1].gradients(weights, changes, rows, args.scale, shifts, deltas);
+        for (size_t r = 0; r < rows; ++r) {
+            fill(weights + r * BLOCK_KEYS, readers.sees(first + r, keys), keys.count(), 0);
+            fill(changes + r * BLOCK_KEYS, readers.sees(first + r, keys), keys.count(), 0);
         }
         product({changes, BLOCK_KEYS, 1}, {scratch.keys, args.k_width},
                 {gradients.q.at(first, head), gradients.q.row_stride, keys.seen > 0}, rows, seen, args.k_width);

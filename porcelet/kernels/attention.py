@@ -87,7 +87,7 @@ def _plan(segments: Segments, device: torch.device) -> Plan:
         if length:
             prefix = segments.prefixes[segment]
             step = max(8, (1 << length.bit_length()) // 8)  # so that a quarter at most is padding, or 7 rows
-            members[segments.lengths[prefix] if prefix >= 0 else 0, -(-length // step)].append(segment)
+            members[segments.lengths[prefix] if prefix >= 0 else 0, -(-length // step) * step].append(segment)
     buckets, places, num_places = [], torch.empty(segments.offsets[-1], dtype=torch.int64), 0
     for (num_prefix, _), chosen in members.items():
         longest = max(segments.lengths[segment] for segment in chosen)
@@ -175,21 +175,21 @@ def attention_suffix(
     q: Float[Tensor, "T H Hd"], k: Float[Tensor, "S K Hd"], v: Float[Tensor, "S K Vd"], scale: float
 ) -> Float[Tensor, "T H Vd"]:
     """One sequence: its last T tokens attend causally to all S, themselves included."""
-    new, total, kv_heads = len(q), len(k), k.shape[1]
+    new, total, kv_heads, group = len(q), len(k), k.shape[1], q.shape[1] // k.shape[1]
     mask = None
     if 1 < new < total:
         mask = torch.ones(new, total, dtype=torch.bool, device=q.device).tril(total - new)
-    if new < total and q.shape[1] != kv_heads:
+    if new < total and group > 1:
         # The queries of a group lie under one another, so that keys and values need no copy a query head: for
         # absorbed MLA, 16 to 128 copies of the cache.
-        grouped = q.unflatten(1, (kv_heads, -1)).permute(1, 2, 0, 3).flatten(1, 2)  # [K, G·T, Hd]
-        folded = None if mask is None else mask.repeat(q.shape[1] // kv_heads, 1)
+        grouped = q.unflatten(1, (kv_heads, group)).permute(1, 2, 0, 3).flatten(1, 2)  # [K, G·T, Hd]
+        folded = None if mask is None else mask.repeat(group, 1)
         k, v = k.transpose(0, 1), v.transpose(0, 1)
         out = functional.scaled_dot_product_attention(grouped[None], k[None], v[None], attn_mask=folded, scale=scale)
-        return out[0].unflatten(1, (-1, new)).permute(2, 0, 1, 3).flatten(1, 2)  # [T, H, Vd]
+        return out[0].unflatten(1, (group, new)).permute(2, 0, 1, 3).flatten(1, 2)  # [T, H, Vd]
     q, k, v = (t.transpose(0, 1)[None] for t in (q, k, v))  # [1, heads, tokens, width]
     out = functional.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, is_causal=new == total and new > 1, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+        q, k, v, attn_mask=mask, is_causal=new == total and new > 1, scale=scale, enable_gqa=group > 1
     )
     return out[0].transpose(0, 1)
 

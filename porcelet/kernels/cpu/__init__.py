@@ -9,11 +9,18 @@ keeps the torch bodies. PORCELET_ISA in the environment names a lesser instructi
 
 from __future__ import annotations
 
-from porcelet.kernels.cpu import paged, pointwise, rows  # noqa: F401  register themselves
+from porcelet.kernels.cpu import (  # noqa: F401  register themselves
+    gradients,
+    gradients_experts,
+    gradients_loss,
+    paged,
+    pointwise,
+    rows,
+)
 from porcelet.kernels.cpu.matrices import experts_float, heads_linear_float, linear_float, linear_int8
 from porcelet.kernels.cpu.packed import attention_packed_float
 from porcelet.kernels.cpu.sampling import sample_cpu
-from porcelet.kernels.cpu.target import available, isa, new_program
+from porcelet.kernels.cpu.target import available, isa, keep_freed_memory, new_program
 
 __all__ = [
     "attention_packed_float",
@@ -21,6 +28,7 @@ __all__ = [
     "experts_float",
     "heads_linear_float",
     "isa",
+    "keep_freed_memory",
     "linear_float",
     "linear_int8",
     "new_program",

@@ -1,38 +1,27 @@
 // The Python face of the native bodies: a `Program` to which each appends itself. What runs at once is a program of one instruction.
 // Tensors come as addresses: no torch header, no torch ABI; kernels/cpu/__init__.py checks them.
-#include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
-#include <nanobind/stl/tuple.h>
 
 #include <stdexcept>
 
 #include "attention.h"
+#include "binding.h"
 #include "experts.h"
 #include "heads.h"
 #include "isa.h"
 #include "linear.h"
 #include "linear_float.h"
+#include "memory.h"
 #include "pointwise.h"
 #include "route.h"
 #include "rows.h"
-#include "step.h"
 
-namespace nb = nanobind;
-using namespace porcelet;
-
-void bind_sample(nb::module_& m);  // module_sample.cpp
-void bind_packed(nb::module_& m);  // module_packed.cpp
+void bind_sample(nb::module_& m);                    // module_sample.cpp
+void bind_packed(nb::module_& m);                    // module_packed.cpp
+void bind_gradients(nb::class_<Program>& program);  // module_gradients.cpp
 
 namespace {
 
-template <class T>
-T* at(uintptr_t address) {
-    return reinterpret_cast<T*>(address);
-}
-
-// Any address of floats, [rows, ...]: the first and the distance from row to row.
-using Rows = std::tuple<uintptr_t, size_t>;
-using Heads = std::tuple<uintptr_t, size_t, size_t>;                     // and from head to head
 using Cache = std::tuple<uintptr_t, bool, size_t, size_t, size_t>;  // address, is float16; values from page to page, slot, head
 
 LinearInt8Args linear_int8_args(Rows x, uintptr_t packed, uintptr_t records, uintptr_t out, size_t K, size_t N) {
@@ -126,12 +115,6 @@ RouteArgs route_args(uintptr_t logits, uintptr_t bias, uintptr_t indices, uintpt
             at<float>(scratch)};
 }
 
-// The method that appends a driver's call, its arguments made from Python's.
-template <class Args, class... P>
-auto appends(void (*driver)(const Args&, size_t, const Team&), Args (*make)(P...)) {
-    return [=](Program& program, P... values) { program.append(driver, make(values...)); };
-}
-
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -146,8 +129,9 @@ NB_MODULE(_native, m) {
     m.def("isa", [] { return std::string(name(select_isa())); });
     m.def("linear_int8_record_bytes", [](size_t K) { return K / GROUP * linear_body(select_isa()).record_bytes; });
     m.def("attention_part", attention_part);
-    nb::class_<Program>(m, "Program")
-        .def(nb::init<>())
+    m.def("keep_freed_memory", keep_freed_memory);
+    nb::class_<Program> program(m, "Program");
+    program.def(nb::init<>())
         .def("__len__", &Program::size)
         .def("run", &Program::run, nb::call_guard<nb::gil_scoped_release>())
         .def("narrow", &Program::narrow)
@@ -165,6 +149,7 @@ NB_MODULE(_native, m) {
         .def("experts_float", appends(experts_float, experts_float_args))
         .def("route", appends(route, route_args))
         .def("attention", appends(attention, attention_args));
+    bind_gradients(program);
     bind_sample(m);
     bind_packed(m);
 }

@@ -1,33 +1,28 @@
 // The Python face of attention in a packed batch.
-#include <nanobind/nanobind.h>
-#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
-#include <tuple>
+#include <utility>
 
+#include "binding.h"
 #include "packed_attention.h"
-
-namespace nb = nanobind;
-using namespace porcelet;
 
 namespace {
 
 using Segments = std::tuple<std::vector<int64_t>, std::vector<int64_t>>;  // offsets, prefixes
-using Heads = std::tuple<uintptr_t, size_t, size_t>;                      // address, floats from row to row and from head to head
 using Three = std::tuple<Heads, Heads, Heads>;
 using Sizes = std::tuple<size_t, size_t, size_t, size_t>;  // heads, kv_heads, k_width, v_width
 
 template <class T>
 HeadRows<T> rows_at(Heads heads) {
     const auto [address, row_stride, head_stride] = heads;
-    return {reinterpret_cast<T*>(address), row_stride, head_stride};
+    return {at<T>(address), row_stride, head_stride};
 }
 
 PackedAttentionArgs args_of(Three inputs, Heads out, uintptr_t lse, Sizes sizes, float scale) {
     const auto [q, k, v] = inputs;
     const auto [heads, kv_heads, k_width, v_width] = sizes;
     return {rows_at<const float>(q), rows_at<const float>(k), rows_at<const float>(v), rows_at<float>(out),
-            reinterpret_cast<float*>(lse), heads, kv_heads, k_width, v_width, scale};
+            at<float>(lse), heads, kv_heads, k_width, v_width, scale};
 }
 
 PackedSegments segments_of(Segments segments) {

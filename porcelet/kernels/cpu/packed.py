@@ -38,8 +38,8 @@ def attention_packed_float(
     """
     T, heads, kv_heads = q.shape[0], q.shape[1], k.shape[1]
     assert k.shape == (T, kv_heads, q.shape[2]) and v.shape[:2] == (T, kv_heads) and heads % kv_heads == 0
-    assert v.dtype == torch.float32 and segments.offsets[-1] == T
-    out: Tensor = _PackedAttention.apply(_dense(q), _dense(k), _dense(v), segments, scale)
+    assert k.dtype == v.dtype == torch.float32 and segments.offsets[-1] == T and scale > 0
+    out: Tensor = _PackedAttention.apply(_dense(q), _dense(k), _dense(v), segments, scale)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -47,25 +47,28 @@ class _PackedAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, segments: Segments, scale: float) -> Tensor:
         out, lse = q.new_empty(*q.shape[:2], v.shape[2]), q.new_empty(q.shape[:2])
-        sizes = _sizes(q, k, v)
-        inputs = heads_of(q), heads_of(k), heads_of(v)
-        threads = _threads(q)
-        _native.packed_attention(_lists(segments), inputs, heads_of(out), lse.data_ptr(), sizes, scale, threads)
+        _native.packed_attention(
+            (segments.offsets, segments.prefixes),
+            (heads_of(q), heads_of(k), heads_of(v)),
+            heads_of(out),
+            lse.data_ptr(),
+            _sizes(q, k, v),
+            scale,
+            _threads(q),
+        )
         ctx.save_for_backward(q, k, v, out, lse)
         ctx.segments, ctx.scale = segments, scale
         return out
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         q, k, v, out, lse = ctx.saved_tensors
         gradient = _dense(gradient)
-        gradients = torch.empty(q.shape), torch.empty(k.shape), torch.empty(v.shape)
-        dq, dk, dv = gradients
-        inputs = heads_of(q), heads_of(k), heads_of(v)
+        dq, dk, dv = q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
         _native.packed_attention_backward(
-            _lists(ctx.segments),
-            inputs,
+            (ctx.segments.offsets, ctx.segments.prefixes),
+            (heads_of(q), heads_of(k), heads_of(v)),
             heads_of(out),
             lse.data_ptr(),
             heads_of(gradient),
@@ -79,10 +82,6 @@ class _PackedAttention(torch.autograd.Function):
 
 def _dense(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
-
-
-def _lists(segments: Segments) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    return segments.offsets, segments.prefixes
 
 
 def _sizes(q: Tensor, k: Tensor, v: Tensor) -> tuple[int, int, int, int]:

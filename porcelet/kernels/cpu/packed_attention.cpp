@@ -64,9 +64,9 @@ void each_unit(const PackedAttentionArgs& args, const PackedSegments& segments, 
         float* next = memory.data();
         const auto take = [&](size_t count) { return std::exchange(next, next + count); };
         const size_t k = args.k_width, v = args.v_width;
-        const PackedAttentionScratch scratch = {take(BLOCK_KEYS * k), take(BLOCK_KEYS * k), take(BLOCK_KEYS * v), take(BLOCK_KEYS * v),
-                                                take(scores), take(scores), take(BLOCK_QUERIES * k), take(BLOCK_QUERIES * v),
-                                                rows.data()};
+        const PackedAttentionScratch scratch = {
+            take(BLOCK_KEYS * k), take(BLOCK_KEYS * k), take(BLOCK_KEYS * v),    take(BLOCK_KEYS * v),    take(scores),
+            take(scores),         take(BLOCK_QUERIES * k), take(BLOCK_QUERIES * v), rows.data()};
 #pragma omp for schedule(dynamic)
         for (size_t unit = 0; unit < units; ++unit) {
             const Tree& tree = trees[unit / args.kv_heads];

@@ -88,8 +88,9 @@ void product(Left left, Right right, Out out, size_t rows, size_t terms, size_t 
     constexpr size_t width = VECTORS * Set::lanes;
     for (size_t column = 0; column < columns; column += width) {
         const size_t count = std::min(width, columns - column), vectors = (count + Set::lanes - 1) / Set::lanes;
-        TILES[vectors - 1][rows - 1]({left}, {right.first + column, right.term_stride}, {out.first + column, out.row_stride, out.adds},
-                                     terms, count - (vectors - 1) * Set::lanes);
+        TILES[vectors - 1][rows - 1](left, {right.first + column, right.term_stride},
+                                     {out.first + column, out.row_stride, out.adds}, terms,
+                                     count - (vectors - 1) * Set::lanes);
     }
 }
 
@@ -120,7 +121,8 @@ void turn(const float* rows, size_t row_stride, size_t count, size_t width, floa
         for (size_t i = 0; i < width; i += 4) {
             const size_t end = std::min(count, first + line), columns = std::min<size_t>(4, width - i);
             size_t row = first;
-            for (; columns == 4 && row + 4 <= end; row += 4) turn_four(rows + row * row_stride + i, row_stride, turned + i * BLOCK_KEYS + row);
+            for (; columns == 4 && row + 4 <= end; row += 4)
+                turn_four(rows + row * row_stride + i, row_stride, turned + i * BLOCK_KEYS + row);
             for (; row < end; ++row)
                 for (size_t j = i; j < i + columns; ++j) turned[j * BLOCK_KEYS + row] = rows[row * row_stride + j];
         }
@@ -250,7 +252,8 @@ void forward(const PackedAttentionArgs& args, SegmentTree tree, size_t kv_head, 
     const auto attend = [&](const KeyBlock& keys, const Readers& readers, size_t head, size_t first, size_t rows) {
         const size_t seen = readers.sees(first + rows - 1, keys);
         const Right turned = {scratch.turned_keys, BLOCK_KEYS};
-        product({args.q.at(first, head), args.q.row_stride, 1}, turned, {scratch.scores, BLOCK_KEYS, false}, rows, args.k_width, seen);
+        const Left queries = {args.q.at(first, head), args.q.row_stride, 1};
+        product(queries, turned, {scratch.scores, BLOCK_KEYS, false}, rows, args.k_width, seen);
         const size_t width = rounded(seen);
         const SoftmaxOf& softmax = SOFTMAX[width / STEP - 1];
         float largest[ROWS], sums[ROWS];

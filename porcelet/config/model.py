@@ -276,8 +276,21 @@ class ModelConfig:
         MLA)."""
         embedding = self.vocab_size * self.hidden_size
         linear = self.num_active_parameters() - (0 if self.tie_word_embeddings else embedding)
+        return 2 * linear + self.num_hidden_layers * self.attention_flops(context)
+
+    def num_multiplied(self, layer: int) -> int:
+        """Weights of a block that one token is multiplied with; the MTP layer's number is `num_hidden_layers`."""
+        attention, width = self._num_attention_weights(kv_b=True), self.hidden_size
+        joined = 2 * width**2 if layer == self.num_hidden_layers else 0  # the MTP layer's eh_proj
+        if not self.is_moe_layer(layer):
+            return attention + joined + 3 * width * self.intermediate_size
+        active = self.num_experts_per_tok + self.n_shared_experts
+        return attention + joined + width * (self.n_routed_experts + 3 * active * self.moe_intermediate_size)
+
+    def attention_flops(self, num_pairs: int) -> int:
+        """Operations of one layer's scores and sums for `num_pairs` pairs of a query and a key (expanded MLA)."""
         widths = self.qk_nope_head_dim + self.qk_rope_head_dim + self.v_head_dim if self.is_mla else 2 * self.head_dim
-        return 2 * linear + 2 * self.num_hidden_layers * self.num_attention_heads * widths * context
+        return 2 * self.num_attention_heads * widths * num_pairs
 
     def _num_embedding_parameters(self) -> int:
         return self.vocab_size * self.hidden_size * (1 if self.tie_word_embeddings else 2)

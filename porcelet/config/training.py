@@ -53,34 +53,41 @@ class TaskConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """How parameters move.
+    """How parameters move (train/optim.py, train/schedule.py).
 
-    The rate rises over `warmup_steps`, then follows `schedule`: "cosine" falls to `min_learning_rate` at the last
-    step, "wsd" stays until `decay_steps` before it (warmup-stable-decay), "constant" stays. Muon moves the matrices of
-    blocks at `muon_learning_rate`, times the same schedule, and leaves the rest to AdamW.
+    The rate rises over `warmup_steps`, stays, falls to `min_learning_rate` over `decay_steps` and stays there for
+    `final_steps`, by `schedule`: "cosine" (decay_steps 0: all after the warm-up), "wsd" (warmup-stable-decay, whose
+    `decay_shape` is "linear" or "sqrt"), "step" (V2's drops at 60 and 90 % of the run) or "constant". "muon" moves the
+    matrices of blocks by Muon, at `muon_learning_rate` in the same schedule, and leaves the rest to AdamW.
     """
 
     name: str = "adamw"  # adamw | muon
     learning_rate: float = 3e-3
     min_learning_rate: float = 3e-4
-    schedule: str = "cosine"  # cosine | wsd | constant
+    schedule: str = "cosine"  # cosine | wsd | step | constant
     warmup_steps: int = 20
     decay_steps: int = 0
+    decay_shape: str = "linear"  # linear | sqrt
+    final_steps: int = 0
     beta1: float = 0.9
     beta2: float = 0.95
     weight_decay: float = 0.1
     max_grad_norm: float = 1.0
-    muon_learning_rate: float = 2e-2
+    muon_learning_rate: float = 0.0  # 0: learning_rate, as Muon's updates are scaled to AdamW's size
     muon_momentum: float = 0.95
 
     def __post_init__(self) -> None:
         _one_of(self, "name", ("adamw", "muon"))
-        _one_of(self, "schedule", ("cosine", "wsd", "constant"))
-        _positive(self, "learning_rate", "max_grad_norm", "muon_learning_rate")
-        _at_least(self, 0, "min_learning_rate", "warmup_steps", "decay_steps", "weight_decay")
+        _one_of(self, "schedule", ("cosine", "wsd", "step", "constant"))
+        _one_of(self, "decay_shape", ("linear", "sqrt"))
+        _positive(self, "learning_rate", "max_grad_norm")
+        _at_least(self, 0, "min_learning_rate", "warmup_steps", "decay_steps", "final_steps", "weight_decay")
+        _at_least(self, 0, "muon_learning_rate")
         for name in ("beta1", "beta2", "muon_momentum"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise InputError(f"{name} is {getattr(self, name)}; it must lie in [0, 1)")
+        if self.schedule == "wsd" and not self.decay_steps:
+            raise InputError("schedule is wsd and decay_steps is 0; say over how many steps the rate falls")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +163,7 @@ class TrainConfig:
     `model` is a folder to start from; without one, `ModelConfig` fields come from the recipe's [model] table. `output`
     receives `checkpoint/` (exact resume), `metrics.jsonl` and, at the end, the model in Hugging Face form. A step's
     samples go through the model in pieces of about `tokens_per_pass` tokens, which bounds memory; 0 is all at once.
+    `mtp_weight` and `bias_update_speed` take their late values once the share `*_late_from` of the steps is done.
     """
 
     method: str = "pretrain"
@@ -166,8 +174,13 @@ class TrainConfig:
     samples_per_step: int = 64
     tokens_per_pass: int = 0
     dtype: str = "float32"  # float32 | bfloat16 | fp8 (emulated)
+    context_extension: float = 1.0  # YaRN's factor on the context of the model to start from; V3: 40
     mtp_weight: float = 0.3  # lambda of the MTP loss, V3 report section 4.2
+    mtp_weight_late: float = 0.1
+    mtp_late_from: float = 1.0  # V3: 0.676, 10T of 14.8T tokens
     bias_update_speed: float = 0.001  # gamma of the balancing rule, V3 report section 2.1.2
+    bias_update_speed_late: float = 0.0
+    bias_late_from: float = 1.0  # V3: 0.966, all but the last 500B tokens
     balance_weight: float = 0.0  # alpha of the sequence-wise balance loss; V3: 0.0001
     on_spike: str = "stop"  # stop | skip: what happens to a step whose loss or gradient is not finite or jumps
     checkpoint_every: int = 100
@@ -186,6 +199,11 @@ class TrainConfig:
         _one_of(self, "on_spike", ("stop", "skip"))
         _at_least(self, 1, "steps", "samples_per_step", "checkpoint_every")
         _at_least(self, 0, "seed", "threads", "tokens_per_pass", "mtp_weight", "bias_update_speed", "balance_weight")
+        _at_least(self, 0, "mtp_weight_late", "bias_update_speed_late")
+        _within(self, 0, 1, "mtp_late_from")
+        _within(self, 0, 1, "bias_late_from")
+        if not 1 <= self.context_extension < math.inf:
+            raise InputError(f"context_extension is {self.context_extension}; it must be at least 1")
         if self.method == "grpo" and self.samples_per_step % self.policy.group_size:
             raise InputError(
                 f"samples_per_step {self.samples_per_step} is not a multiple of group_size {self.policy.group_size}"

@@ -39,10 +39,12 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class PackedView:
     """Segments side by side, each attending to itself and to its prefix. `routing` collects every MoE layer's chosen
-    experts [T, A], in order."""
+    experts [T, A], in order; `gate_logits`, if it is a list, what its gate chose by [T, E], with the layer's segments.
+    """
 
     segments: Segments
     routing: list[Tensor] = field(default_factory=list)
+    gate_logits: list[tuple[Tensor, Segments]] | None = None
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from porcelet.config import ModelConfig
 from porcelet.kernels.experts import ExpertWeight, experts, route, route_softmax
 from porcelet.kernels.linear import linear
 from porcelet.kernels.pointwise import add
-from porcelet.models.attention import View
+from porcelet.models.attention import PackedView, View
 from porcelet.models.layers import MLP
 
 if TYPE_CHECKING:
@@ -35,9 +35,11 @@ class Gate(nn.Module):
         if config.has_gate_bias:
             self.register_buffer("e_score_correction_bias", torch.zeros(config.n_routed_experts))
 
-    def forward(self, x: Float[Tensor, "T D"]) -> tuple[Int[Tensor, "T A"], Float[Tensor, "T A"]]:
+    def forward(self, x: Float[Tensor, "T D"], view: View) -> tuple[Int[Tensor, "T A"], Float[Tensor, "T A"]]:
         c = self.config
         logits = linear(x.float(), self.weight.float())
+        if isinstance(view, PackedView) and view.gate_logits is not None:
+            view.gate_logits.append((logits, view.segments))
         groups, active, scale = (c.n_group, c.topk_group), c.num_experts_per_tok, c.routed_scaling_factor
         if c.topk_method == "noaux_tc":
             return route(logits, self.e_score_correction_bias, *groups, active, c.norm_topk_prob, scale)
@@ -70,6 +72,6 @@ class MoE(nn.Module):
         self.shared_experts = MLP(config.hidden_size, config.n_shared_experts * config.moe_intermediate_size)
 
     def forward(self, x: Float[Tensor, "T D"], view: View) -> Float[Tensor, "T D"]:
-        indices, weights = self.gate(x)
+        indices, weights = self.gate(x, view)
         view.routing.append(indices)
         return add(self.experts(x, indices, weights), self.shared_experts(x))

@@ -3,7 +3,7 @@
 There is no random state to save: every random choice of a run hashes (seed, position). A checkpoint is a folder that
 appears under its name when it is complete, so a crash at any moment leaves the previous one; the newest alone is kept.
 
-    output/checkpoint/step-120/state.safetensors   parameter.NAME, buffer.NAME, optimizer.NAME.{step,exp_avg,exp_avg_sq}
+    output/checkpoint/step-120/state.safetensors   parameter.NAME, buffer.NAME, optimizer.NAME.KEY
     output/checkpoint/step-120/state.json          step and recipe
 """
 
@@ -25,6 +25,7 @@ from torch import Tensor
 from porcelet.config import TrainConfig
 from porcelet.errors import InputError, ModelError
 from porcelet.models.transformer import Transformer
+from porcelet.train.optim import Optimizer
 
 FREE_TO_CHANGE = ("output", "checkpoint_every", "log")  # settings that do not touch the numbers of a run
 
@@ -49,9 +50,7 @@ def newest(output: Path) -> Path | None:
     return max(folders, key=lambda path: int(path.name.removeprefix("step-")), default=None)
 
 
-def save(
-    output: Path, model: Transformer, optimizer: torch.optim.Optimizer, step: int, recipe: Mapping[str, Any]
-) -> None:
+def save(output: Path, model: Transformer, optimizer: Optimizer, step: int, recipe: Mapping[str, Any]) -> None:
     """Write the state after `step` steps, then drop older checkpoints."""
     folder = output / "checkpoint" / f"step-{step}"
     unfinished = folder.with_suffix(".unfinished")
@@ -70,7 +69,7 @@ def save(
             shutil.rmtree(other)
 
 
-def restore(folder: Path, model: Transformer, optimizer: torch.optim.Optimizer, recipe: Mapping[str, Any]) -> int:
+def restore(folder: Path, model: Transformer, optimizer: Optimizer, recipe: Mapping[str, Any]) -> int:
     """Put a checkpoint's state into a freshly built model and optimizer; the number of steps it had done.
 
     Raises:
@@ -96,7 +95,7 @@ def restore(folder: Path, model: Transformer, optimizer: torch.optim.Optimizer, 
     return step
 
 
-def _state(model: Transformer, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def _state(model: Transformer, optimizer: Optimizer) -> dict[str, Tensor]:
     """The live tensors of a run under the names they have in the file."""
     state: dict[str, Tensor] = {f"buffer.{name}": buffer for name, buffer in model.named_buffers()}
     for name, parameter in model.named_parameters():

@@ -1,6 +1,6 @@
 """The one loop: samples in, a step of the optimizer, a line of metrics, now and then a checkpoint.
 
-    source(step) → samples → pack → model → loss → backward → clip → AdamW → expert biases → metrics.jsonl
+    source(step) → samples → pack → model → loss → backward → optimizer → expert biases → metrics.jsonl
 
 A source is all that tells pre-training from reinforcement learning. Everything random hashes (seed, step), so a resumed
 run equals the uninterrupted one bit for bit on the same machine and thread count. Left out so far: more than one
@@ -25,12 +25,14 @@ from porcelet.errors import InputError, PorceletError
 from porcelet.models.attention import PackedView
 from porcelet.models.transformer import Transformer
 from porcelet.train import checkpoint
+from porcelet.train.balance import balance_metrics, expert_loads, move_biases
 from porcelet.train.loss import Totals, compute_loss, join_parts
-from porcelet.train.optim import balance_experts, learning_rate, make_optimizer
+from porcelet.train.optim import Optimizer, make_optimizer
 from porcelet.train.packing import pack, passes
 from porcelet.train.rendering import Renderer
 from porcelet.train.rewards import Reward
 from porcelet.train.rewards.text import exact_answer
+from porcelet.train.schedule import at_step, learning_rate
 from porcelet.train.sources import Metrics, Source, make_source
 from porcelet.train.start import start_model
 from porcelet.types import Sample
@@ -76,9 +78,7 @@ def train(
     return output
 
 
-def _step(
-    model: Transformer, optimizer: torch.optim.Optimizer, source: Source, step: int, config: TrainConfig
-) -> Metrics:
+def _step(model: Transformer, optimizer: Optimizer, source: Source, step: int, config: TrainConfig) -> Metrics:
     """Draw samples and learn from them. A step whose groups all lack a signal changes nothing."""
     began = time.perf_counter()
     samples, metrics = source(step)
@@ -91,35 +91,32 @@ def _step(
 
 
 def _update(
-    model: Transformer, optimizer: torch.optim.Optimizer, samples: Sequence[Sample], step: int, config: TrainConfig
+    model: Transformer, optimizer: Optimizer, samples: Sequence[Sample], step: int, config: TrainConfig
 ) -> Metrics:
     """One step of the optimizer on all samples, in as many passes as `tokens_per_pass` asks for."""
     totals, parts, routing = Totals.of(samples), [], []
+    config = at_step(config, step)
     optimizer.zero_grad()
     for some in passes(samples, config.tokens_per_pass):
         batch = pack(some)
-        view = PackedView(batch.segments)
+        view = PackedView(batch.segments, gate_logits=[] if config.balance_weight else None)
         loss, own = compute_loss(model, batch, view, config, totals)
-        _require_finite(loss, "loss", step, config)
+        _require_finite(loss.item(), "loss", step, config)
         loss.backward()
         parts.append({"loss": loss.detach(), **own})
         routing.append(view.routing)
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.max_grad_norm)
+    norm, rate = optimizer.gradient_norm(), learning_rate(step, config)
     _require_finite(norm, "gradient norm", step, config)
-    rate = learning_rate(step, config)
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    optimizer.step()
-    chosen = [torch.cat(layer) for layer in zip(*routing, strict=True)]
-    violation = balance_experts(model, chosen, config.bias_update_speed)
-    rest = {"gradient_norm": float(norm), "learning_rate": rate, "max_violation": violation}
-    return join_parts(parts) | rest
+    optimizer.step(norm, rate)
+    loads = expert_loads([torch.cat(layer) for layer in zip(*routing, strict=True)], model.config.n_routed_experts)
+    move_biases(model, loads, config.bias_update_speed)
+    return join_parts(parts) | {"gradient_norm": norm, "learning_rate": rate, **balance_metrics(loads)}
 
 
-def _require_finite(value: torch.Tensor, name: str, step: int, config: TrainConfig) -> None:
-    if not math.isfinite(value.item()):
+def _require_finite(value: float, name: str, step: int, config: TrainConfig) -> None:
+    if not math.isfinite(value):
         raise PorceletError(
-            f"step {step + 1}: the {name} is {value.item()}, so the step was not taken; "
+            f"step {step + 1}: the {name} is {value}, so the step was not taken; "
             f"lower optimizer.learning_rate (now {config.optimizer.learning_rate}) and resume or start anew"
         )
 

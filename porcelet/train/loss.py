@@ -1,11 +1,12 @@
 """The one loss. Pre-training, fine-tuning and GRPO differ in the weights of their samples, not in code.
 
-    total = L_CE + mtp_weight · L_MTP + L_policy
+    total = L_CE + mtp_weight · L_MTP + L_policy + balance_weight · L_Bal
 
     L_CE     = Σ w_t · -log p(t) / Σ w_t                                      t the tokens that carry a weight
     L_MTP    = the same for the prediction made one token earlier             DeepSeek-V3 report, eq. 24 and 25, depth 1
     L_policy = -Σ min(ρ_t A_t, clip(ρ_t, 1 - low, 1 + high) A_t) / n          n the tokens with an advantage
                ρ_t = p(t) / p_old(t)
+    L_Bal    = how unevenly sequences use experts                             train/balance.py
 
 L_policy is GRPO's objective (DeepSeekMath, eq. 3) without its KL term, averaged over all tokens at once instead of over
 each answer first, and with separate clips (DAPO, eq. 8). Policy probabilities are those at the sampling temperature, as
@@ -18,7 +19,7 @@ losses, parts and gradients add up to the step's.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -28,6 +29,7 @@ from porcelet.config import TrainConfig
 from porcelet.kernels.loss import token_logprobs
 from porcelet.models.attention import PackedView
 from porcelet.models.transformer import Transformer
+from porcelet.train.balance import sequence_balance
 from porcelet.train.packing import Packed
 from porcelet.types import Sample
 
@@ -45,6 +47,7 @@ class Totals:
     weight: float
     further_weight: float
     num_policy_tokens: int
+    num_rows: int
 
     @classmethod
     def of(cls, samples: Sequence[Sample]) -> Totals:
@@ -52,6 +55,7 @@ class Totals:
             weight=sum(sum(sample.weights) for sample in samples),
             further_weight=sum(sum(sample.weights[2:]) for sample in samples),
             num_policy_tokens=sum(sum(a != 0 for a in sample.advantages) for sample in samples),
+            num_rows=sum(len(sample.tokens) - 1 for sample in samples),
         )
 
 
@@ -70,6 +74,9 @@ def compute_loss(
         policy, extra = policy_loss(model, hidden / config.policy.temperature, batch, config, totals)
         parts |= {"policy": policy, **extra}
         total = total + policy
+    if config.balance_weight and view.routing:
+        parts["balance"] = sequence_balance(view, model.config, totals.num_rows)
+        total = total + config.balance_weight * parts["balance"]
     return total, {name: part.detach() for name, part in parts.items()}
 
 
@@ -85,7 +92,7 @@ def mtp_loss(
 ) -> Float[Tensor, ""]:
     """Cross-entropy of the MTP layer: a row that has read one token more predicts the one after it."""
     ahead = batch.further
-    own = PackedView(ahead.segments, view.routing)
+    own = replace(view, segments=ahead.segments)
     further = model.predict_further(hidden[ahead.rows], ahead.tokens, ahead.positions, own)
     chosen = ahead.weights.nonzero()[:, 0]
     logprobs = _logprobs(model, further[chosen], ahead.targets[chosen])

@@ -7,6 +7,7 @@ SDPA.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -20,6 +21,26 @@ from porcelet.kernels import op
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Segments of about one length behind prefixes of one length P, padded to the longest of them, L."""
+
+    keys: Int[Tensor, "B PL"]  # the rows that each reads; padding repeats its first row
+    num_prefix: int  # P
+
+    @property
+    def queries(self) -> Int[Tensor, "B L"]:
+        return self.keys[:, self.num_prefix :]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How segments lie in buckets, and at which of all the buckets' places, one after the other, each row went."""
+
+    buckets: tuple[Bucket, ...]
+    places: Int[Tensor, "T"]
 
 
 @dataclass(frozen=True)
@@ -45,13 +66,42 @@ class Segments:
     def rows(self, segment: int) -> slice:
         return slice(self.offsets[segment], self.offsets[segment + 1])
 
-    @property
-    def has_prefixes(self) -> bool:
-        return any(prefix >= 0 for prefix in self.prefixes)
-
     @cached_property
     def lengths(self) -> tuple[int, ...]:
         return tuple(b - a for a, b in zip(self.offsets, self.offsets[1:], strict=False))
+
+    def plan(self, device: torch.device) -> Plan:
+        """Made once a batch and device, not once a layer."""
+        if device not in self._plans:
+            self._plans[device] = _plan(self, device)
+        return self._plans[device]
+
+    @cached_property
+    def _plans(self) -> dict[torch.device, Plan]:
+        return {}
+
+
+def _plan(segments: Segments, device: torch.device) -> Plan:
+    members: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
+    for segment, length in enumerate(segments.lengths):
+        if length:
+            prefix = segments.prefixes[segment]
+            step = max(8, (1 << length.bit_length()) // 8)  # so that a quarter at most is padding, or 7 rows
+            members[segments.lengths[prefix] if prefix >= 0 else 0, -(-length // step) * step].append(segment)
+    buckets, places, num_places = [], torch.empty(segments.offsets[-1], dtype=torch.int64), 0
+    for (num_prefix, _), chosen in members.items():
+        longest = max(segments.lengths[segment] for segment in chosen)
+        keys = torch.empty(len(chosen), num_prefix + longest, dtype=torch.int64)
+        for row, segment in enumerate(chosen):
+            own, length = segments.rows(segment), segments.lengths[segment]
+            if num_prefix:
+                keys[row, :num_prefix] = torch.arange(num_prefix) + segments.offsets[segments.prefixes[segment]]
+            keys[row, num_prefix:] = own.start
+            keys[row, num_prefix : num_prefix + length] += torch.arange(length)
+            places[own] = torch.arange(length) + num_places
+            num_places += longest
+        buckets.append(Bucket(keys.to(device), num_prefix))
+    return Plan(tuple(buckets), places.to(device))
 
 
 @op
@@ -74,24 +124,36 @@ def attention_packed(
     return torch.cat(out) if out else q.new_zeros(0, q.shape[1], v.shape[2])
 
 
-@attention_packed.body("padded", when=lambda key: True)
-def _attention_padded(q: Tensor, k: Tensor, v: Tensor, segments: Segments, scale: float) -> Tensor:
-    """One SDPA over sequences padded to the longest; the loop where padding would more than double the work."""
-    num_sequences, longest = len(segments.lengths), max(segments.lengths, default=0)
-    wasteful = num_sequences < 2 or longest * num_sequences > 2 * len(q) or not all(segments.lengths)
-    if wasteful or segments.has_prefixes:
-        return attention_packed.reference(q, k, v, segments, scale)
-    offsets = torch.tensor(segments.offsets, device=q.device)
-    lengths = offsets.diff()
-    column = torch.arange(longest, device=q.device)
-    filled = column < lengths[:, None]  # [B, longest]
-    # Padding reads the sequence's first token: any finite row will do, as causality hides it from the real ones.
-    index = offsets[:-1, None] + torch.where(filled, column, 0)
-    q, k, v = (t[index].transpose(1, 2) for t in (q, k, v))  # [B, heads, longest, width]
+@attention_packed.body("bucketed", when=lambda key: True)
+def attention_bucketed(q: Tensor, k: Tensor, v: Tensor, segments: Segments, scale: float) -> Tensor:
+    """One SDPA a bucket of segments that are about equally long; a prefix is expanded over its readers in there only.
+
+    Causality hides padding from the rows that are not: it lies behind them.
+    """
+    plan = segments.plan(q.device)
+    if not plan.buckets:
+        return q.new_zeros(0, q.shape[1], v.shape[2])
+    out = torch.cat([_attend(q, k, v, bucket, scale) for bucket in plan.buckets])
+    return out.index_select(0, plan.places)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, bucket: Bucket, scale: float) -> Float[Tensor, "BL H Vd"]:
+    width, value_width, num_prefix = q.shape[2], v.shape[2], bucket.num_prefix
+    # torch's fused attention for the CPU wants values as wide as keys; without it all scores are kept in memory.
+    v = functional.pad(v, (0, width - value_width)) if value_width < width else v
+    q, k, v = _take(q, bucket.queries), _take(k, bucket.keys), _take(v, bucket.keys)
+    mask = None
+    if num_prefix:
+        length, total = bucket.queries.shape[1], bucket.keys.shape[1]
+        mask = torch.ones(length, total, dtype=torch.bool, device=q.device).tril(num_prefix)
     out = functional.scaled_dot_product_attention(
-        q, k, v, is_causal=True, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+        q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
     )
-    return out.transpose(1, 2)[filled]  # [T, H, Vd]
+    return out[..., :value_width].transpose(1, 2).flatten(0, 1)
+
+
+def _take(x: Float[Tensor, "T heads W"], index: Int[Tensor, "B L"]) -> Float[Tensor, "B heads L W"]:
+    return x.index_select(0, index.flatten()).unflatten(0, index.shape).transpose(1, 2)
 
 
 @op
@@ -113,21 +175,21 @@ def attention_suffix(
     q: Float[Tensor, "T H Hd"], k: Float[Tensor, "S K Hd"], v: Float[Tensor, "S K Vd"], scale: float
 ) -> Float[Tensor, "T H Vd"]:
     """One sequence: its last T tokens attend causally to all S, themselves included."""
-    new, total, kv_heads = len(q), len(k), k.shape[1]
+    new, total, kv_heads, group = len(q), len(k), k.shape[1], q.shape[1] // k.shape[1]
     mask = None
     if 1 < new < total:
         mask = torch.ones(new, total, dtype=torch.bool, device=q.device).tril(total - new)
-    if new < total and q.shape[1] != kv_heads:
+    if new < total and group > 1:
         # The queries of a group lie under one another, so that keys and values need no copy a query head: for
         # absorbed MLA, 16 to 128 copies of the cache.
-        grouped = q.unflatten(1, (kv_heads, -1)).permute(1, 2, 0, 3).flatten(1, 2)  # [K, G·T, Hd]
-        folded = None if mask is None else mask.repeat(q.shape[1] // kv_heads, 1)
+        grouped = q.unflatten(1, (kv_heads, group)).permute(1, 2, 0, 3).flatten(1, 2)  # [K, G·T, Hd]
+        folded = None if mask is None else mask.repeat(group, 1)
         k, v = k.transpose(0, 1), v.transpose(0, 1)
         out = functional.scaled_dot_product_attention(grouped[None], k[None], v[None], attn_mask=folded, scale=scale)
-        return out[0].unflatten(1, (-1, new)).permute(2, 0, 1, 3).flatten(1, 2)  # [T, H, Vd]
+        return out[0].unflatten(1, (group, new)).permute(2, 0, 1, 3).flatten(1, 2)  # [T, H, Vd]
     q, k, v = (t.transpose(0, 1)[None] for t in (q, k, v))  # [1, heads, tokens, width]
     out = functional.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, is_causal=new == total and new > 1, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+        q, k, v, attn_mask=mask, is_causal=new == total and new > 1, scale=scale, enable_gqa=group > 1
     )
     return out[0].transpose(0, 1)
 

@@ -130,7 +130,7 @@ def attention_paged() -> Iterator[Case]:
 
 
 def attention_suffix() -> Iterator[Case]:
-    for new, total, heads, kv_heads in [(1, 1, 2, 2), (1, 9, 4, 2), (9, 9, 4, 1), (5, 70, 3, 3)]:
+    for new, total, heads, kv_heads in [(1, 1, 2, 2), (1, 9, 4, 2), (9, 9, 4, 1), (5, 70, 3, 3), (0, 5, 4, 2)]:
         yield torch.randn(new, heads, 8), torch.randn(total, kv_heads, 8), torch.randn(total, kv_heads, 6), 8**-0.5
 
 

@@ -18,10 +18,12 @@ from porcelet.kernels.cpu import (  # noqa: F401  register themselves
     rows,
 )
 from porcelet.kernels.cpu.matrices import experts_float, heads_linear_float, linear_float, linear_int8
+from porcelet.kernels.cpu.packed import attention_packed_float
 from porcelet.kernels.cpu.sampling import sample_cpu
 from porcelet.kernels.cpu.target import available, isa, keep_freed_memory, new_program
 
 __all__ = [
+    "attention_packed_float",
     "available",
     "experts_float",
     "heads_linear_float",

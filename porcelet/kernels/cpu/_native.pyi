@@ -3,6 +3,9 @@ Heads = tuple[int, int, int]  # address, floats from row to row and from head to
 Cache = tuple[int, bool, int, int, int]  # address, is float16, values from page to page, slot to slot, head to head
 Batch = tuple[int, int, int]  # addresses of offsets, lengths, tables
 Sizes = tuple[int, int, int, int, int, int]  # heads, kv_heads, k_width, v_width, page_size, max_pages
+Segments = tuple[tuple[int, ...], tuple[int, ...]]  # offsets, prefixes
+Three = tuple[Heads, Heads, Heads]  # of q, k and v
+PackedSizes = tuple[int, int, int, int]  # heads, kv_heads, k_width, v_width
 
 def isa() -> str: ...
 def linear_int8_record_bytes(K: int, /) -> int: ...
@@ -19,6 +22,21 @@ def sample(
     /,
 ) -> None: ...
 def allow(logits: int, masks: int, out: int, rows: int, V: int, /) -> None: ...
+def packed_attention(
+    segments: Segments, inputs: Three, out: Heads, lse: int, sizes: PackedSizes, scale: float, threads: int, /
+) -> None: ...
+def packed_attention_backward(
+    segments: Segments,
+    inputs: Three,
+    out: Heads,
+    lse: int,
+    out_gradient: Heads,
+    gradients: Three,
+    sizes: PackedSizes,
+    scale: float,
+    threads: int,
+    /,
+) -> None: ...
 
 class Program:
     def __init__(self) -> None: ...

@@ -17,6 +17,7 @@
 #include "rows.h"
 
 void bind_sample(nb::module_& m);                    // module_sample.cpp
+void bind_packed(nb::module_& m);                    // module_packed.cpp
 void bind_gradients(nb::class_<Program>& program);  // module_gradients.cpp
 
 namespace {
@@ -150,4 +151,5 @@ NB_MODULE(_native, m) {
         .def("attention", appends(attention, attention_args));
     bind_gradients(program);
     bind_sample(m);
+    bind_packed(m);
 }

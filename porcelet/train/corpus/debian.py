@@ -1,0 +1,171 @@
+"""The reference corpus: Debian's documentation as clean text, with its licences, split and hashed.
+
+Packages are fetched and unpacked by `apt-get download` and `dpkg -x`, which install nothing and need no rights. Each
+package's text is kept in `work/`, so a run that is stopped continues behind the last one. When all are there,
+paragraphs met before are dropped, in the order of the packages, and documents are divided by the hash of their name:
+one in a hundred is held out, and a page and its source never lie on two sides. Held-out documents of which more than
+half is in the training part too, in runs of 13 words, are dropped.
+
+    OUTPUT/train/NAME.jsonl  held-out/NAME.jsonl  licences/NAME.txt  manifest.json
+
+The text depends on the packages' versions, which the manifest names beside every hash.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from porcelet.errors import InputError, PorceletError
+from porcelet.train.corpus.decontaminate import NGRAM
+from porcelet.train.corpus.dedup import drop_repeated_paragraphs
+from porcelet.train.corpus.extract import licences, package_documents, stem
+from porcelet.train.corpus.ngrams import ngram_hashes
+from porcelet.train.corpus.packages import ON_REQUEST, PACKAGES, DocPackage
+from porcelet.train.corpus.readers import Document, documents
+from porcelet.train.data import hashed
+
+HELD_OUT_SHARE = 100  # one document in so many
+MIN_CHARACTERS = 200  # of what is left of a document; shorter ones are dropped
+MAX_OVERLAP = 0.5  # of a held-out document's n-grams with the training part
+PARTS = ("train", "held-out")
+
+Report = Callable[[str, int, int], None]  # what is done now, steps done, steps in all
+
+
+def build_corpus(
+    output: Path, names: Sequence[str] = (), *, max_megabytes: float = 0, report: Report = lambda what, done, total: None
+) -> dict[str, Any]:
+    """Make the corpus in `output`; its manifest.
+
+    `names` chooses packages, empty all but those that come on request. With `max_megabytes`, documents are left out by
+    hash until about so much remains.
+
+    Raises:
+        InputError: `output` holds a complete corpus, a name is unknown, or apt-get or dpkg is missing.
+        PorceletError: a package cannot be fetched or unpacked.
+    """
+    packages = _chosen(names)
+    if (output / "manifest.json").exists():
+        raise InputError(f"{output} holds a complete corpus; delete it or choose another output")
+    (output / "work").mkdir(parents=True, exist_ok=True)
+    total = len(packages) + len(PARTS)
+    for done, package in enumerate(packages):
+        report(package.name, done, total)
+        if not (output / "work" / f"{package.name}.json").exists():
+            _fetch(package, output / "work")
+    report("deduplication", len(packages), total)
+    entries = _assemble(output, packages, _share(output, packages, max_megabytes))
+    report("overlap", len(packages) + 1, total)
+    num_dropped = _drop_overlaps(output, entries)
+    manifest = _manifest(output, entries, num_dropped)
+    shutil.rmtree(output / "work")
+    report("done", total, total)
+    return manifest
+
+
+def _chosen(names: Sequence[str]) -> list[DocPackage]:
+    known = {package.name: package for package in PACKAGES}
+    strange = [name for name in names if name not in known]
+    if strange:
+        raise InputError(f"package {strange[0]!r} is not known; known: {', '.join(known)}")
+    return [package for package in PACKAGES if package.name in (names or known.keys() - set(ON_REQUEST))]
+
+
+# ---- one package ----------------------------------------------------------------------------------------------------
+
+
+def _fetch(package: DocPackage, work: Path) -> None:
+    """Leave the package's text in work/NAME.jsonl and, once that is complete, what is known about it in NAME.json."""
+    folder = work / "unpacked"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    name = _debian_name(package)
+    _run(["apt-get", "download", "--quiet", name], folder)
+    (archive,) = folder.glob("*.deb")
+    _run(["dpkg", "-x", archive.name, "files"], folder)
+    version = _run(["dpkg-deb", "--field", archive.name, "Version"], folder).strip()
+    with (work / f"{package.name}.jsonl").open("w", encoding="utf-8") as file:
+        for document in package_documents(folder / "files", package):
+            file.write(_line(document))
+    notice = _copyright(folder / "files", name)
+    (work / f"{package.name}.txt").write_text(notice, encoding="utf-8")
+    known = {"name": package.name, "package": name, "version": version, "licences": licences(notice)}
+    (work / f"{package.name}.part").write_text(json.dumps(known), encoding="utf-8")
+    (work / f"{package.name}.part").rename(work / f"{package.name}.json")
+    shutil.rmtree(folder)
+
+
+def _debian_name(package: DocPackage) -> str:
+    """The newest package that this release has under the name."""
+    names = _run(["apt-cache", "pkgnames", package.prefix]).split()
+    found = [name for name in names if re.fullmatch(package.debian, name)]
+    if not found:
+        raise PorceletError(
+            f"apt knows no package {package.debian}; run apt-get update, or leave {package.name} out by --packages"
+        )
+    return max(found, key=lambda name: [int(number) for number in re.findall(r"\d+", name)])
+
+
+def _copyright(files: Path, name: str) -> str:
+    """The package's notice; where it is a link into another package, a line that says so."""
+    path = files / "usr/share/doc" / name / "copyright"
+    if path.is_file():
+        return path.read_text(encoding="utf-8", errors="replace")
+    installed = Path("/usr/share/doc") / name / "copyright"
+    if installed.is_file():
+        return installed.read_text(encoding="utf-8", errors="replace")
+    return f"The licence of {name} lies in a package that it depends on: see {path.relative_to(files)} once installed.\n"
+
+
+def _run(command: list[str], folder: Path | None = None) -> str:
+    try:
+        return subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True, timeout=1800).stdout
+    except FileNotFoundError as problem:
+        raise InputError(f"{command[0]} is not installed; debian-docs is built on Debian and its relatives") from problem
+    except subprocess.CalledProcessError as problem:
+        lines = [line for line in problem.stderr.splitlines() if line.strip()]
+        errors = [line for line in lines if line.startswith("E:")] or lines or [f"exit code {problem.returncode}"]
+        raise PorceletError(
+            f"{' '.join(command)} failed: {errors[0]}; check the network and run it again: what is done is kept"
+        ) from problem
+    except subprocess.TimeoutExpired as problem:
+        raise PorceletError(f"{' '.join(command)} took half an hour; check the network and run it again") from problem
+
+
+# ---- all packages ---------------------------------------------------------------------------------------------------
+
+
+def _share(output: Path, packages: Sequence[DocPackage], max_megabytes: float) -> float:
+    """Which share of the documents to keep."""
+    total = sum((output / "work" / f"{package.name}.jsonl").stat().st_size for package in packages)
+    return min(1.0, max_megabytes * 1e6 / total) if max_megabytes and total else 1.0
+
+
+def _assemble(output: Path, packages: Sequence[DocPackage], share: float) -> list[dict[str, Any]]:
+    """Write every package's parts without the paragraphs of those before it; what is known about each package."""
+    seen: set[int] = set()
+    entries = []
+    for folder in (*PARTS, "licences"):
+        shutil.rmtree(output / folder, ignore_errors=True)
+        (output / folder).mkdir()
+    for package in packages:
+        work = output / "work" / package.name
+        lines: dict[str, list[str]] = {part: [] for part in PARTS}
+        for document in documents(work.with_suffix(".jsonl")):
+            text = drop_repeated_paragraphs(document.text, seen) if _kept(document.place, share) else ""
+            if len(text) >= MIN_CHARACTERS:
+                lines[_part(document.place)].append(_line(Document(text, document.place)))
+        for part in PARTS:
+            (output / part / f"{package.name}.jsonl").write_text("".join(lines[part]), encoding="utf-8")
+        shutil.copyfile(work.with_suffix(".txt"), output / "licences" / f"{package.name}.txt")
+        entries.append(json.loads(work.with_suffix(".json").read_text(encoding="utf-8")))
+    return entries

@@ -20,15 +20,16 @@ import torch
 
 from benchmarks.harness import Run, interleave, report
 from porcelet import Engine, SamplingParams
-from porcelet.config import EngineConfig, TrainConfig
-from porcelet.train.data import Renderer, load_task
+from porcelet.config import EngineConfig
+from porcelet.train.rendering import Renderer
+from porcelet.train.tasks import load_task
 from porcelet.types import Output, Request
 
 
 def main() -> None:
     options = parse()
     torch.set_num_threads(options.threads)
-    prompts = [Renderer(options.model).prompt(sum_.question) for sum_ in load_task(TrainConfig(task="sums")).held_out]
+    prompts = [Renderer(options.model).prompt(sum_.question) for sum_ in load_task("sums", {}).held_out]
     prompts = prompts[: options.prompts]
     answers: dict[int, list[tuple[int, ...]]] = {}
     runs: dict[str, Run] = {}

@@ -16,7 +16,8 @@ import time
 from pathlib import Path
 
 from benchmarks.harness import processor_times, report, stolen_share
-from porcelet.train.loop import read_recipe, train
+from porcelet.train.loop import train
+from porcelet.train.recipe import read_recipe
 from porcelet.train.rollout import held_out_accuracy
 
 RECIPES = Path(__file__).parent.parent / "recipes"

@@ -299,25 +299,32 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One training sequence. Every list is as long as `tokens`; entry t weighs the prediction OF token t.
+    """One training sequence. Every list is empty or as long as `tokens`; entry t weighs the prediction OF token t.
 
     `weights` weigh cross-entropy; `advantages` weigh the policy gradient, with `old_logprobs` the log-probability
-    each token had when it was drawn. A method that uses only one of the two leaves the other empty. Pre-training,
-    SFT and GRPO differ only in these numbers.
+    each token had when it was drawn and `reference_logprobs` the one it has under a reference. Pre-training, SFT and
+    GRPO differ only in these numbers. The first `num_prompt` tokens may be computed once for all samples that share
+    them.
     """
 
     tokens: tuple[int, ...]
     weights: tuple[float, ...] = ()
     advantages: tuple[float, ...] = ()
     old_logprobs: tuple[float, ...] = ()
+    reference_logprobs: tuple[float, ...] = ()
+    num_prompt: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Episode:
-    """One rollout: what was asked, what was answered, with which log-probabilities, and what it earned."""
+    """One rollout: what was asked, what was answered, with which log-probabilities, and what it earned.
+
+    `tokens` end with the stop token if the answer is `finished`; otherwise it was cut off.
+    """
 
     prompt: tuple[int, ...]
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...]
     text: str
     reward: float
+    finished: bool = True

@@ -14,6 +14,7 @@ from porcelet.engine.codec import open_codec
 from porcelet.engine.engine import Engine
 from porcelet.engine.text import TextModel
 from porcelet.kernels import Key, cpu
+from porcelet.kernels.attention import Segments
 from porcelet.kernels.linear import Int8Weight, linear
 from porcelet.models.attention import PackedView
 from porcelet.models.layers import Embedding, Linear
@@ -110,7 +111,7 @@ def test_int8_keeps_the_perplexity(exact: Transformer, quick: Transformer, defau
     tokens = torch.tensor(open_codec(default_model)[0].encode(text))[:640]
 
     def nats(model: Transformer) -> Tensor:
-        view = PackedView(torch.tensor([0, len(tokens) - 1]))
+        view = PackedView(Segments.of(len(tokens) - 1))
         hidden = model(tokens[:-1], torch.arange(len(tokens) - 1), view)
         return -model.logits(hidden).log_softmax(-1).gather(-1, tokens[1:, None]).mean()
 

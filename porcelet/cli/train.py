@@ -19,12 +19,14 @@ SHOWN = {"loss": "loss", "reward": "reward", "no_signal": "no signal", "max_viol
 
 def train(
     recipe: Annotated[Path, typer.Argument(help="A TOML file with a [train] and, for a new model, a [model] table.")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="key=value for [train], such as steps=100.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="key=value for [train], such as steps=100; table.key=value for others.")
+    ] = None,
     resume: Annotated[bool, typer.Option(help="Continue the run in the output folder behind its checkpoint.")] = False,
 ) -> None:
     """Train a model by a recipe: pre-training or reinforcement learning."""
-    from porcelet.train.loop import read_recipe
     from porcelet.train.loop import train as run
+    from porcelet.train.recipe import read_recipe
 
     config, model_fields = read_recipe(recipe, overrides or [])
     with _progress(config) as report:
@@ -64,4 +66,4 @@ def _print_result(config: TrainConfig, output: Path) -> None:
         print(f"mean reward: {first:.3f} in the first {num} steps, {last:.3f} in the last")
     accuracy, count = held_out_accuracy(output, config)
     before = f" (before: {held_out_accuracy(Path(config.model), config)[0]:.1%})" if config.model else ""
-    print(f"held-out {config.task} answered exactly: {accuracy:.1%}{before} of {count}")
+    print(f"held-out {config.task.name} answered exactly: {accuracy:.1%}{before} of {count}")

@@ -1,5 +1,5 @@
-"""The configs: what a model is (model.py; hf.py and gguf.py read it), what a user may change (settings.py), and what a
-server is told (serving.py)."""
+"""The configs: what a model is (model.py; hf.py and gguf.py read it), what a user may change (settings.py), what a
+server is told (serving.py) and what a training run is (training.py)."""
 
 from porcelet.config.gguf import read_gguf
 from porcelet.config.hf import read_file, read_hf, write_hf
@@ -17,10 +17,19 @@ from porcelet.config.settings import (
     PAGE_SIZE,
     REPLAYED_TOKENS,
     EngineConfig,
-    TrainConfig,
     override,
     parse_memory,
     parse_settings,
+)
+from porcelet.config.training import (
+    DataConfig,
+    LogConfig,
+    LoraConfig,
+    OptimizerConfig,
+    PolicyConfig,
+    RewardConfig,
+    TaskConfig,
+    TrainConfig,
 )
 
 __all__ = [
@@ -28,13 +37,20 @@ __all__ = [
     "PAGE_SIZE",
     "REPLAYED_TOKENS",
     "Alias",
+    "DataConfig",
     "Efforts",
     "EngineConfig",
+    "LogConfig",
+    "LoraConfig",
     "ModelConfig",
     "ModelEntry",
+    "OptimizerConfig",
+    "PolicyConfig",
+    "RewardConfig",
     "RopeScaling",
     "ServeConfig",
     "ServerConfig",
+    "TaskConfig",
     "TrainConfig",
     "override",
     "parse_memory",

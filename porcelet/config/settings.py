@@ -1,4 +1,4 @@
-"""What a user may change: `EngineConfig` and `TrainConfig`, as `key=value` or TOML."""
+"""What a user may change of the engine, and how `key=value` words and TOML tables set the fields of any config."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, get_origin, get_type_hints
 
 from porcelet.errors import InputError
 
@@ -86,80 +86,21 @@ def parse_memory(text: str) -> float:
 Config = TypeVar("Config", bound="DataclassInstance")
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """One training run. The methods differ in where samples come from (`data` or `task`) and in their weights.
-
-    `model` is a folder to start from; without one, `ModelConfig` fields come from the recipe's [model] table. `output`
-    receives `checkpoint/` (exact resume), `metrics.jsonl` and, at the end, the model in Hugging Face form.
-    """
-
-    method: str = "pretrain"  # pretrain | grpo
-    task: str = "sums"
-    model: str = ""
-    output: str = "runs/run"
-    steps: int = 300
-    seed: int = 0
-    samples_per_step: int = 64
-    learning_rate: float = 3e-3
-    min_learning_rate: float = 3e-4
-    warmup_steps: int = 20
-    beta1: float = 0.9
-    beta2: float = 0.95
-    weight_decay: float = 0.1
-    max_grad_norm: float = 1.0
-    checkpoint_every: int = 100
-    threads: int = 0  # 0: as torch decides
-    mtp_weight: float = 0.3  # lambda of the MTP loss, V3 report section 4.2
-    bias_update_speed: float = 0.001  # gamma of the balancing rule, V3 report section 2.1.2
-    max_number: int = 20  # operands of the task "sums" are below it
-    group_size: int = 8  # G: rollouts a prompt (grpo)
-    max_new_tokens: int = 8
-    temperature: float = 1.0
-    updates_per_rollout: int = 1  # mu of GRPO's algorithm 1; the clip acts from the second on
-    clip_low: float = 0.2
-    clip_high: float = 0.2
-
-    def __post_init__(self) -> None:
-        if self.method not in ("pretrain", "grpo"):
-            raise InputError(f"method is {self.method!r}; it must be pretrain or grpo")
-        counts = "steps samples_per_step checkpoint_every group_size max_new_tokens max_number updates_per_rollout"
-        for name in counts.split():
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("learning_rate", "max_grad_norm", "temperature"):
-            if not 0.0 < getattr(self, name) < math.inf:  # also refuses NaN
-                raise InputError(f"{name} is {getattr(self, name)}; it must be positive")
-        not_negative = (
-            "min_learning_rate warmup_steps weight_decay mtp_weight bias_update_speed clip_low clip_high seed"
-        )
-        for name in not_negative.split():
-            if not 0 <= getattr(self, name) < math.inf:
-                raise InputError(f"{name} is {getattr(self, name)}; it must be 0 or more")
-        for name in ("beta1", "beta2"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise InputError(f"{name} is {getattr(self, name)}; it must lie in [0, 1)")
-        if self.method == "grpo" and self.samples_per_step % self.group_size:
-            raise InputError(
-                f"samples_per_step {self.samples_per_step} is not a multiple of group_size {self.group_size}"
-            )
-
-
-def override(config: Config, values: Mapping[str, Any], source: str) -> Config:
-    """A copy of `config` with `values` set; strings are converted to the field's type.
+def override(config: Config, values: Mapping[str, Any], source: str, **ready: Any) -> Config:
+    """A copy of `config` with `values` set, strings converted to the field's type; `ready` is set as it is.
 
     Raises:
         InputError: an unknown key (the nearest one is named) or a value of the wrong type.
     """
-    fields = {field.name: field for field in dataclasses.fields(config)}
+    kinds = get_type_hints(type(config))
     converted = {}
     for name, value in values.items():
-        if name not in fields:
-            near = difflib.get_close_matches(name, fields, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(fields)}"
+        if name not in kinds:
+            near = difflib.get_close_matches(name, kinds, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(kinds)}"
             raise InputError(f"{source}: unknown key {name!r}{hint}")
-        converted[name] = _convert(value, str(fields[name].type), f"{source}: {name}")
-    return dataclasses.replace(config, **converted)
+        converted[name] = _convert(value, kinds[name], f"{source}: {name}")
+    return dataclasses.replace(config, **converted, **ready)
 
 
 def parse_settings(settings: Sequence[str]) -> dict[str, str]:
@@ -174,12 +115,20 @@ def parse_settings(settings: Sequence[str]) -> dict[str, str]:
     return dict(setting.split("=", 1) for setting in settings)
 
 
-def _convert(value: Any, kind: str, place: str) -> Any:
-    converters = {"int": int, "float": float, "str": str}
-    matches = {"int": (int,), "float": (int, float), "str": (str,)}[kind]
-    if isinstance(value, bool) or not isinstance(value, (str, *matches)):
-        raise InputError(f"{place} is {value!r}; a value of type {kind} was expected")
+def _convert(value: Any, kind: Any, place: str) -> Any:
+    if get_origin(kind) is tuple:
+        items = [item.strip() for item in value.split(",")] if isinstance(value, str) else value
+        if not isinstance(items, (list, tuple)) or not all(isinstance(item, str) for item in items):
+            raise InputError(f"{place} is {value!r}; a list of texts was expected")
+        return tuple(filter(None, items))
+    accepted = {int: (int,), float: (int, float), str: (str,), bool: (bool,)}[kind]
+    known = isinstance(value, (str, *accepted)) and (kind is bool or not isinstance(value, bool))
     try:
-        return converters[kind](value)
-    except (ValueError, OverflowError) as problem:
-        raise InputError(f"{place} is {value!r}; a value of type {kind} was expected") from problem
+        if known:
+            return _TRUTH[value] if kind is bool and isinstance(value, str) else kind(value)
+    except (ValueError, KeyError, OverflowError):
+        pass
+    raise InputError(f"{place} is {value!r}; a value of type {kind.__name__} was expected")
+
+
+_TRUTH = {"true": True, "false": False}

@@ -7,6 +7,9 @@ SDPA.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,27 +22,67 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
 
+@dataclass(frozen=True)
+class Segments:
+    """How a packed batch's T rows lie: segment b is rows offsets[b] to offsets[b + 1].
+
+    A segment attends causally to itself and, before that, to the whole of segment prefixes[b], or to none if that is
+    -1. A prefix lies before those who read it and has none itself.
+    """
+
+    offsets: tuple[int, ...]
+    prefixes: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        assert len(self.offsets) == len(self.prefixes) + 1 and self.offsets[0] == 0
+        assert all(-1 <= p < b and (p < 0 or self.prefixes[p] < 0) for b, p in enumerate(self.prefixes))
+
+    @classmethod
+    def of(cls, *lengths: int) -> Segments:
+        """Sequences of these lengths side by side, none the prefix of another."""
+        return cls((0, *accumulate(lengths)), (-1,) * len(lengths))
+
+    def rows(self, segment: int) -> slice:
+        return slice(self.offsets[segment], self.offsets[segment + 1])
+
+    @property
+    def has_prefixes(self) -> bool:
+        return any(prefix >= 0 for prefix in self.prefixes)
+
+    @cached_property
+    def lengths(self) -> tuple[int, ...]:
+        return tuple(b - a for a, b in zip(self.offsets, self.offsets[1:], strict=False))
+
+
 @op
 def attention_packed(
     q: Float[Tensor, "T H Hd"],
     k: Float[Tensor, "T K Hd"],
     v: Float[Tensor, "T K Vd"],
-    offsets: Int[Tensor, "B1"],
+    segments: Segments,
     scale: float,
 ) -> Float[Tensor, "T H Vd"]:
-    """Each sequence attends causally to itself; a loop over sequences."""
-    cuts = offsets.tolist()
-    out = [attention_suffix.reference(q[a:b], k[a:b], v[a:b], scale) for a, b in zip(cuts, cuts[1:], strict=False)]
+    """Each segment attends causally to itself, behind its prefix; a loop over segments."""
+    out = []
+    for segment, prefix in enumerate(segments.prefixes):
+        own = segments.rows(segment)
+        keys, values = k[own], v[own]
+        if prefix >= 0:
+            first = segments.rows(prefix)
+            keys, values = torch.cat((k[first], keys)), torch.cat((v[first], values))
+        out.append(attention_suffix.reference(q[own], keys, values, scale))
     return torch.cat(out) if out else q.new_zeros(0, q.shape[1], v.shape[2])
 
 
 @attention_packed.body("padded", when=lambda key: True)
-def _attention_padded(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, scale: float) -> Tensor:
+def _attention_padded(q: Tensor, k: Tensor, v: Tensor, segments: Segments, scale: float) -> Tensor:
     """One SDPA over sequences padded to the longest; the loop where padding would more than double the work."""
+    num_sequences, longest = len(segments.lengths), max(segments.lengths, default=0)
+    wasteful = num_sequences < 2 or longest * num_sequences > 2 * len(q) or not all(segments.lengths)
+    if wasteful or segments.has_prefixes:
+        return attention_packed.reference(q, k, v, segments, scale)
+    offsets = torch.tensor(segments.offsets, device=q.device)
     lengths = offsets.diff()
-    num_sequences, longest = len(lengths), int(lengths.max()) if len(lengths) else 0
-    if num_sequences < 2 or longest * num_sequences > 2 * len(q) or not bool(lengths.all()):
-        return attention_packed.reference(q, k, v, offsets, scale)
     column = torch.arange(longest, device=q.device)
     filled = column < lengths[:, None]  # [B, longest]
     # Padding reads the sequence's first token: any finite row will do, as causality hides it from the real ones.

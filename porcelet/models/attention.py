@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from porcelet.config import ModelConfig
 from porcelet.kernels.attention import (
+    Segments,
     attention_packed,
     attention_paged,
     attention_suffix,
@@ -37,10 +38,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PackedView:
-    """Sequences side by side, each attending to itself. `routing` collects every MoE layer's chosen experts [T, A],
-    in order."""
+    """Segments side by side, each attending to itself and to its prefix. `routing` collects every MoE layer's chosen
+    experts [T, A], in order."""
 
-    offsets: Int[Tensor, "B1"]
+    segments: Segments
     routing: list[Tensor] = field(default_factory=list)
 
 
@@ -116,7 +117,7 @@ class GQA(nn.Module):
         q, k = rope(q, *angles, False), rope(k, *angles, False)
         scale = self.scale
         if isinstance(view, PackedView):
-            out = attention_packed(q, k, v, view.offsets, scale)
+            out = attention_packed(q, k, v, view.segments, scale)
         else:
             k_cache, v_cache = view.cache[self.layer]
             cache_write(k_cache, k, view.slots)
@@ -160,7 +161,7 @@ class MLA(nn.Module):
         k_rope = rope(k_rope[:, None], *angles, self.interleaved)  # [T, 1, R]
         if isinstance(view, PackedView):
             q = concat(q_nope, q_rope)  # [T, H, N+R]
-            out = attention_packed(q, *self._expand(latent, k_rope), view.offsets, self.scale)
+            out = attention_packed(q, *self._expand(latent, k_rope), view.segments, self.scale)
         else:
             (cache,) = view.cache[self.layer]
             cache_write(cache[..., : self.latent], latent[:, None], view.slots)

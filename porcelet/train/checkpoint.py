@@ -13,7 +13,7 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,21 @@ from porcelet.config import TrainConfig
 from porcelet.errors import InputError, ModelError
 from porcelet.models.transformer import Transformer
 
-FREE_TO_CHANGE = ("output", "checkpoint_every")  # settings that do not touch the numbers of a run
+FREE_TO_CHANGE = ("output", "checkpoint_every", "log")  # settings that do not touch the numbers of a run
 
 
 def recipe_of(config: TrainConfig, model_fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything that decides a run's numbers, as flat JSON values."""
-    train = {name: value for name, value in dataclasses.asdict(config).items() if name not in FREE_TO_CHANGE}
-    return train | {f"model.{name}": value for name, value in model_fields.items()}
+    """Everything that decides a run's numbers, as flat JSON values under the names of a recipe."""
+    tables = {name: value for name, value in dataclasses.asdict(config).items() if name not in FREE_TO_CHANGE}
+    return json.loads(json.dumps(dict(_flat({**tables, "model": tables["model"] or dict(model_fields)}))))
+
+
+def _flat(tables: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in tables.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
 
 
 def newest(output: Path) -> Path | None:

@@ -4,19 +4,15 @@
 
 A source is all that tells pre-training from reinforcement learning. Everything random hashes (seed, step), so a resumed
 run equals the uninterrupted one bit for bit on the same machine and thread count. Left out so far: more than one
-device, micro-batches.
+device.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import json
 import math
 import os
-import shutil
 import time
-import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,41 +20,20 @@ from typing import Any
 
 import torch
 
-from porcelet.config import EngineConfig, ModelConfig, TrainConfig, override, parse_settings, read_hf
-from porcelet.engine.engine import Engine
-from porcelet.errors import InputError, ModelError, PorceletError
+from porcelet.config import TrainConfig
+from porcelet.errors import InputError, PorceletError
 from porcelet.models.attention import PackedView
-from porcelet.models.transformer import Transformer, build, initialize
+from porcelet.models.transformer import Transformer
 from porcelet.train import checkpoint
-from porcelet.train.data import EOS, Renderer, Task, load_task, make_tokenizer, pack
-from porcelet.train.loss import compute_loss
+from porcelet.train.loss import Totals, compute_loss, join_parts
 from porcelet.train.optim import balance_experts, learning_rate, make_optimizer
+from porcelet.train.packing import pack, passes
+from porcelet.train.rendering import Renderer
 from porcelet.train.rewards import Reward, exact_answer
-from porcelet.train.rollout import Rollout
+from porcelet.train.sources import Metrics, Source, make_source
+from porcelet.train.start import start_model
 from porcelet.types import Sample
-from porcelet.weights.load import load, save
-
-Metrics = dict[str, float]
-Source = Callable[[int], tuple[list[Sample], Metrics]]  # step → its samples, and what is to log about them
-
-TEXT_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json")
-
-
-def read_recipe(path: Path, overrides: Sequence[str] = ()) -> tuple[TrainConfig, dict[str, Any]]:
-    """A TOML recipe's [train] table, with `key=value` overrides, and its [model] table.
-
-    Raises:
-        InputError: the file is missing or malformed, or a key is unknown (the nearest one is named).
-    """
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as problem:
-        raise InputError(f"recipe {path} cannot be read: {problem}") from problem
-    strange = [name for name, table in tables.items() if name not in ("train", "model") or not isinstance(table, dict)]
-    if strange:
-        raise InputError(f"recipe {path}: {strange[0]!r} is neither the table [train] nor [model]")
-    config = override(TrainConfig(), tables.get("train", {}), f"{path} [train]")
-    return override(config, parse_settings(overrides), "command line"), tables.get("model", {})
+from porcelet.weights.load import save
 
 
 def train(
@@ -85,11 +60,10 @@ def train(
         raise InputError(f"output {output} holds a run ({found.name}); continue it with --resume, or choose another")
     if config.threads:
         torch.set_num_threads(config.threads)
-    task = load_task(config)
-    model = _start_model(config, model_fields, output)
-    optimizer = make_optimizer(model, config)
+    model = start_model(config, model_fields, output)
+    optimizer = make_optimizer(model, config.optimizer)
     first = checkpoint.restore(found, model, optimizer, recipe) if found else 0
-    source = _source(config, model, task, Renderer(output), reward)
+    source = make_source(config, model, Renderer(output), reward)
     with _deterministic(), _metrics_file(output / "metrics.jsonl", first) as write:
         for step in range(first, config.steps):
             metrics = _step(model, optimizer, source, step, config)
@@ -101,56 +75,6 @@ def train(
     return output
 
 
-def _start_model(config: TrainConfig, model_fields: Mapping[str, Any], output: Path) -> Transformer:
-    """The model of step 0; its tokenizer and chat format go to `output`."""
-    if bool(config.model) == bool(model_fields):
-        raise InputError("a recipe needs either model=FOLDER to start from or a [model] table, and not both")
-    if config.model and Path(config.model).resolve() == output.resolve():
-        raise InputError(f"output {config.output} is the model to start from; choose another output")
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as problem:
-        raise InputError(f"output {config.output} cannot be made: {problem.strerror}; choose another") from problem
-    if not config.model:
-        make_tokenizer(output)
-        return initialize(build(_model_config(model_fields, output)), config.seed)
-    folder = Path(config.model)
-    if not folder.is_dir():
-        raise ModelError(f"model {folder} is not a folder; training starts from one in Hugging Face form")
-    for name in TEXT_FILES:
-        if (folder / name).exists():
-            shutil.copyfile(folder / name, output / name)
-    return load(folder)
-
-
-def _model_config(fields: Mapping[str, Any], folder: Path) -> ModelConfig:
-    """The [model] table, completed by what follows from the tokenizer."""
-    known = [field.name for field in dataclasses.fields(ModelConfig)] + ["model_type"]
-    strange = [name for name in fields if name not in known]
-    if strange:
-        near = difflib.get_close_matches(strange[0], known, n=1)
-        raise InputError(f"[model]: unknown key {strange[0]!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
-    tokenizer = Renderer(folder).tokenizer
-    values = {"vocab_size": tokenizer.vocab_size, **fields}
-    if values["vocab_size"] < tokenizer.vocab_size:
-        raise InputError(f"[model] vocab_size is {values['vocab_size']}; the tokenizer needs {tokenizer.vocab_size}")
-    return read_hf(values | {"bos_token_id": 0, "eos_token_id": tokenizer.token_id(EOS)}, "[model]")
-
-
-def _source(config: TrainConfig, model: Transformer, task: Task, renderer: Renderer, reward: Reward) -> Source:
-    if not model.config.eos_token_ids:
-        raise ModelError(f"model {config.model} names no eos_token_id; an answer could not end")
-    stop, count = model.config.eos_token_ids[0], config.samples_per_step
-    if config.method == "grpo":
-        return Rollout(Engine(model, EngineConfig(weights="float32")), task, renderer, config, reward)
-
-    def stream(step: int) -> tuple[list[Sample], Metrics]:
-        positions = range(step * count, (step + 1) * count)
-        return [renderer.sample(task.draw(config.seed, i), stop) for i in positions], {}
-
-    return stream
-
-
 def _step(
     model: Transformer, optimizer: torch.optim.Optimizer, source: Source, step: int, config: TrainConfig
 ) -> Metrics:
@@ -158,7 +82,7 @@ def _step(
     began = time.perf_counter()
     samples, metrics = source(step)
     num_tokens = sum(len(sample.tokens) for sample in samples)
-    for update in range(config.updates_per_rollout if samples else 0):
+    for update in range(config.policy.updates_per_rollout if samples else 0):
         learned = _update(model, optimizer, samples, step, config)
         metrics |= learned if update == 0 else {}
     seconds = time.perf_counter() - began
@@ -168,28 +92,34 @@ def _step(
 def _update(
     model: Transformer, optimizer: torch.optim.Optimizer, samples: Sequence[Sample], step: int, config: TrainConfig
 ) -> Metrics:
-    batch = pack(samples)
-    view = PackedView(batch.offsets)
-    loss, parts = compute_loss(model, batch, view, config)
-    _require_finite(loss, "loss", step, config)
+    """One step of the optimizer on all samples, in as many passes as `tokens_per_pass` asks for."""
+    totals, parts, routing = Totals.of(samples), [], []
     optimizer.zero_grad()
-    loss.backward()
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+    for some in passes(samples, config.tokens_per_pass):
+        batch = pack(some)
+        view = PackedView(batch.segments)
+        loss, own = compute_loss(model, batch, view, config, totals)
+        _require_finite(loss, "loss", step, config)
+        loss.backward()
+        parts.append({"loss": loss.detach(), **own})
+        routing.append(view.routing)
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.max_grad_norm)
     _require_finite(norm, "gradient norm", step, config)
     rate = learning_rate(step, config)
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.step()
-    violation = balance_experts(model, view.routing, config.bias_update_speed)
-    parts = {"loss": loss.detach(), **parts, "gradient_norm": norm}
-    return {name: float(part) for name, part in parts.items()} | {"learning_rate": rate, "max_violation": violation}
+    chosen = [torch.cat(layer) for layer in zip(*routing, strict=True)]
+    violation = balance_experts(model, chosen, config.bias_update_speed)
+    rest = {"gradient_norm": float(norm), "learning_rate": rate, "max_violation": violation}
+    return join_parts(parts) | rest
 
 
 def _require_finite(value: torch.Tensor, name: str, step: int, config: TrainConfig) -> None:
     if not math.isfinite(value.item()):
         raise PorceletError(
             f"step {step + 1}: the {name} is {value.item()}, so the step was not taken; "
-            f"lower learning_rate (now {config.learning_rate}) and resume or start anew"
+            f"lower optimizer.learning_rate (now {config.optimizer.learning_rate}) and resume or start anew"
         )
 
 

@@ -11,12 +11,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from porcelet.config import TrainConfig
+from porcelet.config import OptimizerConfig, TrainConfig
 from porcelet.models.experts import Gate
 from porcelet.models.transformer import Transformer
 
 
-def make_optimizer(model: Transformer, config: TrainConfig) -> torch.optim.AdamW:
+def make_optimizer(model: Transformer, config: OptimizerConfig) -> torch.optim.AdamW:
     """AdamW (Loshchilov & Hutter 2019) that decays matrices and leaves norms alone."""
     parameters = list(model.parameters())
     groups = [
@@ -28,11 +28,12 @@ def make_optimizer(model: Transformer, config: TrainConfig) -> torch.optim.AdamW
 
 def learning_rate(step: int, config: TrainConfig) -> float:
     """The rate of step 0, 1, ...: linear warm-up, then half a cosine down to `min_learning_rate` at the last step."""
-    if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
-    progress = (step - config.warmup_steps) / max(1, config.steps - 1 - config.warmup_steps)
-    span = config.learning_rate - config.min_learning_rate
-    return config.min_learning_rate + span * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
+    rates = config.optimizer
+    if step < rates.warmup_steps:
+        return rates.learning_rate * (step + 1) / rates.warmup_steps
+    progress = (step - rates.warmup_steps) / max(1, config.steps - 1 - rates.warmup_steps)
+    span = rates.learning_rate - rates.min_learning_rate
+    return rates.min_learning_rate + span * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from porcelet.train.data import Problem
+from porcelet.train.tasks import Problem
 
 Reward = Callable[[Problem, str], float]
 

@@ -5,7 +5,7 @@
 The engine holds the trainer's own parameters, so nothing is copied, and the log-probabilities it drew with serve as
 p_old without a second forward pass. Advantages are (r - mean) / std over the group (DeepSeekMath, section 4.1.2); a
 group whose rewards are all equal teaches nothing and is skipped. The engine computes each prompt once for its G
-answers. Left out so far: the KL term, sharing the prompt in the update.
+answers. The update computes it once too.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ from typing import TypeVar
 
 from porcelet.config import EngineConfig, TrainConfig
 from porcelet.engine.engine import Engine
-from porcelet.train.data import Problem, Renderer, Task, hashed, load_task
+from porcelet.train.hashing import hashed
+from porcelet.train.rendering import Renderer
 from porcelet.train.rewards import Reward, exact_answer, score
+from porcelet.train.tasks import Problem, Task, load_task
 from porcelet.types import Episode, Output, Sample, SamplingParams
 
 STD_EPSILON = 1e-6
@@ -40,15 +42,15 @@ class Rollout:
 
     def __call__(self, step: int) -> tuple[list[Sample], dict[str, float]]:
         """Samples of the groups with a signal, and what is to log about all groups."""
-        num_groups = self.config.samples_per_step // self.config.group_size
+        num_groups = self.config.samples_per_step // self.config.policy.group_size
         problems = [self.task.draw(self.config.seed, step * num_groups + i) for i in range(num_groups)]
         outputs = self._generate(problems, step)
         episodes, num_failures = [], 0
-        for problem, output in zip(_repeat(problems, self.config.group_size), outputs, strict=True):
+        for problem, output in zip(_repeat(problems, self.config.policy.group_size), outputs, strict=True):
             episode, failed = self._episode(problem, output)
             episodes.append(episode)
             num_failures += failed
-        size = self.config.group_size
+        size = self.config.policy.group_size
         groups = [to_samples(episodes[i : i + size]) for i in range(0, len(episodes), size)]
         metrics = {
             "reward": statistics.fmean(episode.reward for episode in episodes),
@@ -61,10 +63,10 @@ class Rollout:
     def _generate(self, problems: Sequence[Problem], step: int) -> list[Output]:
         params = [
             SamplingParams(
-                max_tokens=self.config.max_new_tokens,
-                temperature=self.config.temperature,
+                max_tokens=self.config.policy.max_new_tokens,
+                temperature=self.config.policy.temperature,
                 seed=hashed(self.config.seed, "rollout", step, i),
-                n=self.config.group_size,
+                n=self.config.policy.group_size,
             )
             for i in range(len(problems))
         ]
@@ -82,6 +84,7 @@ class Rollout:
             logprobs=output.logprobs,
             text=text,
             reward=reward,
+            finished=output.finish_reason == "stop",
         )
         return episode, failed
 
@@ -104,6 +107,7 @@ def to_samples(group: Sequence[Episode]) -> list[Sample]:
                 tokens=episode.prompt + episode.tokens,
                 advantages=silent + (advantage,) * len(episode.tokens),
                 old_logprobs=silent + episode.logprobs,
+                num_prompt=len(episode.prompt),
             )
         )
     return samples
@@ -112,8 +116,8 @@ def to_samples(group: Sequence[Episode]) -> list[Sample]:
 def held_out_accuracy(folder: Path, config: TrainConfig) -> tuple[float, int]:
     """The share of the task's held-out problems that a saved model answers exactly, greedily; and their number."""
     engine, renderer = Engine.load(folder, EngineConfig(weights="float32")), Renderer(folder)
-    problems = load_task(config).held_out
-    params = SamplingParams(max_tokens=config.max_new_tokens, temperature=0.0)
+    problems = load_task(config.task.name, config.task.options).held_out
+    params = SamplingParams(max_tokens=config.policy.max_new_tokens, temperature=0.0)
     outputs = engine.generate([renderer.prompt(problem.question) for problem in problems], params)
     texts = [renderer.tokenizer.decode(output.tokens) for output in outputs]
     return statistics.fmean(map(exact_answer, problems, texts)), len(problems)

@@ -14,6 +14,7 @@ from porcelet.engine.engine import Engine
 from porcelet.engine.sampler import uniform
 from porcelet.engine.sequence import sample_seed
 from porcelet.errors import CapacityError, EngineError, InputError
+from porcelet.kernels.attention import Segments
 from porcelet.models.attention import PackedView
 from porcelet.models.transformer import Transformer, build, initialize
 from porcelet.types import Request, SamplingParams
@@ -40,7 +41,7 @@ def uncached(model: Transformer, asked: list[list[int]], num_tokens: int) -> lis
     for _ in range(num_tokens):
         ends = torch.tensor([len(text) for text in texts]).cumsum(0)
         positions = torch.cat([torch.arange(len(text)) for text in texts])
-        view = PackedView(torch.cat((torch.zeros(1, dtype=torch.int64), ends)))
+        view = PackedView(Segments.of(*map(len, texts)))
         hidden = model(torch.tensor(sum(texts, [])), positions, view)
         for text, token in zip(texts, model.logits(hidden[ends - 1]).argmax(-1).tolist(), strict=True):
             text.append(token)
@@ -81,7 +82,7 @@ def test_logprobs_are_the_models(model: Transformer) -> None:
     (output,) = Engine(model).generate([prompt], SamplingParams(max_tokens=20, temperature=0.7, seed=3))
     sequence = torch.tensor([*prompt, *output.tokens])
     with torch.inference_mode():
-        hidden = model(sequence, torch.arange(len(sequence)), PackedView(torch.tensor([0, len(sequence)])))
+        hidden = model(sequence, torch.arange(len(sequence)), PackedView(Segments.of(len(sequence))))
         scores = (model.logits(hidden) / 0.7).log_softmax(-1)
     expected = scores[len(prompt) - 1 : -1].gather(1, sequence[len(prompt) :, None])[:, 0]
     assert (torch.tensor(output.logprobs) - expected).abs().max() < 1e-4
@@ -194,7 +195,7 @@ def test_a_prefix_hit_changes_no_token(model: Transformer) -> None:
 def test_prompt_logprobs_are_a_forward_pass(model: Transformer) -> None:
     """Log-probabilities and best alternatives of the prompt's tokens, in chunks and beside others, hit or not."""
     prompt = prompts(1)[0] * 2
-    view = PackedView(torch.tensor([0, len(prompt)]))
+    view = PackedView(Segments.of(len(prompt)))
     scores = model.logits(model(torch.tensor(prompt), torch.arange(len(prompt)), view)).log_softmax(-1)
     expected = scores[:-1].gather(1, torch.tensor(prompt)[1:, None])[:, 0].tolist()
     engine = Engine(model, EngineConfig(max_batch_tokens=50))

@@ -22,6 +22,7 @@ from porcelet.config import EngineConfig
 from porcelet.engine.engine import Engine
 from porcelet.engine.sampler import Sampler
 from porcelet.errors import EngineError, InputError
+from porcelet.kernels.attention import Segments
 from porcelet.models.attention import PackedView
 from porcelet.models.transformer import Transformer, build, initialize
 from porcelet.types import Draw, Drawing, Request, SamplingParams
@@ -189,7 +190,7 @@ def test_greedy_with_penalties_equals_a_lone_loop(model: Transformer) -> None:
     tokens = list(prompt)
     processor = RepetitionPenaltyLogitsProcessor(1.8)
     for _ in range(40):
-        hidden = model(torch.tensor(tokens), torch.arange(len(tokens)), PackedView(torch.tensor([0, len(tokens)])))
+        hidden = model(torch.tensor(tokens), torch.arange(len(tokens)), PackedView(Segments.of(len(tokens))))
         tokens.append(int(processor(torch.tensor([tokens]), model.logits(hidden[-1:])).argmax()))
     params = SamplingParams(max_tokens=40, temperature=0, repetition_penalty=1.8, ignore_eos=True)
     others = [SamplingParams(max_tokens=90, ignore_eos=True)] * 3

@@ -17,6 +17,7 @@ from porcelet.engine import speculative
 from porcelet.engine.engine import Engine
 from porcelet.engine.speculative import MAX_READ, NGRAMS, Acceptance, Lookup, Pace
 from porcelet.errors import InputError
+from porcelet.kernels.attention import Segments
 from porcelet.models.attention import PackedView
 from porcelet.models.transformer import Transformer, build, initialize
 from porcelet.types import Output, SamplingParams
@@ -66,7 +67,7 @@ def tokens_after(model: Transformer, prompt: list[int], params: SamplingParams) 
         step = torch.zeros(97)
         longer: list[tuple[list[int], float]] = []
         for text, probability in texts:
-            hidden = model(torch.tensor(text), torch.arange(len(text)), PackedView(torch.tensor([0, len(text)])))
+            hidden = model(torch.tensor(text), torch.arange(len(text)), PackedView(Segments.of(len(text))))
             best, ids = (model.logits(hidden[-1:])[0] / params.temperature).topk(params.top_k)
             for token, share in zip(ids.tolist(), (best.softmax(-1) * probability).tolist(), strict=True):
                 step[token] += share

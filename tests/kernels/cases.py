@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from porcelet.config import PAGE_SIZE
+from porcelet.kernels.attention import Segments
 from porcelet.kernels.linear import FP8_BLOCK, FP8Weight, Int8Weight, pack_int8
 
 TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-12, torch.int64: 0.0}
@@ -90,7 +91,7 @@ def silu_mul() -> Iterator[Case]:
 
 
 def attention_packed() -> Iterator[Case]:
-    """Ragged and equal lengths, grouped heads, values narrower than keys, no sequence at all, an empty sequence."""
+    """Ragged and equal lengths, grouped heads, values narrower than keys, no or empty sequences, shared prefixes."""
     for lengths, heads, kv_heads, width, value in [
         ((5,), 4, 4, 16, 16),
         ((3, 4, 3, 1), 4, 2, 16, 16),
@@ -102,7 +103,8 @@ def attention_packed() -> Iterator[Case]:
     ]:
         total = sum(lengths)
         q, k, v = (torch.randn(total, h, w) for h, w in ((heads, width), (kv_heads, width), (kv_heads, value)))
-        yield q, k, v, offsets(*lengths), width**-0.5
+        yield q, k, v, Segments.of(*lengths), width**-0.5
+    yield *(torch.randn(14, 2, 8) for _ in range(3)), Segments((0, 4, 6, 6, 9, 10, 14), (-1, 0, 0, -1, 0, 3)), 0.3
 
 
 def attention_paged() -> Iterator[Case]:

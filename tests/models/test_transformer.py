@@ -13,6 +13,7 @@ from transformers.modeling_layers import MtpModel
 from porcelet.config import PAGE_SIZE, EngineConfig, read_hf
 from porcelet.engine.engine import Engine
 from porcelet.engine.runner import _layer_cache
+from porcelet.kernels.attention import Segments
 from porcelet.models.attention import PackedView, PagedView
 from porcelet.models.transformer import Transformer, build, initialize
 from porcelet.types import SamplingParams
@@ -56,7 +57,7 @@ def tokens() -> Tensor:
 def packed(model: Transformer, tokens: Tensor) -> Tensor:
     """Logits of both sequences computed side by side."""
     with torch.inference_mode():
-        view = PackedView(torch.tensor([0, LENGTH, 2 * LENGTH]))
+        view = PackedView(Segments.of(LENGTH, LENGTH))
         return model.logits(model(tokens.flatten(), torch.arange(LENGTH).repeat(2), view)).view(2, LENGTH, -1)
 
 
@@ -101,7 +102,7 @@ def test_mtp_layer_equals_transformers(tokens: Tensor, tmp_path: Path) -> None:
     ]  # how it finds MTP layers; its own list says 61
     mtp = MtpModel.from_pretrained(rival).eval()
     sequence, positions = tokens[:1], torch.arange(LENGTH - 1)
-    view = PackedView(torch.tensor([0, LENGTH - 1]))
+    view = PackedView(Segments.of(LENGTH - 1))
     with torch.inference_mode():
         hidden = model(sequence[0, :-1], positions, view)
         ours = model.predict_further(hidden, sequence[0, 1:], positions, view)
@@ -150,7 +151,7 @@ def test_expanded_equals_absorbed(model: Transformer, tokens: Tensor, expanded: 
 def test_sequences_do_not_see_each_other(model: Transformer, tokens: Tensor, packed: Tensor) -> None:
     """A sequence alone gives what it gives in a batch."""
     with torch.inference_mode():
-        alone = model.logits(model(tokens[1], torch.arange(LENGTH), PackedView(torch.tensor([0, LENGTH]))))
+        alone = model.logits(model(tokens[1], torch.arange(LENGTH), PackedView(Segments.of(LENGTH))))
     assert difference(alone, packed[1]) < 2e-5
 
 

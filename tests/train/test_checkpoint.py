@@ -95,7 +95,7 @@ def test_killed_process_leaves_a_run_that_resumes(tmp_path: Path) -> None:
 def test_unfinished_checkpoint_is_ignored_and_cleared(tmp_path: Path) -> None:
     """A crash while writing leaves a folder of another name; the previous checkpoint still counts."""
     network, run = model(), config(tmp_path)
-    optimizer = make_optimizer(network, run)
+    optimizer = make_optimizer(network, run.optimizer)
     checkpoint.save(tmp_path, network, optimizer, 6, {})
     (tmp_path / "checkpoint" / "step-12.unfinished").mkdir()
     assert checkpoint.newest(tmp_path) == tmp_path / "checkpoint" / "step-6"
@@ -106,7 +106,7 @@ def test_unfinished_checkpoint_is_ignored_and_cleared(tmp_path: Path) -> None:
 def test_resume_of_another_recipe_is_refused(tmp_path: Path) -> None:
     """The differing key is named with both values; settings that change no number may differ."""
     train(config(tmp_path, steps=2), FIELDS)
-    with pytest.raises(InputError, match=r"learning_rate=0.003, this run has 0.01; .* another output"):
+    with pytest.raises(InputError, match=r"optimizer.learning_rate=0.003, this run has 0.01; .* another output"):
         train(config(tmp_path, steps=2, learning_rate=0.01), FIELDS, resume=True)
     with pytest.raises(InputError, match=r"model.hidden_size=32"):
         train(config(tmp_path, steps=2), FIELDS | {"hidden_size": 64}, resume=True)

@@ -5,12 +5,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from porcelet.config import TaskConfig
 from porcelet.errors import InputError, ModelError, PorceletError
+from porcelet.kernels.attention import Segments
 from porcelet.models.attention import PackedView
 from porcelet.train import loop
-from porcelet.train.data import Renderer
-from porcelet.train.loop import read_recipe, train
+from porcelet.train.loop import train
 from porcelet.train.optim import make_optimizer
+from porcelet.train.recipe import read_recipe
+from porcelet.train.rendering import Renderer
 from porcelet.types import Sample
 from porcelet.weights.load import load
 from tests.train.tiny_run import FIELDS, config, metrics_of, model
@@ -37,7 +40,7 @@ def test_transformers_computes_the_same_from_the_saved_model(tmp_path: Path) -> 
     tokens = torch.tensor(Renderer(output).prompt("12+7="))
     ours = load(output)
     with torch.no_grad():
-        mine = ours.logits(ours(tokens, torch.arange(len(tokens)), PackedView(torch.tensor([0, len(tokens)]))))
+        mine = ours.logits(ours(tokens, torch.arange(len(tokens)), PackedView(Segments.of(len(tokens)))))
         expected = theirs(tokens[None]).logits[0]
     assert (mine - expected).abs().max() <= 2e-5 * expected.abs().max()
     assert set(dict(ours.named_parameters())) == set(dict(model().named_parameters()))
@@ -48,7 +51,7 @@ def test_step_that_is_not_finite_touches_no_weight(tmp_path: Path) -> None:
     """Loss or gradient NaN: the step is named and refused, and model and optimizer stay as they were."""
     network, run = model(), config(tmp_path)
     network.model.layers[0].mlp.down_proj.weight.data[0, 0] = torch.nan
-    optimizer = make_optimizer(network, run)
+    optimizer = make_optimizer(network, run.optimizer)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     sample = Sample(tokens=(1, 2, 3), weights=(0.0, 1.0, 1.0))
     with pytest.raises(PorceletError, match=r"step 5: the loss is nan.*learning_rate \(now 0.003\)"):
@@ -57,17 +60,33 @@ def test_step_that_is_not_finite_touches_no_weight(tmp_path: Path) -> None:
     assert not optimizer.state
 
 
+RECIPES_REFUSED = {
+    "[trian]": r"'trian'; did you mean \[train\]",
+    "[optimizer]\nlearning_rat = 1": "'learning_rate'",
+    "[optimizer]\nschedule = 'cosin'": "schedule is 'cosin'",
+    "[train]\noptimizer = 1": r"'optimizer' is a table of its own",
+    "reward = 1": r"a table \[\[reward\]\]",
+    "[train]\nmethod = 'grpo'\nsamples_per_step = 9\n[policy]\ngroup_size = 2": "samples_per_step 9",
+    "[lora]\nrank = true": "rank is True",
+    "[lora]\ntargets = [1]": r"targets is \[1\]",
+}
+
+
 def test_recipe_file_and_overrides(tmp_path: Path) -> None:
     """Tables become config and model fields; words of the command line win; unknown keys name the nearest."""
     recipe = tmp_path / "recipe.toml"
     recipe.write_text("[train]\nsteps = 7\nseed = 3\n[model]\nhidden_size = 32\n", encoding="utf-8")
-    run, fields = read_recipe(recipe, ["steps=9", "learning_rate=0.1"])
-    assert (run.steps, run.seed, run.learning_rate, fields) == (9, 3, 0.1, {"hidden_size": 32})
+    run, fields = read_recipe(
+        recipe, ["steps=9", "optimizer.learning_rate=0.1", "task.max_number=7", "model.hidden_size=64"]
+    )
+    assert (run.steps, run.seed, run.optimizer.learning_rate) == (9, 3, 0.1)
+    assert fields == {"hidden_size": 64} and run.task == TaskConfig(name="sums", options={"max_number": 7})
     with pytest.raises(InputError, match="'steps'"):
         read_recipe(recipe, ["step=9"])
-    recipe.write_text("[trian]\n", encoding="utf-8")
-    with pytest.raises(InputError, match="trian"):
-        read_recipe(recipe)
+    for text, named in RECIPES_REFUSED.items():
+        recipe.write_text(text, encoding="utf-8")
+        with pytest.raises(InputError, match=named):
+            read_recipe(recipe)
     with pytest.raises(InputError, match="absent.toml"):
         read_recipe(tmp_path / "absent.toml")
 

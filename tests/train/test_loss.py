@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from porcelet.kernels.attention import Segments
 from porcelet.models.attention import PackedView
 from porcelet.models.transformer import Transformer
-from porcelet.train.data import Packed, pack
-from porcelet.train.loss import compute_loss, mtp_loss
+from porcelet.train.loss import Totals, compute_loss, mtp_loss
+from porcelet.train.packing import Packed, pack
 from porcelet.types import Sample
 from tests.train.tiny_run import config, model
 
@@ -46,7 +47,7 @@ def policy_samples(network: Transformer, count: int) -> list[Sample]:
 def naive_logprobs(network: Transformer, tokens: tuple[int, ...], temperature: float = 1.0) -> Tensor:
     """Entry t - 1: log p(token t | tokens before it), of one sequence by whole logits."""
     flat = torch.tensor(tokens)
-    hidden = network(flat, torch.arange(len(flat)), PackedView(torch.tensor([0, len(flat)])))
+    hidden = network(flat, torch.arange(len(flat)), PackedView(Segments.of(len(flat))))
     return (network.logits(hidden) / temperature).log_softmax(-1)[torch.arange(len(flat) - 1), flat[1:]]
 
 
@@ -55,7 +56,7 @@ def naive_loss(network: Transformer, samples: list[Sample], mtp_weight: float) -
     width = max(len(sample.tokens) for sample in samples)
     tokens = torch.tensor([sample.tokens + (2,) * (width - len(sample.tokens)) for sample in samples])
     weights = torch.tensor([sample.weights + (0.0,) * (width - len(sample.tokens)) for sample in samples])
-    positions, view = torch.arange(width).repeat(len(samples)), PackedView(torch.arange(0, tokens.numel() + 1, width))
+    positions, view = torch.arange(width).repeat(len(samples)), PackedView(Segments.of(*(width,) * len(samples)))
     hidden = network(tokens.flatten(), positions, view)
     scores = network.logits(hidden).view(*tokens.shape, -1).log_softmax(-1)
     picked = scores[:, :-1].gather(-1, tokens[:, 1:, None])[..., 0]
@@ -70,7 +71,7 @@ def run(
     network: Transformer, samples: list[Sample], output: Path, **changes: object
 ) -> tuple[Tensor, dict[str, Tensor]]:
     batch = pack(samples)
-    return compute_loss(network, batch, PackedView(batch.offsets), config(output, **changes))
+    return compute_loss(network, batch, PackedView(batch.segments), config(output, **changes), Totals.of(samples))
 
 
 def gradient(network: Transformer, loss: Tensor) -> Tensor:
@@ -104,11 +105,11 @@ def test_mtp_predicts_two_ahead_and_never_across_a_border(tmp_path: Path) -> Non
     losses = []
     for second in ((9, 10, 11), (20, 21, 22)):
         batch = pack([first, Sample(tokens=second, weights=(0.0, 1.0, 0.0))])  # no weight two ahead
-        view = PackedView(batch.offsets)
-        losses.append(mtp_loss(network, network(batch.tokens, batch.positions, view), batch, view))
+        view = PackedView(batch.segments)
+        losses.append(mtp_loss(network, network(batch.tokens, batch.positions, view), batch, view, 2.0))
     assert torch.allclose(losses[0], losses[1], rtol=1e-6)
     flat = torch.tensor(first.tokens[:-1])
-    view = PackedView(torch.tensor([0, 3]))
+    view = PackedView(Segments.of(3))
     hidden = network(flat, torch.arange(3), view)
     further = network.lm_head(network.predict_further(hidden, torch.tensor([6, 7, 8]), torch.arange(3), view))
     expected = -further.log_softmax(-1)[[0, 1], [7, 8]].mean()
@@ -148,9 +149,11 @@ def test_terms_add_up_and_zero_weights_cost_nothing(tmp_path: Path) -> None:
 
 
 def test_mtp_layer_routes_last(tmp_path: Path) -> None:
-    """`routing` holds one entry a MoE layer, the MTP layer's at the end, each for every row."""
-    network, batch = model(), pack(random_samples(4))
-    view = PackedView(batch.offsets)
-    compute_loss(network, batch, view, config(tmp_path))
-    assert [tuple(chosen.shape) for chosen in view.routing] == [(len(batch.tokens), 3)] * 2
+    """`routing` holds one entry a MoE layer, the MTP layer's at the end, each for its rows."""
+    network, samples = model(), random_samples(4)
+    batch = pack(samples)
+    view = PackedView(batch.segments)
+    compute_loss(network, batch, view, config(tmp_path), Totals.of(samples))
+    rows = len(batch.tokens), len(batch.further.tokens)
+    assert [tuple(chosen.shape) for chosen in view.routing] == [(count, 3) for count in rows]
     assert isinstance(batch, Packed)

@@ -7,9 +7,9 @@ import torch
 
 from porcelet.models.attention import PackedView
 from porcelet.models.experts import Gate
-from porcelet.train.data import pack
-from porcelet.train.loss import compute_loss
+from porcelet.train.loss import Totals, compute_loss
 from porcelet.train.optim import balance_experts, learning_rate, make_optimizer
+from porcelet.train.packing import pack
 from tests.train.test_loss import random_samples
 from tests.train.tiny_run import config, model
 
@@ -26,12 +26,13 @@ def test_schedule_warms_up_and_decays_to_its_floor(tmp_path: Path) -> None:
 
 def test_balancing_lowers_max_violation(tmp_path: Path) -> None:
     """The biases alone, without any gradient, even out the experts of all MoE layers, the MTP layer's included."""
-    network, batch = model(), pack(random_samples(40))
+    network, samples = model(), random_samples(40)
+    batch, totals = pack(samples), Totals.of(samples)
     violations = []
     for _ in range(60):
-        view = PackedView(batch.offsets)
+        view = PackedView(batch.segments)
         with torch.no_grad():
-            compute_loss(network, batch, view, config(tmp_path))
+            compute_loss(network, batch, view, config(tmp_path), totals)
         violations.append(balance_experts(network, view.routing, 0.01))
     assert violations[-1] < 0.5 * violations[0]
     gates = [module for module in network.modules() if isinstance(module, Gate)]
@@ -51,7 +52,7 @@ def test_balancing_is_the_rule_of_the_report() -> None:
 def test_only_matrices_decay(tmp_path: Path) -> None:
     """Norms keep their scale; everything else is in exactly one group."""
     network = model()
-    optimizer = make_optimizer(network, config(tmp_path))
+    optimizer = make_optimizer(network, config(tmp_path).optimizer)
     decayed, kept = (group["params"] for group in optimizer.param_groups)
     assert all(p.dim() > 1 for p in decayed) and all(p.dim() == 1 for p in kept)
     assert len(decayed) + len(kept) == len(list(network.parameters()))

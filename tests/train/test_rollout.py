@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from porcelet.train.data import Problem
 from porcelet.train.loop import train
 from porcelet.train.rewards import exact_answer, score
 from porcelet.train.rollout import advantages, held_out_accuracy, to_samples
+from porcelet.train.tasks import Problem
 from porcelet.types import Episode
 from tests.train.tiny_run import FIELDS, config, metrics_of
 

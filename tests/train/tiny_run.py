@@ -10,7 +10,7 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
-from porcelet.config import TrainConfig, read_hf
+from porcelet.config import TaskConfig, TrainConfig, read_hf
 from porcelet.models.transformer import Transformer, build, initialize
 
 FIELDS: dict[str, Any] = {
@@ -38,8 +38,17 @@ FIELDS: dict[str, Any] = {
 
 
 def config(output: Path, **changes: Any) -> TrainConfig:
+    """A run of 12 steps; `changes` may name fields of its tables and options of its task without the table."""
     values = {"output": str(output), "steps": 12, "samples_per_step": 8, "warmup_steps": 2, "checkpoint_every": 6}
-    return TrainConfig(**(values | changes))
+    values |= changes
+    own = {field.name for field in dataclasses.fields(TrainConfig)}
+    tables: dict[str, Any] = {}
+    for name in ("data", "optimizer", "policy", "lora", "log"):
+        kind = type(getattr(TrainConfig(), name))
+        known = {field.name for field in dataclasses.fields(kind)} - own
+        tables[name] = kind(**{key: values.pop(key) for key in known & values.keys()})
+    task = TaskConfig(name=values.pop("task", "sums"), options={k: values.pop(k) for k in values.keys() - own})
+    return TrainConfig(**(tables | {"task": task} | values))
 
 
 def model(seed: int = 0, **changes: Any) -> Transformer:

@@ -21,6 +21,7 @@ from porcelet.config import EngineConfig, ModelConfig, read_gguf
 from porcelet.engine.engine import Engine
 from porcelet.errors import ModelError
 from porcelet.kernels import OPS
+from porcelet.kernels.attention import Segments
 from porcelet.kernels.linear import FP8Weight, Int8Weight
 from porcelet.models.attention import PackedView
 from porcelet.models.layers import Linear
@@ -35,7 +36,7 @@ TOKENS = torch.randint(0, 40, (24,), generator=torch.Generator().manual_seed(0))
 
 def logits(model: Transformer) -> Tensor:
     with torch.inference_mode():
-        return model.logits(model(TOKENS, torch.arange(24), PackedView(torch.tensor([0, 24]))))
+        return model.logits(model(TOKENS, torch.arange(24), PackedView(Segments.of(24))))
 
 
 @contextmanager

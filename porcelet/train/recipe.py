@@ -1,0 +1,85 @@
+"""Recipes: a training run as a TOML file, with `table.key=value` on the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from porcelet.config import RewardConfig, TaskConfig, TrainConfig, override, parse_settings
+from porcelet.errors import InputError
+
+NESTED = ("data", "optimizer", "policy", "lora", "log")  # tables whose keys are the fields of a config
+TABLES = ("train", *NESTED, "task", "reward", "model")
+
+
+def read_recipe(path: Path, overrides: Sequence[str] = ()) -> tuple[TrainConfig, dict[str, Any]]:
+    """A recipe as a config, and its [model] table. An override without a table's name is one of [train].
+
+    Raises:
+        InputError: the file is missing or malformed, or a key is unknown (the nearest one is named).
+    """
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as problem:
+        raise InputError(f"recipe {path} cannot be read: {problem}") from problem
+    config = _apply(TrainConfig(), tables, str(path))
+    words = _as_tables(parse_settings(overrides))
+    model_fields = {**tables.get("model", {}), **words.pop("model", {})}
+    return _apply(config, words, "command line"), model_fields
+
+
+def _as_tables(settings: Mapping[str, str]) -> dict[str, Any]:
+    """`policy.group_size=8` → {"policy": {"group_size": "8"}}; values of free options are read as TOML would."""
+    tables: dict[str, Any] = {}
+    for key, value in settings.items():
+        table, _, name = key.rpartition(".")
+        free = table in ("task", "model")
+        tables.setdefault(table or "train", {})[name] = _literal(value) if free else value
+    return tables
+
+
+def _literal(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _apply(config: TrainConfig, tables: Mapping[str, Any], source: str) -> TrainConfig:
+    for name, table in tables.items():
+        if name not in TABLES:
+            near = difflib.get_close_matches(name, TABLES, n=1)
+            hint = f"did you mean [{near[0]}]?" if near else f"known: {', '.join(TABLES)}"
+            raise InputError(f"{source}: unknown table {name!r}; {hint}")
+        if not isinstance(table, list if name == "reward" else dict):
+            wanted = "[[reward]]" if name == "reward" else f"[{name}]"
+            raise InputError(f"{source}: {name} is {str(table)[:40]!r}; it must be a table {wanted}")
+    changes: dict[str, Any] = {
+        name: override(getattr(config, name), tables[name], f"{source} [{name}]") for name in NESTED if name in tables
+    }
+    if "task" in tables:
+        changes["task"] = _task(config.task, tables["task"])
+    if "reward" in tables:
+        changes["rewards"] = tuple(_reward(table, f"{source} [[reward]]") for table in tables["reward"])
+    own = tables.get("train", {})
+    nested = {"task", "rewards", *NESTED} & own.keys()
+    if nested:
+        raise InputError(f"{source} [train]: {sorted(nested)[0]!r} is a table of its own; write [{sorted(nested)[0]}]")
+    return override(config, own, f"{source} [train]", **changes)
+
+
+def _task(config: TaskConfig, table: Mapping[str, Any]) -> TaskConfig:
+    options = {name: value for name, value in table.items() if name != "name"}
+    name = table.get("name", config.name)
+    kept = config.options if name == config.name else {}
+    return TaskConfig(name=str(name), options={**kept, **options})
+
+
+def _reward(table: Mapping[str, Any], place: str) -> RewardConfig:
+    options = {name: value for name, value in table.items() if name not in ("name", "weight")}
+    known = {name: value for name, value in table.items() if name in ("name", "weight")}
+    return dataclasses.replace(override(RewardConfig(), known, place), options=options)

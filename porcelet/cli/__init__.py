@@ -9,7 +9,7 @@ import sys
 import typer
 
 from porcelet import __version__
-from porcelet.cli import chat, keys, models, serve, train
+from porcelet.cli import chat, data, keys, models, serve, train
 from porcelet.errors import PorceletError
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ app.command()(chat.chat)
 app.command()(serve.serve)
 app.add_typer(keys.app, name="keys")
 app.command()(train.train)
+app.add_typer(data.app, name="data")
 app.command()(models.pull)
 app.command("list")(models.list_)
 app.command()(models.show)

@@ -23,24 +23,27 @@ POLICY_LOSSES = ("grpo", "dr_grpo", "dapo", "gspo", "rloo")
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Where texts come from. `corpus` is a folder of tokens that `porcelet data` made, `conversations` are files.
+    """Where texts come from. `corpus` are token stores that `porcelet data tokenize` made, `conversations` are files.
 
-    A step of pre-training reads `tokens_per_step` tokens in pieces of at most `context`; a piece sees no other document
-    unless `document_mask` is off, as in V3 (report, section 4.1). `fim_rate` of the documents are rearranged for
-    fill-in-the-middle.
+    A step of pre-training predicts `tokens_per_step` tokens in pieces of at most `context`; a piece sees no other
+    document unless `document_mask` is off, as in V3 (report, section 4.1). `weights` are the stores' shares of the
+    tokens; without them a store's share is its size. A new model gets the first store's tokenizer. `held_out` are
+    documents on which the trained model is measured, in bits a byte.
     """
 
-    corpus: str = ""
+    corpus: tuple[str, ...] = ()
+    weights: tuple[float, ...] = ()
+    held_out: str = ""
     conversations: tuple[str, ...] = ()
     tokens_per_step: int = 4096
     context: int = 512
     document_mask: bool = True
-    fim_rate: float = 0.0  # V3: 0.1
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "tokens_per_step")
         _at_least(self, 2, "context")
-        _within(self, 0, 1, "fim_rate")
+        if self.weights and len(self.weights) != len(self.corpus):
+            raise InputError(f"there are {len(self.weights)} weights for {len(self.corpus)} corpora; give each one")
 
 
 @dataclass(frozen=True, kw_only=True)

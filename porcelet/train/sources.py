@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from porcelet.config import EngineConfig, TrainConfig
 from porcelet.engine.engine import Engine
-from porcelet.errors import ModelError
+from porcelet.errors import InputError, ModelError
 from porcelet.models.transformer import Transformer
+from porcelet.train.corpus.packing import Pretraining
+from porcelet.train.corpus.store import open_store, tokenizer_sha256
 from porcelet.train.rendering import Renderer
 from porcelet.train.rewards import Reward
 from porcelet.train.rollout import Rollout
@@ -28,10 +31,26 @@ def make_source(config: TrainConfig, model: Transformer, renderer: Renderer, rew
     """
     if not model.config.eos_token_ids:
         raise ModelError(f"model {config.model} names no eos_token_id; an answer could not end")
+    if config.method == "pretrain" and config.data.corpus:
+        return _pretraining(config)
     task = load_task(config.task.name, config.task.options)
     if config.method == "grpo":
         return Rollout(Engine(model, EngineConfig(weights="float32")), task, renderer, config, reward)
     return Answers(task, renderer, model.config.eos_token_ids[0], config)
+
+
+def _pretraining(config: TrainConfig) -> Pretraining:
+    stores = [open_store(Path(name)) for name in config.data.corpus]
+    if stores[0].header.tokenizer_sha256 != tokenizer_sha256(Path(config.output)):
+        raise InputError(f"{stores[0].path} was not tokenized with the tokenizer of {config.model}; tokenize it anew")
+    return Pretraining(
+        stores,
+        tokens_per_step=config.data.tokens_per_step,
+        context=config.data.context,
+        seed=config.seed,
+        weights=config.data.weights,
+        document_mask=config.data.document_mask,
+    )
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,9 @@ from typing import Any
 from porcelet.config import ModelConfig, TrainConfig, read_hf
 from porcelet.errors import InputError, ModelError
 from porcelet.models.transformer import Transformer, build, initialize
-from porcelet.train.rendering import EOS, Renderer, make_tokenizer
+from porcelet.train.corpus.store import TOKENIZER_FILES, open_store, sentence_ends
+from porcelet.train.rendering import Renderer, make_tokenizer
 from porcelet.weights.load import load
-
-TEXT_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json")
 
 
 def start_model(config: TrainConfig, model_fields: Mapping[str, Any], output: Path) -> Transformer:
@@ -29,15 +28,22 @@ def start_model(config: TrainConfig, model_fields: Mapping[str, Any], output: Pa
     except OSError as problem:
         raise InputError(f"output {config.output} cannot be made: {problem.strerror}; choose another") from problem
     if not config.model:
-        make_tokenizer(output)
+        if config.data.corpus:
+            _copy_tokenizer(open_store(Path(config.data.corpus[0])).path, output)
+        else:
+            make_tokenizer(output)
         return initialize(build(_model_config(model_fields, output)), config.seed)
     folder = Path(config.model)
     if not folder.is_dir():
         raise ModelError(f"model {folder} is not a folder; training starts from one in Hugging Face form")
-    for name in TEXT_FILES:
+    _copy_tokenizer(folder, output)
+    return load(folder)
+
+
+def _copy_tokenizer(folder: Path, output: Path) -> None:
+    for name in TOKENIZER_FILES:
         if (folder / name).exists():
             shutil.copyfile(folder / name, output / name)
-    return load(folder)
 
 
 def _model_config(fields: Mapping[str, Any], folder: Path) -> ModelConfig:
@@ -51,4 +57,5 @@ def _model_config(fields: Mapping[str, Any], folder: Path) -> ModelConfig:
     values = {"vocab_size": tokenizer.vocab_size, **fields}
     if values["vocab_size"] < tokenizer.vocab_size:
         raise InputError(f"[model] vocab_size is {values['vocab_size']}; the tokenizer needs {tokenizer.vocab_size}")
-    return read_hf(values | {"bos_token_id": 0, "eos_token_id": tokenizer.token_id(EOS)}, "[model]")
+    bos, eos = sentence_ends(folder)
+    return read_hf(values | {"bos_token_id": bos, "eos_token_id": eos}, "[model]")

@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -30,8 +31,11 @@ from porcelet.train.corpus.dedup import drop_repeated_paragraphs
 from porcelet.train.corpus.extract import licences, package_documents, stem
 from porcelet.train.corpus.ngrams import ngram_hashes
 from porcelet.train.corpus.packages import ON_REQUEST, PACKAGES, DocPackage
-from porcelet.train.corpus.readers import Document, documents
-from porcelet.train.data import hashed
+from porcelet.train.corpus.readers import Document, rows
+from porcelet.train.hashing import hashed
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool
 
 HELD_OUT_SHARE = 100  # one document in so many
 MIN_CHARACTERS = 200  # of what is left of a document; shorter ones are dropped
@@ -42,7 +46,11 @@ Report = Callable[[str, int, int], None]  # what is done now, steps done, steps 
 
 
 def build_corpus(
-    output: Path, names: Sequence[str] = (), *, max_megabytes: float = 0, report: Report = lambda what, done, total: None
+    output: Path,
+    names: Sequence[str] = (),
+    *,
+    max_megabytes: float = 0,
+    report: Report = lambda what, done, total: None,
 ) -> dict[str, Any]:
     """Make the corpus in `output`; its manifest.
 
@@ -96,7 +104,7 @@ def _fetch(package: DocPackage, work: Path) -> None:
     with (work / f"{package.name}.jsonl").open("w", encoding="utf-8") as file:
         for document in package_documents(folder / "files", package):
             file.write(_line(document))
-    notice = _copyright(folder / "files", name)
+    notice = _copyright(folder, name)
     (work / f"{package.name}.txt").write_text(notice, encoding="utf-8")
     known = {"name": package.name, "package": name, "version": version, "licences": licences(notice)}
     (work / f"{package.name}.part").write_text(json.dumps(known), encoding="utf-8")
@@ -115,22 +123,22 @@ def _debian_name(package: DocPackage) -> str:
     return max(found, key=lambda name: [int(number) for number in re.findall(r"\d+", name)])
 
 
-def _copyright(files: Path, name: str) -> str:
-    """The package's notice; where it is a link into another package, a line that says so."""
-    path = files / "usr/share/doc" / name / "copyright"
-    if path.is_file():
-        return path.read_text(encoding="utf-8", errors="replace")
-    installed = Path("/usr/share/doc") / name / "copyright"
-    if installed.is_file():
-        return installed.read_text(encoding="utf-8", errors="replace")
-    return f"The licence of {name} lies in a package that it depends on: see {path.relative_to(files)} once installed.\n"
+def _copyright(folder: Path, name: str) -> str:
+    """The package's notice, fetched with the package that has it where the documentation is but a link to its."""
+    link = folder / "files/usr/share/doc" / name
+    if link.is_symlink():
+        name = Path(os.readlink(link)).name
+        _run(["apt-get", "download", "--quiet", name], folder)
+        _run(["dpkg", "-x", *(path.name for path in folder.glob(f"{name}_*.deb")), "files"], folder)
+    path = folder / "files/usr/share/doc" / name / "copyright"
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
 
 
 def _run(command: list[str], folder: Path | None = None) -> str:
     try:
         return subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True, timeout=1800).stdout
     except FileNotFoundError as problem:
-        raise InputError(f"{command[0]} is not installed; debian-docs is built on Debian and its relatives") from problem
+        raise InputError(f"{command[0]} is not here; debian-docs is built on Debian and its relatives") from problem
     except subprocess.CalledProcessError as problem:
         lines = [line for line in problem.stderr.splitlines() if line.strip()]
         errors = [line for line in lines if line.startswith("E:")] or lines or [f"exit code {problem.returncode}"]
@@ -160,7 +168,7 @@ def _assemble(output: Path, packages: Sequence[DocPackage], share: float) -> lis
     for package in packages:
         work = output / "work" / package.name
         lines: dict[str, list[str]] = {part: [] for part in PARTS}
-        for document in documents(work.with_suffix(".jsonl")):
+        for document in _stored(work.with_suffix(".jsonl")):
             text = drop_repeated_paragraphs(document.text, seen) if _kept(document.place, share) else ""
             if len(text) >= MIN_CHARACTERS:
                 lines[_part(document.place)].append(_line(Document(text, document.place)))
@@ -169,3 +177,68 @@ def _assemble(output: Path, packages: Sequence[DocPackage], share: float) -> lis
         shutil.copyfile(work.with_suffix(".txt"), output / "licences" / f"{package.name}.txt")
         entries.append(json.loads(work.with_suffix(".json").read_text(encoding="utf-8")))
     return entries
+
+
+def _drop_overlaps(output: Path, entries: Sequence[dict[str, Any]]) -> int:
+    """Rewrite the held-out part without documents that are mostly in the training part; how many there were."""
+    files = [output / "held-out" / f"{entry['name']}.jsonl" for entry in entries]
+    held_out = {file: [(document, ngram_hashes(document.text, NGRAM)) for document in _stored(file)] for file in files}
+    every = [grams for pairs in held_out.values() for _, grams in pairs]
+    known = np.unique(np.concatenate([np.zeros(1, dtype=np.uint64), *every]))
+    met = np.zeros(len(known), dtype=bool)
+    for entry in entries:
+        for document in _stored(output / "train" / f"{entry['name']}.jsonl"):
+            grams = ngram_hashes(document.text, NGRAM)
+            places = np.searchsorted(known, grams).clip(max=len(known) - 1)
+            met[places[known[places] == grams]] = True
+    num_dropped = 0
+    for file, pairs in held_out.items():
+        kept = [document for document, grams in pairs if _overlap(met[np.searchsorted(known, grams)]) <= MAX_OVERLAP]
+        file.write_text("".join(map(_line, kept)), encoding="utf-8")
+        num_dropped += len(pairs) - len(kept)
+    return num_dropped
+
+
+def _overlap(met: Bool[np.ndarray, "N"]) -> float:
+    return float(met.mean()) if len(met) else 0.0
+
+
+def _manifest(output: Path, entries: Sequence[dict[str, Any]], num_dropped: int) -> dict[str, Any]:
+    """Count and hash what was written, and write it down last of all."""
+    whole = hashlib.sha256()
+    packages = []
+    for entry in entries:
+        counts: dict[str, Any] = {}
+        digest = hashlib.sha256()
+        for part in PARTS:
+            file = output / part / f"{entry['name']}.jsonl"
+            digest.update(file.read_bytes())
+            sizes = [len(document.text.encode()) for document in _stored(file)]
+            counts[part] = {"documents": len(sizes), "bytes": sum(sizes)}
+        whole.update(digest.digest())
+        packages.append(entry | counts | {"sha256": digest.hexdigest()})
+    totals = {
+        part: {count: sum(entry[part][count] for entry in packages) for count in ("documents", "bytes")}
+        for part in PARTS
+    }
+    manifest = {"sha256": whole.hexdigest(), **totals, "held-out dropped": num_dropped, "packages": packages}
+    unfinished = output / "manifest.json.unfinished"
+    unfinished.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    unfinished.rename(output / "manifest.json")
+    return manifest
+
+
+def _stored(file: Path) -> Iterator[Document]:
+    yield from (Document(row["text"], row["id"]) for _, row in rows(file))
+
+
+def _line(document: Document) -> str:
+    return json.dumps({"id": document.place, "text": document.text}, ensure_ascii=False) + "\n"
+
+
+def _part(place: str) -> str:
+    return PARTS[hashed("held out", stem(place)) % HELD_OUT_SHARE == 0]
+
+
+def _kept(place: str, share: float) -> bool:
+    return hashed("kept", stem(place)) < share * 2**63

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Iterator
 
 from porcelet.train.corpus.readers import Document
-from porcelet.train.data import hashed
+from porcelet.train.hashing import hashed
 
 MIN_CHARACTERS = 40  # shorter paragraphs (headings, a brace, "Parameters:") may come again
 

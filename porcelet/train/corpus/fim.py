@@ -1,15 +1,18 @@
 """Fill-in-the-middle: a document out of order, so that a model learns to write what lies between two texts.
 
 Prefix-suffix-middle as DeepSeek-V3 does it, at document level, before packing (report section 4.1; Bavarian et al.
-2022): `<｜fim▁begin｜>PREFIX<｜fim▁hole｜>SUFFIX<｜fim▁end｜>MIDDLE`. The two cuts are uniform over the text's characters,
-so no character is ever cut in two, and the three parts joined are the text.
+2022):
+
+    <｜fim▁begin｜>PREFIX<｜fim▁hole｜>SUFFIX<｜fim▁end｜>MIDDLE
+
+The two cuts are uniform over the text's characters, so no character is cut in two; the parts joined are the text.
 """
 
 from __future__ import annotations
 
 from porcelet.errors import InputError, ModelError
 from porcelet.tokenizer import Tokenizer
-from porcelet.train.data import hashed
+from porcelet.train.hashing import hashed
 
 BEGIN, HOLE, END = "<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"
 V3_RATE = 0.1

@@ -9,19 +9,24 @@ from __future__ import annotations
 import re
 from html.parser import HTMLParser
 
-SKIPPED = frozenset("head script style nav footer aside form svg button select template noscript math".split())
-SKIPPED_CLASSES = frozenset(
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+SKIPPED = _names("head script style nav footer aside form svg button select template noscript math")
+SKIPPED_CLASSES = _names(
     "sphinxsidebar related headerlink footer sidebar nav-wrapper nav-wide-wrapper src srclink viewcode-link since "
     "search-form navheader navfooter toctree-wrapper anchor linenos sub-menu out-of-band hideme test-arrow "
-    "notable-traits theme-popup".split()
+    "notable-traits theme-popup nosearch"
 )
-BLOCKS = frozenset(
+BLOCKS = _names(
     "p div section article main h1 h2 h3 h4 h5 h6 ul ol dl dt dd table thead tbody blockquote pre hr figure figcaption "
-    "body header details summary address".split()
+    "body header details summary address"
 )
-LINES = frozenset("br tr li".split())
-VOID = frozenset("area base br col embed hr img input link meta source track wbr".split())
-CELLS = frozenset(("td", "th"))
+LINES = _names("br tr li")
+VOID = _names("area base br col embed hr img input link meta source track wbr")
+CELLS = _names("td th")
 
 _SPACE = re.compile(r"\s+")
 _GAPS = re.compile(r"\n[ \t]*\n\s*\n")

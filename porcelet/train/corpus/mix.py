@@ -12,8 +12,12 @@ source never runs out: it begins its next epoch, while others may still be in th
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import accumulate
+
+import numpy as np
 
 from porcelet.errors import InputError
 from porcelet.train.corpus.permutation import Permutation
@@ -31,15 +35,19 @@ class Mixture:
         self._counts = _shares(weights)
         self._starts = [0, *accumulate(self._counts)]
         self._seed = seed
+        self._order = lru_cache(maxsize=2)(self._make_order)
 
     def draw(self, position: int) -> tuple[int, int]:
         """The source at a position, and how often it was drawn at earlier ones."""
         block, place = divmod(position, BLOCK)
         if len(self._counts) == 1:
             return 0, position
-        slot = Permutation(BLOCK, "mixture", self._seed, block).at(place)
-        source = max(i for i, start in enumerate(self._starts[:-1]) if start <= slot and self._counts[i])
+        slot = self._order(block)[place]
+        source = bisect_right(self._starts, slot) - 1
         return source, block * self._counts[source] + slot - self._starts[source]
+
+    def _make_order(self, block: int) -> list[int]:
+        return Permutation(BLOCK, "mixture", self._seed, block)(np.arange(BLOCK)).tolist()
 
 
 def shuffled(count: int, size: int, *key: object) -> tuple[int, int]:
@@ -59,5 +67,7 @@ def _shares(weights: Sequence[float]) -> list[int]:
         counts[i] += 1
     for weight, count in zip(weights, counts, strict=True):
         if weight and not count:
-            raise InputError(f"the weight {weight} of {sum(weights)} in all is too small; give it 1/{BLOCK} or leave it")
+            raise InputError(
+                f"the weight {weight} of {sum(weights)} is below 1/{BLOCK}; raise it or leave the source out"
+            )
     return counts

@@ -41,7 +41,10 @@ PACKAGES = (
         skip=GENERATED + r"|^translations/|\.svg$|^process/maintainers\.html$",
     ),
     DocPackage(name="gcide", debian="dict-gcide", roots=("usr/share/dictd",)),
-    DocPackage(name="python-stdlib", debian=r"libpython3\.\d+-stdlib", roots=("usr/lib/python3*",), skip="^pydoc_data/"),
+    DocPackage(
+        name="python-stdlib", debian=r"libpython3\.\d+-stdlib", roots=("usr/lib/python3*",), skip="^pydoc_data/"
+    ),
+    DocPackage(name="python-tests", debian=r"libpython3\.\d+-testsuite", roots=("usr/lib/python3*",)),
     DocPackage(name="python-doc", debian=r"python3\.\d+-doc", roots=("usr/share/doc/python3*/html",)),
     DocPackage(name="sagemath-doc", debian="sagemath-doc", roots=("usr/share/doc/sagemath/html/en",)),
     DocPackage(
@@ -59,7 +62,7 @@ PACKAGES = (
     ),
     DocPackage(name="postgresql-doc", debian=r"postgresql-doc-\d+", roots=("usr/share/doc/postgresql-doc-*/html",)),
     DocPackage(name="django-doc", debian="python-django-doc", roots=("usr/share/doc/python-django-doc/html",)),
-    DocPackage(name="sqlite-doc", debian="sqlite3-doc", roots=("usr/share/doc/sqlite3",)),
+    DocPackage(name="sqlite-doc", debian="sqlite3-doc", roots=("usr/share/doc/sqlite3",), skip=GENERATED + "|crossref"),
     DocPackage(name="git-doc", debian="git-doc", roots=("usr/share/doc/git-doc",), skip=r"\.txt$|RelNotes|changelog"),
     DocPackage(name="nodejs-doc", debian="nodejs-doc", roots=("usr/share/doc/nodejs/api",), skip=GENERATED + "|json$"),
     DocPackage(name="foldoc", debian="dict-foldoc", roots=("usr/share/dictd",)),

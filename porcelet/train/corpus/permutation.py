@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from porcelet.train.data import hashed
+from porcelet.train.hashing import hashed
 
 if TYPE_CHECKING:
     from jaxtyping import Int64, UInt64

@@ -3,6 +3,7 @@
     FOLDER/tokens.bin     the ids of all documents, one after the other: uint16, or uint32 for vocabularies above 65536
     FOLDER/offsets.bin    int64 [D+1]: document d is tokens[offsets[d]:offsets[d+1]]
     FOLDER/header.json    counts, sources, the tokenizer's hash, the content's, and the header's own
+    FOLDER/tokenizer*     what the ids mean: a new model gets this tokenizer
 
 Neither the begin nor the end of a document is stored; packing adds them. Fill-in-the-middle is decided here, once, by
 the document's position, since it changes how many tokens a document has. A store appears under its name when it is
@@ -17,7 +18,7 @@ import json
 import os
 import shutil
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 VERSION = 1
 FILES = ("tokens.bin", "offsets.bin")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +85,7 @@ def write_store(
     documents: Iterable[Document],
     tokenizer_folder: Path,
     *,
-    sources: Iterable[str] = (),
+    sources: Sequence[str] = (),
     fim_rate: float = 0.0,
     seed: int = 0,
     report: Callable[[int, int], None] = lambda num_documents, num_bytes: None,
@@ -102,17 +104,9 @@ def write_store(
     unfinished = path.with_name(path.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    offsets, num_bytes = array("q", [0]), 0
-    with (unfinished / "tokens.bin").open("wb") as file:
-        for number, document in enumerate(documents):
-            ids = _encoded(encoder, document, number)
-            np.asarray(ids, dtype=dtype).tofile(file)
-            offsets.append(offsets[-1] + len(ids))
-            num_bytes += len(document.text.encode())
-            report(number + 1, num_bytes)
+    offsets, num_bytes = _write_tokens(unfinished, dtype, documents, encoder, report)
     if len(offsets) == 1:
         raise InputError(f"there is no document to write to {path}; check the sources: {', '.join(sources)}")
-    np.frombuffer(offsets, dtype=np.int64).tofile(unfinished / "offsets.bin")
     header = Header(
         version=VERSION,
         dtype=dtype,
@@ -128,6 +122,9 @@ def write_store(
         fim_rate=fim_rate,
         seed=seed,
     )
+    for name in TOKENIZER_FILES:
+        if (tokenizer_folder / name).exists():
+            shutil.copyfile(tokenizer_folder / name, unfinished / name)
     _write_header(unfinished, header)
     unfinished.rename(path)
     return open_store(path)
@@ -193,6 +190,26 @@ def _token_text(value: Any) -> str:
     return str(value.get("content", "")) if isinstance(value, dict) else str(value or "")
 
 
+def _write_tokens(
+    folder: Path,
+    dtype: str,
+    documents: Iterable[Document],
+    encoder: FillInTheMiddle,
+    report: Callable[[int, int], None],
+) -> tuple[array[int], int]:
+    """Write both arrays; the offsets, and how many bytes of text they stand for."""
+    offsets, num_bytes = array("q", [0]), 0
+    with (folder / "tokens.bin").open("wb") as file:
+        for number, document in enumerate(documents):
+            ids = _encoded(encoder, document, number)
+            np.asarray(ids, dtype=dtype).tofile(file)
+            offsets.append(offsets[-1] + len(ids))
+            num_bytes += len(document.text.encode())
+            report(number + 1, num_bytes)
+    np.frombuffer(offsets, dtype=np.int64).tofile(folder / "offsets.bin")
+    return offsets, num_bytes
+
+
 def _encoded(encoder: FillInTheMiddle, document: Document, number: int) -> list[int]:
     try:
         return encoder.encode(document.text, number)
@@ -223,5 +240,5 @@ def _content_sha256(folder: Path) -> str:
 
 
 def _mapped(path: Path, dtype: str) -> Any:
-    """A file as an array; an empty one cannot be mapped."""
-    return np.memmap(path, dtype=dtype, mode="r") if path.stat().st_size else np.zeros(0, dtype=dtype)
+    """A file as a plain array, of which slices cost less than a memmap's; an empty one cannot be mapped."""
+    return np.asarray(np.memmap(path, dtype=dtype, mode="r")) if path.stat().st_size else np.zeros(0, dtype=dtype)

@@ -71,7 +71,8 @@ def build_corpus(
         if not (output / "work" / f"{package.name}.json").exists():
             _fetch(package, output / "work")
     report("deduplication", len(packages), total)
-    entries = _assemble(output, packages, _share(output, packages, max_megabytes))
+    entries = _assemble(output, packages)
+    _thin_out(output, entries, max_megabytes)
     report("overlap", len(packages) + 1, total)
     num_dropped = _drop_overlaps(output, entries)
     manifest = _manifest(output, entries, num_dropped)
@@ -152,13 +153,7 @@ def _run(command: list[str], folder: Path | None = None) -> str:
 # ---- all packages ---------------------------------------------------------------------------------------------------
 
 
-def _share(output: Path, packages: Sequence[DocPackage], max_megabytes: float) -> float:
-    """Which share of the documents to keep."""
-    total = sum((output / "work" / f"{package.name}.jsonl").stat().st_size for package in packages)
-    return min(1.0, max_megabytes * 1e6 / total) if max_megabytes and total else 1.0
-
-
-def _assemble(output: Path, packages: Sequence[DocPackage], share: float) -> list[dict[str, Any]]:
+def _assemble(output: Path, packages: Sequence[DocPackage]) -> list[dict[str, Any]]:
     """Write every package's parts without the paragraphs of those before it; what is known about each package."""
     seen: set[int] = set()
     entries = []
@@ -169,7 +164,7 @@ def _assemble(output: Path, packages: Sequence[DocPackage], share: float) -> lis
         work = output / "work" / package.name
         lines: dict[str, list[str]] = {part: [] for part in PARTS}
         for document in _stored(work.with_suffix(".jsonl")):
-            text = drop_repeated_paragraphs(document.text, seen) if _kept(document.place, share) else ""
+            text = drop_repeated_paragraphs(document.text, seen)
             if len(text) >= MIN_CHARACTERS:
                 lines[_part(document.place)].append(_line(Document(text, document.place)))
         for part in PARTS:
@@ -177,6 +172,17 @@ def _assemble(output: Path, packages: Sequence[DocPackage], share: float) -> lis
         shutil.copyfile(work.with_suffix(".txt"), output / "licences" / f"{package.name}.txt")
         entries.append(json.loads(work.with_suffix(".json").read_text(encoding="utf-8")))
     return entries
+
+
+def _thin_out(output: Path, entries: Sequence[dict[str, Any]], max_megabytes: float) -> None:
+    """Leave out documents by hash until about so much is left; 0 keeps all."""
+    files = [output / part / f"{entry['name']}.jsonl" for part in PARTS for entry in entries]
+    total = sum(file.stat().st_size for file in files)
+    if max_megabytes and total > max_megabytes * 1e6:
+        limit = int(max_megabytes * 1e6 / total * 2**63)
+        for file in files:
+            kept = [_line(document) for document in _stored(file) if hashed("kept", stem(document.place)) < limit]
+            file.write_text("".join(kept), encoding="utf-8")
 
 
 def _drop_overlaps(output: Path, entries: Sequence[dict[str, Any]]) -> int:
@@ -238,7 +244,3 @@ def _line(document: Document) -> str:
 
 def _part(place: str) -> str:
     return PARTS[hashed("held out", stem(place)) % HELD_OUT_SHARE == 0]
-
-
-def _kept(place: str, share: float) -> bool:
-    return hashed("kept", stem(place)) < share * 2**63

@@ -16,6 +16,7 @@ TEXTS = (".txt", ".rst", ".md", ".pod", ".py")
 PAGES = (".html", ".htm", ".xhtml")
 PAGE_CHARACTERS = 8000  # entries of a dictionary that make a document
 
+_SUFFIXES = re.compile(r"(\.(gz|html?|xhtml|txt|rst|md|pod|py))+$")
 _ENTRY = re.compile(r"\n+(?=\S)")
 # "Licence: GPL-2+ or Artistic", but no sentence
 _LICENCE_FIELD = re.compile(r"^Licen[cs]e:[ \t]*(\w\S*(?: +(?:and|or|with|AND|OR) +\S+)*)[ \t]*$", re.MULTILINE)
@@ -47,8 +48,7 @@ def package_documents(folder: Path, package: DocPackage) -> Iterator[Document]:
 
 def stem(place: str) -> str:
     """What a page and its source have in common: the place without suffixes."""
-    folder, _, name = place.rpartition("/")
-    return f"{folder}/{name.partition('.')[0]}"
+    return _SUFFIXES.sub("", place)
 
 
 def licences(copyright_text: str) -> list[str]:

@@ -27,6 +27,7 @@ BLOCKS = _names(
 LINES = _names("br tr li")
 VOID = _names("area base br col embed hr img input link meta source track wbr")
 CELLS = _names("td th")
+BULLET = "- "
 
 _SPACE = re.compile(r"\s+")
 _GAPS = re.compile(r"\n[ \t]*\n\s*\n")
@@ -84,10 +85,12 @@ class _Extractor(HTMLParser):
             self._pieces.pop()
 
     def _break(self, tag: str, opens: bool = True) -> None:
-        if tag in BLOCKS:
+        last = self._pieces[-1] if self._pieces else "\n"
+        if tag in BLOCKS and not (opens and last == BULLET):
             self._pieces.append("\n\n")
         elif tag in LINES:
-            self._pieces.append("\n- " if tag == "li" and opens else "\n")
+            self._pieces += ["\n"] if not last.endswith("\n") else []
+            self._pieces += [BULLET] if tag == "li" and opens else []
         elif tag in CELLS and not opens:
             self._pieces.append("  ")
 

@@ -62,6 +62,25 @@ PACKAGES = (
     ),
     DocPackage(name="postgresql-doc", debian=r"postgresql-doc-\d+", roots=("usr/share/doc/postgresql-doc-*/html",)),
     DocPackage(name="django-doc", debian="python-django-doc", roots=("usr/share/doc/python-django-doc/html",)),
+    DocPackage(
+        name="openjdk-doc",
+        debian=r"openjdk-\d+-doc",
+        roots=("usr/share/doc/openjdk-*-jre-headless/api",),
+        skip=GENERATED + r"|class-use/|index-files/|(package|overview)-tree\.html$|package-use\.html$|^legal/",
+    ),
+    DocPackage(
+        name="qt-doc", debian=r"qtbase5-doc-html", roots=("usr/share/qt5/doc",), skip=GENERATED + r"|-members\.html$"
+    ),
+    DocPackage(
+        name="libreoffice-help", debian="libreoffice-help-en-us", roots=("usr/share/libreoffice/help/en-US/text",)
+    ),
+    DocPackage(
+        name="llvm-doc", debian=r"llvm-\d+-doc", roots=("usr/share/doc/llvm-*-doc/html",), skip=GENERATED + "|^AMDGPU/"
+    ),
+    DocPackage(name="cmake-doc", debian="cmake-doc", roots=("usr/share/doc/cmake-data/html",)),
+    DocPackage(
+        name="sqlalchemy-doc", debian="python-sqlalchemy-doc", roots=("usr/share/doc/python-sqlalchemy-doc/html",)
+    ),
     DocPackage(name="sqlite-doc", debian="sqlite3-doc", roots=("usr/share/doc/sqlite3",), skip=GENERATED + "|crossref"),
     DocPackage(name="git-doc", debian="git-doc", roots=("usr/share/doc/git-doc",), skip=r"\.txt$|RelNotes|changelog"),
     DocPackage(name="nodejs-doc", debian="nodejs-doc", roots=("usr/share/doc/nodejs/api",), skip=GENERATED + "|json$"),

@@ -118,9 +118,11 @@ def parse_settings(settings: Sequence[str]) -> dict[str, str]:
 def _convert(value: Any, kind: Any, place: str) -> Any:
     if get_origin(kind) is tuple:
         items = list(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value
-        if not isinstance(items, (list, tuple)):
-            raise InputError(f"{place} is {value!r}; a list was expected")
-        return tuple(_convert(item, get_args(kind)[0], place) for item in items)
+        item_kind = get_args(kind)[0]
+        wanted, noun = ((str,), "texts") if item_kind is str else ((str, int, float), "numbers")
+        if not isinstance(items, (list, tuple)) or not all(isinstance(item, wanted) for item in items):
+            raise InputError(f"{place} is {value!r}; a list of {noun} was expected")
+        return tuple(_convert(item, item_kind, place) for item in items)
     accepted = {int: (int,), float: (int, float), str: (str,), bool: (bool,)}[kind]
     known = isinstance(value, (str, *accepted)) and (kind is bool or not isinstance(value, bool))
     try:

@@ -7,7 +7,8 @@ Navigation, scripts, forms and pictures are left out, and so are the parts of a 
 from __future__ import annotations
 
 import re
-from html.parser import HTMLParser
+from functools import lru_cache
+from html import unescape
 
 
 def _names(text: str) -> frozenset[str]:
@@ -29,76 +30,86 @@ VOID = _names("area base br col embed hr img input link meta source track wbr")
 CELLS = _names("td th")
 BULLET = "- "
 
+_HIDDEN = re.compile(r"<!--.*?(?:-->|\Z)|<(script|style)\b.*?(?:</\1\s*>|\Z)|<[!?][^>]*>", re.DOTALL | re.IGNORECASE)
+# A tag with quoted attributes, one whose quotes do not match, text, a lone "<". Possessive, so linear in the page.
+_TOKEN = re.compile(
+    r"""<(/?)([a-zA-Z][^\s/>]*+)((?:[^>"']*+(?:"[^"]*+"[^>"']*+|'[^']*+'[^>"']*+)*+)(?=>)|[^>]*+)>|([^<]++|<)"""
+)
+_FURNITURE = re.compile(r"""\b(class|role)\s*=\s*("[^"]*"|'[^']*'|[^\s>]+)""")
 _SPACE = re.compile(r"\s+")
 _GAPS = re.compile(r"\n[ \t]*\n\s*\n")
 _EMPTY_ITEM = re.compile(r"\n- \s*(?=\n)")
 _TRAILING = re.compile(r"[ \t]+\n")
 
 
-def html_to_text(html: str) -> str:
+def html_to_text(page: str) -> str:
     """The text of a page; "" for one that has none. Broken markup gives what can be made of it."""
-    parser = _Extractor()
-    parser.feed(html)
-    parser.close()
-    return parser.text()
+    page = page.replace("\r\n", "\n")
+    pieces = _Pieces()
+    skipped, depth = "", 0  # the tag inside which nothing is kept, and how many of it are open
+    for slash, name, attributes, text in _TOKEN.findall(_HIDDEN.sub("", page)):
+        tag = name.lower()
+        if skipped:
+            depth += (-1 if slash else 1) if tag == skipped else 0
+            skipped = skipped if depth else ""
+        elif not tag:
+            pieces.add_text(unescape(text))
+        elif slash:
+            pieces.close(tag)
+        elif tag not in VOID and (tag in SKIPPED or _is_furniture(attributes)):
+            skipped, depth = tag, 1
+        else:
+            pieces.open(tag)
+    return pieces.joined()
 
 
-class _Extractor(HTMLParser):
+class _Pieces:
+    """The text so far."""
+
     def __init__(self) -> None:
-        super().__init__(convert_charrefs=True)
-        self._pieces: list[str] = []
-        self._skipped: str = ""  # the tag inside which nothing is kept
-        self._depth = 0  # how many of that tag are open
-        self._num_pre = 0
+        self._pieces = ["\n"]
+        self._num_pre = 0  # of <pre> that are open: inside, white space stays
 
-    def text(self) -> str:
-        joined = _TRAILING.sub("\n", _EMPTY_ITEM.sub("\n", "".join(self._pieces)))
-        return _GAPS.sub("\n\n", joined).strip()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if self._skipped:
-            self._depth += tag == self._skipped
-        elif tag not in VOID and (tag in SKIPPED or _is_furniture(attrs)):
-            self._skipped, self._depth = tag, 1
-        else:
-            self._num_pre += tag == "pre"
-            self._break(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        if self._skipped:
-            self._depth -= tag == self._skipped
-            self._skipped = self._skipped if self._depth else ""
-        else:
-            self._break(tag, opens=False)
-            self._num_pre = max(0, self._num_pre - (tag == "pre"))
-
-    def handle_data(self, data: str) -> None:
-        if self._skipped:
-            return
+    def add_text(self, text: str) -> None:
         if self._num_pre:
-            self._pieces.append(data)
+            self._pieces.append(text)
             return
-        words = _SPACE.sub(" ", data)
-        at_start = not self._pieces or self._pieces[-1][-1:] in "\n "
-        self._pieces.append(words.lstrip() if at_start else words)
-        if not self._pieces[-1]:
-            self._pieces.pop()
+        words = _SPACE.sub(" ", text)
+        if self._pieces[-1][-1] in "\n ":
+            words = words.lstrip()
+        if words:
+            self._pieces.append(words)
 
-    def _break(self, tag: str, opens: bool = True) -> None:
-        last = self._pieces[-1] if self._pieces else "\n"
-        if tag in BLOCKS and not (opens and last == BULLET):
+    def open(self, tag: str) -> None:
+        self._num_pre += tag == "pre"
+        if tag in BLOCKS and self._pieces[-1] != BULLET:
             self._pieces.append("\n\n")
         elif tag in LINES:
-            self._pieces += ["\n"] if not last.endswith("\n") else []
-            self._pieces += [BULLET] if tag == "li" and opens else []
-        elif tag in CELLS and not opens:
+            self._end_line()
+            self._pieces += [BULLET] if tag == "li" else []
+
+    def close(self, tag: str) -> None:
+        self._num_pre = max(0, self._num_pre - (tag == "pre"))
+        if tag in BLOCKS:
+            self._pieces.append("\n\n")
+        elif tag in LINES:
+            self._end_line()
+        elif tag in CELLS:
             self._pieces.append("  ")
 
+    def joined(self) -> str:
+        text = _TRAILING.sub("\n", _EMPTY_ITEM.sub("\n", "".join(self._pieces)))
+        return _GAPS.sub("\n\n", text).strip()
 
-def _is_furniture(attrs: list[tuple[str, str | None]]) -> bool:
-    for name, value in attrs:
-        if name == "class" and value and not SKIPPED_CLASSES.isdisjoint(value.split()):
-            return True
-        if name == "role" and value in ("navigation", "search"):
+    def _end_line(self) -> None:
+        if self._pieces[-1][-1] != "\n":
+            self._pieces.append("\n")
+
+
+@lru_cache(maxsize=4096)  # a generator's pages have few different ones
+def _is_furniture(attributes: str) -> bool:
+    for name, value in _FURNITURE.findall(attributes):
+        words = value.strip("\"'").split()
+        if not SKIPPED_CLASSES.isdisjoint(words) if name == "class" else value.strip("\"'") in ("navigation", "search"):
             return True
     return False

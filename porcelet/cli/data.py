@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -189,6 +188,7 @@ class _Count:
 def _write_jsonl(output: Path, documents: Iterable[Document]) -> int:
     """Write documents to a file that appears when it is complete; how many there were."""
     from porcelet.errors import InputError
+    from porcelet.train.corpus.readers import as_line
 
     if output.exists():
         raise InputError(f"{output} exists; delete it or choose another output")
@@ -197,7 +197,7 @@ def _write_jsonl(output: Path, documents: Iterable[Document]) -> int:
     number = 0
     with unfinished.open("w", encoding="utf-8") as file:
         for document in documents:
-            file.write(json.dumps({"id": document.place, "text": document.text}, ensure_ascii=False) + "\n")
+            file.write(as_line(document))
             number += 1
     unfinished.rename(output)
     return number

@@ -15,23 +15,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import re
 import shutil
-import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from porcelet.errors import InputError, PorceletError
+from porcelet.errors import InputError
+from porcelet.train.corpus.apt import fetch
 from porcelet.train.corpus.decontaminate import NGRAM
 from porcelet.train.corpus.dedup import drop_repeated_paragraphs
-from porcelet.train.corpus.extract import licences, package_documents, stem
+from porcelet.train.corpus.extract import stem
 from porcelet.train.corpus.ngrams import ngram_hashes
 from porcelet.train.corpus.packages import ON_REQUEST, PACKAGES, DocPackage
-from porcelet.train.corpus.readers import Document, rows
+from porcelet.train.corpus.readers import Document, as_line, rows
 from porcelet.train.hashing import hashed
 
 if TYPE_CHECKING:
@@ -69,7 +67,7 @@ def build_corpus(
     for done, package in enumerate(packages):
         report(package.name, done, total)
         if not (output / "work" / f"{package.name}.json").exists():
-            _fetch(package, output / "work")
+            fetch(package, output / "work")
     report("deduplication", len(packages), total)
     entries = _assemble(output, packages)
     _thin_out(output, entries, max_megabytes)
@@ -89,70 +87,6 @@ def _chosen(names: Sequence[str]) -> list[DocPackage]:
     return [package for package in PACKAGES if package.name in (names or known.keys() - set(ON_REQUEST))]
 
 
-# ---- one package ----------------------------------------------------------------------------------------------------
-
-
-def _fetch(package: DocPackage, work: Path) -> None:
-    """Leave the package's text in work/NAME.jsonl and, once that is complete, what is known about it in NAME.json."""
-    folder = work / "unpacked"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    name = _debian_name(package)
-    _run(["apt-get", "download", "--quiet", name], folder)
-    (archive,) = folder.glob("*.deb")
-    _run(["dpkg", "-x", archive.name, "files"], folder)
-    version = _run(["dpkg-deb", "--field", archive.name, "Version"], folder).strip()
-    with (work / f"{package.name}.jsonl").open("w", encoding="utf-8") as file:
-        for document in package_documents(folder / "files", package):
-            file.write(_line(document))
-    notice = _copyright(folder, name)
-    (work / f"{package.name}.txt").write_text(notice, encoding="utf-8")
-    known = {"name": package.name, "package": name, "version": version, "licences": licences(notice)}
-    (work / f"{package.name}.part").write_text(json.dumps(known), encoding="utf-8")
-    (work / f"{package.name}.part").rename(work / f"{package.name}.json")
-    shutil.rmtree(folder)
-
-
-def _debian_name(package: DocPackage) -> str:
-    """The newest package that this release has under the name."""
-    names = _run(["apt-cache", "pkgnames", package.prefix]).split()
-    found = [name for name in names if re.fullmatch(package.debian, name)]
-    if not found:
-        raise PorceletError(
-            f"apt knows no package {package.debian}; run apt-get update, or leave {package.name} out by --packages"
-        )
-    return max(found, key=lambda name: [int(number) for number in re.findall(r"\d+", name)])
-
-
-def _copyright(folder: Path, name: str) -> str:
-    """The package's notice, fetched with the package that has it where the documentation is but a link to its."""
-    link = folder / "files/usr/share/doc" / name
-    if link.is_symlink():
-        name = Path(os.readlink(link)).name
-        _run(["apt-get", "download", "--quiet", name], folder)
-        _run(["dpkg", "-x", *(path.name for path in folder.glob(f"{name}_*.deb")), "files"], folder)
-    path = folder / "files/usr/share/doc" / name / "copyright"
-    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-
-
-def _run(command: list[str], folder: Path | None = None) -> str:
-    try:
-        return subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True, timeout=1800).stdout
-    except FileNotFoundError as problem:
-        raise InputError(f"{command[0]} is not here; debian-docs is built on Debian and its relatives") from problem
-    except subprocess.CalledProcessError as problem:
-        lines = [line for line in problem.stderr.splitlines() if line.strip()]
-        errors = [line for line in lines if line.startswith("E:")] or lines or [f"exit code {problem.returncode}"]
-        raise PorceletError(
-            f"{' '.join(command)} failed: {errors[0]}; check the network and run it again: what is done is kept"
-        ) from problem
-    except subprocess.TimeoutExpired as problem:
-        raise PorceletError(f"{' '.join(command)} took half an hour; check the network and run it again") from problem
-
-
-# ---- all packages ---------------------------------------------------------------------------------------------------
-
-
 def _assemble(output: Path, packages: Sequence[DocPackage]) -> list[dict[str, Any]]:
     """Write every package's parts without the paragraphs of those before it; what is known about each package."""
     seen: set[int] = set()
@@ -166,7 +100,7 @@ def _assemble(output: Path, packages: Sequence[DocPackage]) -> list[dict[str, An
         for document in _stored(work.with_suffix(".jsonl")):
             text = drop_repeated_paragraphs(document.text, seen)
             if len(text) >= MIN_CHARACTERS:
-                lines[_part(document.place)].append(_line(Document(text, document.place)))
+                lines[_part(document.place)].append(as_line(Document(text, document.place)))
         for part in PARTS:
             (output / part / f"{package.name}.jsonl").write_text("".join(lines[part]), encoding="utf-8")
         shutil.copyfile(work.with_suffix(".txt"), output / "licences" / f"{package.name}.txt")
@@ -181,7 +115,7 @@ def _thin_out(output: Path, entries: Sequence[dict[str, Any]], max_megabytes: fl
     if max_megabytes and total > max_megabytes * 1e6:
         limit = int(max_megabytes * 1e6 / total * 2**63)
         for file in files:
-            kept = [_line(document) for document in _stored(file) if hashed("kept", stem(document.place)) < limit]
+            kept = [as_line(document) for document in _stored(file) if hashed("kept", stem(document.place)) < limit]
             file.write_text("".join(kept), encoding="utf-8")
 
 
@@ -200,7 +134,7 @@ def _drop_overlaps(output: Path, entries: Sequence[dict[str, Any]]) -> int:
     num_dropped = 0
     for file, pairs in held_out.items():
         kept = [document for document, grams in pairs if _overlap(met[np.searchsorted(known, grams)]) <= MAX_OVERLAP]
-        file.write_text("".join(map(_line, kept)), encoding="utf-8")
+        file.write_text("".join(map(as_line, kept)), encoding="utf-8")
         num_dropped += len(pairs) - len(kept)
     return num_dropped
 
@@ -236,10 +170,6 @@ def _manifest(output: Path, entries: Sequence[dict[str, Any]], num_dropped: int)
 
 def _stored(file: Path) -> Iterator[Document]:
     yield from (Document(row["text"], row["id"]) for _, row in rows(file))
-
-
-def _line(document: Document) -> str:
-    return json.dumps({"id": document.place, "text": document.text}, ensure_ascii=False) + "\n"
 
 
 def _part(place: str) -> str:

@@ -32,8 +32,10 @@ class Evaluation:
 
     @classmethod
     def of(cls, texts: Iterable[str], length: int = NGRAM) -> Evaluation:
-        """Raises:
-        InputError: `length` is not positive, or no text has that many words.
+        """Of evaluation texts, questions and answers alike.
+
+        Raises:
+            InputError: `length` is not positive, or no text has that many words.
         """
         if length < 1:
             raise InputError(f"the n-gram length is {length}; it must be at least 1")

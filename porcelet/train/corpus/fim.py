@@ -28,9 +28,11 @@ class FillInTheMiddle:
     """Encodes documents, a share `rate` of them out of order."""
 
     def __init__(self, tokenizer: Tokenizer, rate: float, seed: int) -> None:
-        """Raises:
-        InputError: `rate` lies outside 0..1.
-        ModelError: the tokenizer lacks the three tokens.
+        """`seed` and a document's position decide what happens to it.
+
+        Raises:
+            InputError: `rate` lies outside 0..1.
+            ModelError: the tokenizer lacks the three tokens.
         """
         if not 0 <= rate <= 1:
             raise InputError(f"fim_rate is {rate}; it must lie in 0..1")

@@ -29,8 +29,10 @@ class Mixture:
     """Draws sources by `weights`, which need not add up to 1."""
 
     def __init__(self, weights: Sequence[float], seed: int) -> None:
-        """Raises:
-        InputError: a weight is negative or not finite, all are zero, or one is too small to be kept at all.
+        """A source of weight 0 is never drawn.
+
+        Raises:
+            InputError: a weight is negative or not finite, all are zero, or one is too small to be kept at all.
         """
         self._counts = _shares(weights)
         self._starts = [0, *accumulate(self._counts)]

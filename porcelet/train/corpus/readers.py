@@ -33,6 +33,11 @@ class Document:
     place: str
 
 
+def as_line(document: Document) -> str:
+    """A document as a line of JSONL, its place as "id"."""
+    return json.dumps({"id": document.place, "text": document.text}, ensure_ascii=False) + "\n"
+
+
 def documents(source: str | Path, key: str = "text") -> Iterator[Document]:
     """The documents of a source; `key` is where a row has its text.
 

@@ -32,14 +32,17 @@ def make_source(config: TrainConfig, model: Transformer, renderer: Renderer, rew
     if not model.config.eos_token_ids:
         raise ModelError(f"model {config.model} names no eos_token_id; an answer could not end")
     if config.method == "pretrain" and config.data.corpus:
-        return _pretraining(config)
+        return _pretraining(config, model)
     task = load_task(config.task.name, config.task.options)
     if config.method == "grpo":
         return Rollout(Engine(model, EngineConfig(weights="float32")), task, renderer, config, reward)
     return Answers(task, renderer, model.config.eos_token_ids[0], config)
 
 
-def _pretraining(config: TrainConfig) -> Pretraining:
+def _pretraining(config: TrainConfig, model: Transformer) -> Pretraining:
+    longest = model.config.max_position_embeddings
+    if config.data.context > longest:
+        raise InputError(f"[data] context is {config.data.context}; the model has max_position_embeddings {longest}")
     stores = [open_store(Path(name)) for name in config.data.corpus]
     if stores[0].header.tokenizer_sha256 != tokenizer_sha256(Path(config.output)):
         raise InputError(f"{stores[0].path} was not tokenized with the tokenizer of {config.model}; tokenize it anew")

@@ -67,8 +67,8 @@ def _stop_at(step: int):  # type: ignore[no-untyped-def]
     return report
 
 
-def test_a_store_of_another_tokenizer_is_refused(tmp_path: Path) -> None:
-    """A model keeps its tokenizer; ids of another would mean other words."""
+def test_a_store_that_does_not_fit_the_model_is_refused(tmp_path: Path) -> None:
+    """A model keeps its tokenizer, ids of another would mean other words; and it reads no more than it can."""
     store = store_of(tmp_path, ["some text"] * 5)
     first = train(config(tmp_path / "first", steps=1, corpus=(str(store.path),), tokens_per_step=8, context=8), FIELDS)
     train_tokenizer(["some text"], 300, tmp_path / "other")
@@ -76,3 +76,6 @@ def test_a_store_of_another_tokenizer_is_refused(tmp_path: Path) -> None:
     run = config(tmp_path / "second", model=str(first), corpus=(str(other.path),), tokens_per_step=8, context=8)
     with pytest.raises(InputError, match="was not tokenized with the tokenizer of"):
         train(run, {})
+    run = config(tmp_path / "third", steps=1, corpus=(str(store.path),), tokens_per_step=8, context=65)
+    with pytest.raises(InputError, match="context is 65; the model has max_position_embeddings 64"):
+        train(run, FIELDS)

@@ -29,7 +29,8 @@ from porcelet.train.loss import Totals, compute_loss, join_parts
 from porcelet.train.optim import balance_experts, learning_rate, make_optimizer
 from porcelet.train.packing import pack, passes
 from porcelet.train.rendering import Renderer
-from porcelet.train.rewards import Reward, exact_answer
+from porcelet.train.rewards import Reward
+from porcelet.train.rewards.text import exact_answer
 from porcelet.train.sources import Metrics, Source, make_source
 from porcelet.train.start import start_model
 from porcelet.types import Sample

@@ -21,7 +21,8 @@ from porcelet.config import EngineConfig, TrainConfig
 from porcelet.engine.engine import Engine
 from porcelet.train.hashing import hashed
 from porcelet.train.rendering import Renderer
-from porcelet.train.rewards import Reward, exact_answer, score
+from porcelet.train.rewards import Answer, Reward, Term, judge
+from porcelet.train.rewards.text import exact_answer
 from porcelet.train.tasks import Problem, Task, load_task
 from porcelet.types import Episode, Output, Sample, SamplingParams
 
@@ -76,17 +77,22 @@ class Rollout:
     def _episode(self, problem: Problem, output: Output) -> tuple[Episode, bool]:
         """What was drawn, the stop token included, and what it earned; cut answers are scored as they stand."""
         text = self.renderer.tokenizer.decode(output.tokens)
-        reward, failed = score(self.reward, problem, text)
+        (judgement,) = judge([Term("reward", self.reward)], [problem], [to_answer(text, output)])
         stop = () if output.stop_token is None else (output.stop_token,)
         episode = Episode(
             prompt=self.renderer.prompt(problem.question),
             tokens=output.tokens + stop,
             logprobs=output.logprobs,
             text=text,
-            reward=reward,
+            reward=judgement.total,
             finished=output.finish_reason == "stop",
         )
-        return episode, failed
+        return episode, bool(judgement.failed)
+
+
+def to_answer(text: str, output: Output) -> Answer:
+    """Nothing is thought yet: all that was said is the answer."""
+    return Answer(text, "", text, output.finish_reason == "stop", len(output.tokens))
 
 
 def advantages(rewards: Sequence[float]) -> list[float]:
@@ -119,8 +125,8 @@ def held_out_accuracy(folder: Path, config: TrainConfig) -> tuple[float, int]:
     problems = load_task(config.task.name, config.task.options).held_out
     params = SamplingParams(max_tokens=config.policy.max_new_tokens, temperature=0.0)
     outputs = engine.generate([renderer.prompt(problem.question) for problem in problems], params)
-    texts = [renderer.tokenizer.decode(output.tokens) for output in outputs]
-    return statistics.fmean(map(exact_answer, problems, texts)), len(problems)
+    answers = [to_answer(renderer.tokenizer.decode(output.tokens), output) for output in outputs]
+    return statistics.fmean(map(exact_answer, problems, answers)), len(problems)
 
 
 def _repeat(items: Sequence[Item], times: int) -> list[Item]:

@@ -1,48 +1,52 @@
-"""A+B= for all A and B below `max_number`: the smallest task that a model can be seen to learn."""
+"""Sums: the smallest task that can be right or wrong.
+
+`sums` lists A+B= for all small A, B. `chain_sums` draws longer chains, and writes the carries out digit by digit, last
+digit first, as Lee et al. found small models to need (arXiv:2307.03381): 27+58: 7+8=15 2+5+1=8 is 85.
+"""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
 
 from porcelet.errors import InputError
 from porcelet.train.hashing import hashed
-from porcelet.train.tasks.problem import HELD_OUT_SHARE, Problem
+from porcelet.train.tasks.problem import FiniteTask, GeneratedTask, Problem, split
 
 
-@dataclass(frozen=True)
-class Sums:
-    """All sums of two numbers, split by hash."""
-
-    training: tuple[Problem, ...]
-    held_out: tuple[Problem, ...]
-
-    def draw(self, seed: int, position: int) -> Problem:
-        return self.training[hashed(seed, position) % len(self.training)]
+def sums(*, max_number: int = 20) -> FiniteTask:
+    """A+B= for all A, B below `max_number`."""
+    if max_number < 1:
+        raise InputError(f"max_number is {max_number}; it must be at least 1")
+    pairs = itertools.product(range(max_number), repeat=2)
+    return split((Problem(f"{a}+{b}=", str(a + b)) for a, b in pairs), f"max_number is {max_number}, raise it")
 
 
-def sums(max_number: int = 20) -> Sums:
-    """The task for operands below `max_number`.
+def chain_sums(*, num_terms: int = 3, max_number: int = 100, num_held_out: int = 200) -> GeneratedTask:
+    """A+B+C= for `num_terms` numbers below `max_number`, with a worked solution."""
+    if num_terms < 2 or max_number < 2:
+        raise InputError(f"num_terms is {num_terms} and max_number {max_number}; both must be at least 2")
 
-    Raises:
-        InputError: there are too few of them to hold any out.
-    """
-    split: tuple[list[Problem], list[Problem]] = ([], [])
-    for a, b in itertools.product(range(max_number), repeat=2):
-        split[hashed(f"{a}+{b}=") % HELD_OUT_SHARE == 0].append(Problem(f"{a}+{b}=", str(a + b)))
-    if not all(split):
-        raise InputError(f"max_number is {max_number}; too few problems to hold any out, raise it")
-    return Sums(*map(tuple, split))
+    def generate(seed: int, position: int) -> Problem:
+        terms = [hashed(seed, position, i) % max_number for i in range(num_terms)]
+        return Problem("+".join(map(str, terms)) + "=", str(sum(terms)), trace=worked_sum(terms))
+
+    return GeneratedTask(generate, num_held_out)
 
 
-def load_task(name: str, options: Mapping[str, Any]) -> Sums:
-    """The task of that name.
+def worked_sum(terms: list[int]) -> str:
+    """One line an addition: what is added, the columns from the last digit on, and the result."""
+    lines, total = [], terms[0]
+    for term in terms[1:]:
+        lines.append(f"{total}+{term}: {_columns(total, term)} is {total + term}")
+        total += term
+    return "\n".join(lines)
 
-    Raises:
-        InputError: no task has that name, or it does not take these options.
-    """
-    if name != "sums":
-        raise InputError(f"task is {name!r}; known: sums")
-    return sums(**options)
+
+def _columns(a: int, b: int) -> str:
+    """7+8=15 2+5+1=8: every column's digits and the carry into it."""
+    width, carry, columns = max(len(str(a)), len(str(b))), 0, []
+    for x, y in zip(reversed(f"{a:0{width}}"), reversed(f"{b:0{width}}"), strict=True):
+        value = int(x) + int(y) + carry
+        columns.append(f"{x}+{y}{'+1' if carry else ''}={value}")
+        carry = value // 10
+    return " ".join(columns)

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from porcelet.errors import InputError
+from porcelet.train.tasks import Problem, load_task
+from porcelet.train.tasks.countdown import remaining, steps, to_expression
+from porcelet.train.tasks.expression import evaluate
+
+STEP = re.compile(r"(\d+)([-+*/])(\d+)=(\d+)")
+
+
+def drawn(count: int = 100, **options: object) -> list[Problem]:
+    task = load_task("countdown", options)
+    return [task.draw(0, i) for i in range(count)]
+
+
+@pytest.mark.parametrize("num_numbers", [2, 3, 4, 6, 8])
+def test_every_problem_has_a_solution_within_its_bounds(num_numbers: int) -> None:
+    """The answer given uses each number once and is exactly the target; question and data say the same."""
+    for problem in drawn(num_numbers=num_numbers, max_number=12, max_target=60):
+        numbers, target = problem.data["numbers"], problem.data["target"]
+        value, used = evaluate(problem.answer)
+        assert value == target and sorted(used) == numbers and len(numbers) == num_numbers
+        assert 1 <= target <= 60 and all(1 <= number <= 12 for number in numbers)
+        assert problem.question == f"{' '.join(map(str, numbers))} = {target}"
+
+
+@given(st.data())
+def test_parentheses_keep_the_value(data: st.DataObject) -> None:
+    """Any path of steps, written as one expression, has the value of its last step."""
+    rest = tuple(sorted(data.draw(st.lists(st.integers(1, 9), min_size=2, max_size=6))))
+    numbers, path = rest, []
+    while len(rest) > 1:
+        path.append(data.draw(st.sampled_from(steps(rest))))
+        rest = remaining(rest, path[-1])
+    value, used = evaluate(to_expression(tuple(path)))
+    assert value == rest[0] and sorted(used) == list(numbers)
+
+
+@pytest.mark.parametrize("mode", ["optimal", "self-correct", "search", "mixed"])
+def test_traces_say_what_is_true(mode: str) -> None:
+    """Every step is right arithmetic on numbers that are there; only the last line says yes, and ends at the target."""
+    for problem in drawn(200, trace=mode):
+        lines = problem.trace.split("\n")
+        assert [line.rsplit(" ", 1)[1] for line in lines] == ["no"] * (len(lines) - 1) + ["yes"]
+        for line in lines:
+            found = STEP.findall(line)
+            (a, sign, b, c), *_ = found
+            there = Counter(problem.data["numbers"])
+            assert not Counter([int(a), int(b)]) - there
+            there = there - Counter([int(a), int(b)]) + Counter([int(c)])
+            for x, _, y, _ in found[1:]:  # of three numbers, two are left: these are what they give
+                assert Counter([int(x), int(y)]) == there
+            assert all(evaluate(x + s + y)[0] == int(z) for x, s, y, z in found)
+            assert (int(found[-1][3]) == problem.data["target"]) == line.endswith("yes")
+
+
+def test_a_search_tries_before_it_finds_and_a_correction_errs_once() -> None:
+    """Dead ends are in most searches, in several orders; a correction has one wrong line unless the turn was right."""
+    searches = [problem.trace for problem in drawn(200, trace="search")]
+    assert sum(" no\n" in trace for trace in searches) > 100
+    corrections = [problem.trace.count("no") for problem in drawn(200, trace="self-correct", max_trace=200)]
+    assert set(corrections) == {0, 1} and corrections.count(1) > 150
+    assert all(problem.trace.count("\n") == 0 for problem in drawn(trace="optimal"))
+    assert {problem.trace for problem in drawn(5, trace="none")} == {""}
+
+
+@pytest.mark.parametrize("num_numbers", [3, 6])
+def test_traces_are_bounded(num_numbers: int) -> None:
+    """A trace that is too long loses dead ends, never its solution."""
+    for problem in drawn(num_numbers=num_numbers, trace="search", max_trace=100):
+        assert len(problem.trace) <= 100 or "\n" not in problem.trace
+
+
+def test_the_order_of_numbers_gives_no_new_problem() -> None:
+    """Numbers stand in order, so no held-out problem is trained on in another order."""
+    task = load_task("countdown", {"max_number": 6, "max_target": 20})
+    held_out = {problem.question for problem in task.held_out}
+    training = {task.draw(0, i).question for i in range(2000)}
+    assert held_out and not held_out & training
+    assert all(problem.data["numbers"] == sorted(problem.data["numbers"]) for problem in task.held_out)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"num_numbers": 1}, "num_numbers"),
+        ({"max_number": 1}, "max_number"),
+        ({"trace": "long"}, "optimal"),
+        ({"max_numbers": 3}, "max_number"),
+        ({"max_number": 2.5}, "int"),
+    ],
+)
+def test_unusable_options_are_refused(options: dict[str, object], named: str) -> None:
+    """The message names what would do."""
+    with pytest.raises(InputError, match=named):
+        load_task("countdown", options)

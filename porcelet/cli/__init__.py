@@ -9,7 +9,7 @@ import sys
 import typer
 
 from porcelet import __version__
-from porcelet.cli import adapters, chat, keys, models, serve, train
+from porcelet.cli import adapters, chat, data, keys, models, serve, train
 from porcelet.errors import PorceletError
 
 app = typer.Typer(
@@ -28,6 +28,7 @@ app.command()(serve.serve)
 app.add_typer(keys.app, name="keys")
 app.command()(train.train)
 app.command()(adapters.merge)
+app.add_typer(data.app, name="data")
 app.command()(models.pull)
 app.command("list")(models.list_)
 app.command()(models.show)

@@ -102,8 +102,14 @@ def summary(metrics: dict[str, float], seconds_left: float) -> str:
 
 def _print_result(config: TrainConfig, output: Path) -> None:
     """What the saved model can do with problems it was never trained on, beside what it could before."""
+    from porcelet.train.corpus.bits import held_out_bits
     from porcelet.train.rollout import held_out_accuracy
 
+    if config.method == "pretrain" and config.data.corpus:
+        if config.data.held_out:
+            found = held_out_bits(output, config.data.held_out, context=config.data.context)
+            print(f"held-out text: {found.bits_per_byte:.4f} bits a byte of {found.num_bytes:,}")
+        return
     lines = (output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     rewards = [metrics["reward"] for metrics in map(json.loads, lines) if "reward" in metrics]
     if rewards:

@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
 
 from porcelet.errors import InputError
 
@@ -117,10 +117,12 @@ def parse_settings(settings: Sequence[str]) -> dict[str, str]:
 
 def _convert(value: Any, kind: Any, place: str) -> Any:
     if get_origin(kind) is tuple:
-        items = [item.strip() for item in value.split(",")] if isinstance(value, str) else value
-        if not isinstance(items, (list, tuple)) or not all(isinstance(item, str) for item in items):
-            raise InputError(f"{place} is {value!r}; a list of texts was expected")
-        return tuple(filter(None, items))
+        items = list(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value
+        item_kind = get_args(kind)[0]
+        wanted, noun = ((str,), "texts") if item_kind is str else ((str, int, float), "numbers")
+        if not isinstance(items, (list, tuple)) or not all(isinstance(item, wanted) for item in items):
+            raise InputError(f"{place} is {value!r}; a list of {noun} was expected")
+        return tuple(_convert(item, item_kind, place) for item in items)
     accepted = {int: (int,), float: (int, float), str: (str,), bool: (bool,)}[kind]
     known = isinstance(value, (str, *accepted)) and (kind is bool or not isinstance(value, bool))
     try:

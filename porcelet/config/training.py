@@ -23,11 +23,12 @@ POLICY_LOSSES = ("grpo", "dr_grpo", "dapo", "gspo", "rloo")
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Where texts come from. `corpus` is a folder of tokens that `porcelet data` made, `conversations` are files.
+    """Where texts come from. `corpus` are token stores that `porcelet data tokenize` made, `conversations` are files.
 
-    A step of pre-training reads `tokens_per_step` tokens in pieces of at most `context`; a piece sees no other document
-    unless `document_mask` is off, as in V3 (report, section 4.1). `fim_rate` of the documents are rearranged for
-    fill-in-the-middle.
+    A step of pre-training predicts `tokens_per_step` tokens in pieces of at most `context`; a piece sees no other
+    document unless `document_mask` is off, as in V3 (report, section 4.1). `weights` are the stores' shares of the
+    tokens; without them a store's share is its size. A new model gets the first store's tokenizer. `held_out` are
+    documents on which the trained model is measured, in bits a byte.
 
     Conversations are JSON Lines (train/conversations.py). What the assistant says is trained, its end included: every
     answer, or the `last` one of each conversation (`train_on`). A step takes `samples_per_step` conversations, or as
@@ -36,7 +37,9 @@ class DataConfig:
     end (`too_long`).
     """
 
-    corpus: str = ""
+    corpus: tuple[str, ...] = ()
+    weights: tuple[float, ...] = ()
+    held_out: str = ""
     conversations: tuple[str, ...] = ()
     train_on: str = "all"  # all | last: the assistant's answers that are learnt
     step_of: str = "samples"  # samples | tokens
@@ -45,16 +48,16 @@ class DataConfig:
     tokens_per_step: int = 4096
     context: int = 512
     document_mask: bool = True
-    fim_rate: float = 0.0  # V3: 0.1
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "tokens_per_step")
         _at_least(self, 2, "context")
-        _within(self, 0, 1, "fim_rate")
         _one_of(self, "train_on", ("all", "last"))
         _one_of(self, "step_of", ("samples", "tokens"))
         _one_of(self, "weigh", ("tokens", "conversations"))
         _one_of(self, "too_long", ("refuse", "drop", "cut"))
+        if self.weights and len(self.weights) != len(self.corpus):
+            raise InputError(f"there are {len(self.weights)} weights for {len(self.corpus)} corpora; give each one")
 
 
 @dataclass(frozen=True, kw_only=True)

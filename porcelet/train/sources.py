@@ -10,6 +10,8 @@ from porcelet.config import TrainConfig
 from porcelet.errors import InputError, ModelError
 from porcelet.models.transformer import Transformer
 from porcelet.train.conversations import read_conversations
+from porcelet.train.corpus.packing import Pretraining
+from porcelet.train.corpus.store import open_store, tokenizer_sha256
 from porcelet.train.reference import Reference
 from porcelet.train.rendering import Renderer
 from porcelet.train.rewards import Reward, Term, load_rewards
@@ -34,10 +36,13 @@ def make_source(config: TrainConfig, model: Transformer, renderer: Renderer, rew
     ends = model.config.eos_token_ids
     if not ends:
         raise ModelError(f"model {config.model} names no eos_token_id; an answer could not end")
+    for name, method in (("conversations", "sft"), ("corpus", "pretrain")):
+        if getattr(config.data, name) and config.method != method:
+            raise InputError(f"[data] {name} is for method = {method!r}; this is {config.method!r}")
     if config.data.conversations:
-        if config.method != "sft":
-            raise InputError(f"[data] conversations are for method = 'sft'; this is {config.method!r}")
         return read_conversations(config, model.config, renderer)
+    if config.data.corpus:
+        return _pretraining(config, model)
     task = load_task(config.task.name, config.task.options)
     if config.method == "grpo":
         rewards = (Term("reward", reward),) if reward else load_rewards(config.rewards)
@@ -53,6 +58,23 @@ def _reference(config: TrainConfig, model: Transformer) -> Reference | None:
     if not config.policy.kl_weight:
         return None
     return Reference(model, Path(config.output), config.policy.reference_every)
+
+
+def _pretraining(config: TrainConfig, model: Transformer) -> Pretraining:
+    longest = model.config.max_position_embeddings
+    if config.data.context > longest:
+        raise InputError(f"[data] context is {config.data.context}; the model has max_position_embeddings {longest}")
+    stores = [open_store(Path(name)) for name in config.data.corpus]
+    if stores[0].header.tokenizer_sha256 != tokenizer_sha256(Path(config.output)):
+        raise InputError(f"{stores[0].path} was not tokenized with the tokenizer of {config.model}; tokenize it anew")
+    return Pretraining(
+        stores,
+        tokens_per_step=config.data.tokens_per_step,
+        context=config.data.context,
+        seed=config.seed,
+        weights=config.data.weights,
+        document_mask=config.data.document_mask,
+    )
 
 
 @dataclass(frozen=True)

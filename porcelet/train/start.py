@@ -16,8 +16,9 @@ from porcelet.engine.codec import open_codec
 from porcelet.errors import InputError
 from porcelet.models.transformer import Transformer, build, initialize
 from porcelet.train import numerics
+from porcelet.train.corpus.store import open_store, sentence_ends
 from porcelet.train.lora import add_adapters
-from porcelet.train.rendering import EOS, Renderer, make_tokenizer
+from porcelet.train.rendering import Renderer, make_tokenizer
 from porcelet.weights.files import copy_text_files
 from porcelet.weights.load import load
 
@@ -37,7 +38,10 @@ def start_model(config: TrainConfig, model_fields: Mapping[str, Any], output: Pa
     if not config.model and config.context_extension != 1.0:
         raise InputError("context_extension continues a model: give model=FOLDER, or a new one rope_scaling")
     if not config.model:
-        make_tokenizer(output, config.chat_format)
+        if config.data.corpus:
+            copy_text_files(open_store(Path(config.data.corpus[0])).path, output)
+        else:
+            make_tokenizer(output, config.chat_format)
         return numerics.apply(initialize(build(_model_config(model_fields, output)), config.seed), config.dtype)
     path = hub.resolve(config.model)
     write_text_files(path, output)
@@ -99,4 +103,5 @@ def _model_config(fields: Mapping[str, Any], folder: Path) -> ModelConfig:
     values = {"vocab_size": tokenizer.vocab_size, **fields}
     if values["vocab_size"] < tokenizer.vocab_size:
         raise InputError(f"[model] vocab_size is {values['vocab_size']}; the tokenizer needs {tokenizer.vocab_size}")
-    return read_hf(values | {"bos_token_id": 0, "eos_token_id": tokenizer.token_id(EOS)}, "[model]")
+    bos, eos = sentence_ends(folder)
+    return read_hf(values | {"bos_token_id": bos, "eos_token_id": eos}, "[model]")

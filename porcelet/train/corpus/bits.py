@@ -1,0 +1,101 @@
+"""Bits a byte: how well a model predicts text, comparable across vocabularies, unlike perplexity.
+
+    bits a byte = -Σ log2 p(token) / Σ UTF-8 bytes of the tokens
+
+A model that knows nothing needs 8. A token counts with what it reads before it in its own document, at most `context`
+tokens back to where the document was cut. The end of a document is no byte of it and is not counted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from porcelet.errors import InputError
+from porcelet.kernels.loss import token_logprobs
+from porcelet.models.attention import PackedView
+from porcelet.models.transformer import Transformer
+from porcelet.tokenizer import Tokenizer
+from porcelet.train.corpus.readers import documents
+from porcelet.train.corpus.store import sentence_ends
+from porcelet.train.hashing import hashed
+from porcelet.train.packing import pack, passes
+from porcelet.types import Sample
+from porcelet.weights.load import load
+
+TOKENS_PER_PASS = 2048
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What a model needed for how much text."""
+
+    bits_per_byte: float
+    num_documents: int
+    num_tokens: int
+    num_bytes: int
+
+
+def bits_per_byte(logprobs: Iterable[float], num_bytes: int) -> float:
+    """Natural log-probabilities of the tokens of a text of so many bytes."""
+    assert num_bytes > 0, "a text without bytes has no bits a byte"
+    return -math.fsum(logprobs) / math.log(2) / num_bytes
+
+
+def held_out_bits(
+    folder: Path, source: str | Path, max_tokens: int = 1 << 18, *, context: int = 0, key: str = "text"
+) -> HeldOut:
+    """Bits a byte of the model in `folder` on a source's documents, the first `max_tokens` in an order by hash.
+
+    A document is cut at every `context` tokens; 0 is all that the model can read at once, 4096 at most.
+
+    Raises:
+        InputError: the source has no text, or cannot be read.
+        ModelError: the model or its tokenizer cannot be used.
+    """
+    model, tokenizer = load(folder), Tokenizer.from_folder(folder)
+    context = context or min(model.config.max_position_embeddings, 4096)
+    texts = sorted((document.text for document in documents(source, key)), key=hashed)
+    logprobs: list[float] = []
+    num_documents = num_bytes = 0
+    bos, _ = sentence_ends(folder)
+    for ids in _first(map(tokenizer.encode, texts), max_tokens):
+        logprobs += document_logprobs(model, bos, ids, context)
+        num_bytes += sum(len(tokenizer.token_bytes(id)) for id in ids)
+        num_documents += 1
+    if not num_bytes:
+        raise InputError(f"{source} holds no text to measure with")
+    return HeldOut(bits_per_byte(logprobs, num_bytes), num_documents, len(logprobs), num_bytes)
+
+
+def document_logprobs(model: Transformer, bos: int, ids: Sequence[int], context: int) -> list[float]:
+    """The natural log-probability of each token of a document that begins with `bos`."""
+    tokens = (bos, *ids)
+    pieces = [tokens[start : start + context + 1] for start in range(0, len(ids), context)]
+    samples = [Sample(tokens=piece, weights=(0.0, *(1.0,) * (len(piece) - 1))) for piece in pieces]
+    return [value for batch in passes(samples, TOKENS_PER_PASS) for value in _logprobs(model, batch)]
+
+
+@torch.inference_mode()
+def _logprobs(model: Transformer, samples: Sequence[Sample]) -> list[float]:
+    batch = pack(samples)
+    hidden = model(batch.tokens, batch.positions, PackedView(batch.segments))
+    head = model.lm_head.weight
+    assert isinstance(head, Tensor), "the model was loaded unquantised"
+    return token_logprobs(hidden[batch.rows], head, batch.targets).tolist()
+
+
+def _first(documents: Iterable[list[int]], max_tokens: int) -> Iterator[list[int]]:
+    """Documents until they have `max_tokens` tokens; the last one cut, empty ones left out."""
+    left = max_tokens
+    for ids in documents:
+        if left <= 0:
+            return
+        if ids:
+            yield ids[:left]
+        left -= len(ids)

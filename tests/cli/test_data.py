@@ -1,0 +1,113 @@
+"""`porcelet data` as a person meets it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from porcelet.cli import app, main
+from porcelet.config import TrainConfig
+from porcelet.train.corpus.store import open_store
+from porcelet.train.recipe import read_recipe
+
+TEXTS = [
+    "A sentence about porcelain, and another one about small pigs, to be read twice at the most." + end
+    for end in (" One.", " Two, which ends quite differently from all others here, by far.", " One.")
+]
+
+
+def data(*arguments: object) -> Result:
+    result = CliRunner().invoke(app, ["data", *map(str, arguments)], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "texts.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS), encoding="utf-8")
+    return path
+
+
+def test_from_texts_to_a_store(tmp_path: Path, source: Path) -> None:
+    """A tokenizer is learnt, the texts are tokenized with it, and the store is verified."""
+    said = data("tokenizer", source, "-o", tmp_path / "tokenizer", "--vocab", 300, "--digits", 1).stdout
+    assert "300 tokens" in said and "bytes a token" in said
+    made = data("tokenize", source, "-o", tmp_path / "store", "--tokenizer", tmp_path / "tokenizer", "--fim-rate", 0.5)
+    header = open_store(tmp_path / "store").header
+    assert f"{header.num_documents} documents, {header.num_tokens:,} tokens" in made.stdout
+    assert (header.sources, header.fim_rate) == ((str(source),), 0.5)
+    assert "intact" in data("verify", tmp_path / "store").stdout
+
+
+def test_cleaning_says_what_it_dropped(tmp_path: Path, source: Path) -> None:
+    """Repeated, nearly repeated and leaked documents, counted and, where leaked, named; the rest stays in order."""
+    said = data("clean", source, "-o", tmp_path / "clean.jsonl", "--similarity", 0.9).stdout
+    assert "2 of 3 documents; dropped 1 repeated, 0 nearly repeated, 0 leaked" in said
+    (tmp_path / "question.txt").write_text(TEXTS[1].split(" Two, ")[1], encoding="utf-8")
+    leaked = data(
+        "clean",
+        source,
+        "-o",
+        tmp_path / "b.jsonl",
+        "--against",
+        tmp_path / "question.txt",
+        "--ngram",
+        5,
+        "--similarity",
+        0,
+    )
+    assert "1 of 3 documents" in leaked.stdout and "1 leaked" in leaked.stdout
+    assert f"{source}:2: " in leaked.stderr
+    rows = [json.loads(line) for line in (tmp_path / "b.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert rows == [{"id": f"{source}:1", "text": TEXTS[0]}]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["tokenizer", "SOURCE", "-o", "OUT", "--vocab", "100"], 2, "the vocabulary size is 100"),
+        (["tokenize", "SOURCE", "-o", "OUT", "--tokenizer", "nowhere"], 3, "does not exist"),
+        (["tokenize", "nothing.jsonl", "-o", "OUT", "--tokenizer", "nowhere"], 3, "does not exist"),
+        (["verify", "nowhere"], 3, "is not a token store"),
+        (["build", "debian-docs", "-o", "OUT", "--packages", "perl"], 2, "did you mean|known: linux-doc"),
+        (["bits", "nowhere", "SOURCE", "SOURCE"], 2, "one source"),
+    ],
+)
+def test_mistakes_are_one_line(
+    tmp_path: Path,
+    source: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    code: int,
+    said: str,
+) -> None:
+    """Each names the value and ends with the exit code of its kind."""
+    import re
+
+    words = {"SOURCE": str(source), "OUT": str(tmp_path / "out")}
+    monkeypatch.setattr(sys, "argv", ["porcelet", "data", *(words.get(word, word) for word in arguments)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == code
+    message = capsys.readouterr().err
+    assert re.search(said, message) and message.count("\n") == 1
+
+
+def test_a_recipe_names_stores_and_weights(tmp_path: Path) -> None:
+    """As lists in the file or, on the command line, parted by commas; a weight must be a number, one for each store."""
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text('[data]\ncorpus = ["a", "b"]\nweights = [1, 2.5]\ncontext = 128\n', encoding="utf-8")
+    config: TrainConfig = read_recipe(recipe)[0]
+    assert (config.data.corpus, config.data.weights, config.data.context) == (("a", "b"), (1.0, 2.5), 128)
+    config = read_recipe(recipe, ["data.corpus=c,d", "data.weights=3,4"])[0]
+    assert (config.data.corpus, config.data.weights) == (("c", "d"), (3.0, 4.0))
+    with pytest.raises(Exception, match="1 weights for 2"):
+        read_recipe(recipe, ["data.weights=3"])
+    with pytest.raises(Exception, match="weights is 'x'"):
+        read_recipe(recipe, ["data.weights=x,y"])

@@ -20,13 +20,13 @@ from typing import Any
 import torch
 
 from porcelet.config import TrainConfig
-from porcelet.train import checkpoint, loop
+from porcelet.train import checkpoint, loop, step
 from porcelet.train.hashing import hashed
 from porcelet.train.rewards import Answer
 from porcelet.train.tasks import Problem
 from tests.train.tiny_run import FIELDS, config
 
-CALLS = ((os, "fsync"), (os, "replace"), (os, "rename"), (os, "unlink"), (shutil, "rmtree"), (loop, "_update"))
+CALLS = ((os, "fsync"), (os, "replace"), (os, "rename"), (os, "unlink"), (shutil, "rmtree"), (step, "_update"))
 
 
 def run_of(folder: Path, name: str, method: str) -> tuple[TrainConfig, dict[str, Any]]:
@@ -113,9 +113,9 @@ def main(folder: Path, method: str, killer: str, stride: int) -> None:
         if forked(lambda event=attempt * stride: work(0 if killer == "clock" else event), wait):  # type: ignore[misc]
             break
         found = checkpoint.newest(folder / "killed")
-        step = int(found.name.removeprefix("step-")) if found else -1
-        assert step >= before, f"the checkpoint of step {before} is lost"
-        before = step
+        done = int(found.name.removeprefix("step-")) if found else -1
+        assert done >= before, f"the checkpoint of step {before} is lost"
+        before = done
     print(attempt - 1)
     if killer == "chance":  # no run repeats the rewards, but one that is given the killed one's rollouts must equal it
         shutil.copytree(folder / "killed" / "rollouts", folder / "whole" / "rollouts")

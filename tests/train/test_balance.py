@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from porcelet.config import TrainConfig, read_hf
+from porcelet.kernels.attention import Segments
 from porcelet.models.attention import PackedView
 from porcelet.models.experts import Gate
 from porcelet.models.transformer import Transformer, build, initialize
@@ -46,7 +47,8 @@ def naive_balance(network: Transformer, samples: list[Sample]) -> Tensor:
         view = PackedView(batch.segments, gate_logits=[])
         hidden = network(batch.tokens, batch.positions, view)
         if network.config.num_nextn_predict_layers:
-            network.predict_further(hidden[:-1], batch.tokens[1:], batch.positions[:-1], view)
+            ahead = PackedView(Segments.of(len(hidden) - 1), view.routing, view.gate_logits)
+            network.predict_further(hidden[:-1], batch.tokens[1:], batch.positions[:-1], ahead)
         assert view.gate_logits is not None
         for (logits, _), routing in zip(view.gate_logits, view.routing, strict=True):
             scores = logits.sigmoid() if network.config.has_gate_bias else logits.softmax(-1)

@@ -251,5 +251,5 @@ def test_conversations_are_for_fine_tuning_alone(tmp_path: Path) -> None:
     """A recipe that names them with another method is told so."""
     run = config(tmp_path / "run", conversations=(write(tmp_path, *lines_of(10)),), samples_per_step=1)
     assert isinstance(run, TrainConfig)
-    with pytest.raises(InputError, match="conversations are for method = 'sft'"):
+    with pytest.raises(InputError, match="conversations is for method = 'sft'"):
         train(run, FIELDS)

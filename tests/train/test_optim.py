@@ -157,11 +157,12 @@ def test_state_of_both_kinds_is_saved_and_restored(tmp_path: Path) -> None:
     network = model()
     optimizer = make_optimizer(network, run.optimizer)
     stepped(network, optimizer, 0, 1.0)
-    checkpoint.save(tmp_path, network, optimizer, 1, {})
+    checkpoint.save(tmp_path, network, optimizer, checkpoint.Header(1, {}, {}, 1, torch.__version__))
     other = model(seed=7)
     resumed = make_optimizer(other, run.optimizer)
     folder = checkpoint.newest(tmp_path)
-    assert folder and checkpoint.restore(folder, other, resumed, {}) == 1
+    assert folder and checkpoint.read_header(folder, {}).step == 1
+    checkpoint.restore(folder, other, resumed)
     for net, opt in ((network, optimizer), (other, resumed)):
         stepped(net, opt, 1, 1.0)
     for mine, theirs in zip(network.parameters(), other.parameters(), strict=True):

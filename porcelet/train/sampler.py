@@ -15,7 +15,10 @@ from porcelet.weights.load import quantize_from, quantized
 def make_engine(model: Transformer, config: PolicyConfig) -> Engine:
     """An engine for rollouts of `model`; `refresh` it before each."""
     is_copy = config.sampler_weights == "int8"
-    return Engine(quantized(model) if is_copy else model, EngineConfig(weights=config.sampler_weights))
+    # How often a guess pays is measured by the clock, so guesses fall differently in a run that is resumed, and with
+    # them the shapes of steps and, through torch's products, the last bits of log-probabilities.
+    settings = EngineConfig(weights=config.sampler_weights, speculation="off")
+    return Engine(quantized(model) if is_copy else model, settings)
 
 
 def refresh(engine: Engine, model: Transformer) -> None:

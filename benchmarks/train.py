@@ -16,9 +16,9 @@ import time
 from pathlib import Path
 
 from benchmarks.harness import processor_times, report, stolen_share
+from porcelet.train.evaluate import held_out_accuracy
 from porcelet.train.loop import train
 from porcelet.train.recipe import read_recipe
-from porcelet.train.rollout import held_out_accuracy
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 ENDS = 5  # steps that make the first and the last mean reward

@@ -9,7 +9,7 @@ import sys
 import typer
 
 from porcelet import __version__
-from porcelet.cli import adapters, chat, data, keys, models, serve, train
+from porcelet.cli import adapters, chat, data, evaluate, keys, models, serve, train
 from porcelet.errors import PorceletError
 
 app = typer.Typer(
@@ -27,6 +27,8 @@ app.command()(chat.chat)
 app.command()(serve.serve)
 app.add_typer(keys.app, name="keys")
 app.command()(train.train)
+app.command("eval")(evaluate.evaluate)
+app.command()(evaluate.report)
 app.command()(adapters.merge)
 app.add_typer(data.app, name="data")
 app.command()(models.pull)

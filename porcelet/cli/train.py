@@ -103,7 +103,7 @@ def summary(metrics: dict[str, float], seconds_left: float) -> str:
 def _print_result(config: TrainConfig, output: Path) -> None:
     """What the saved model can do with problems it was never trained on, beside what it could before."""
     from porcelet.train.corpus.bits import held_out_bits
-    from porcelet.train.rollout import held_out_accuracy
+    from porcelet.train.evaluate import held_out_accuracy
 
     if config.method == "pretrain" and config.data.corpus:
         if config.data.held_out:

@@ -23,6 +23,7 @@ from porcelet.config.settings import (
 )
 from porcelet.config.training import (
     DataConfig,
+    EvaluateConfig,
     LogConfig,
     LoraConfig,
     OptimizerConfig,
@@ -40,6 +41,7 @@ __all__ = [
     "DataConfig",
     "Efforts",
     "EngineConfig",
+    "EvaluateConfig",
     "LogConfig",
     "LoraConfig",
     "ModelConfig",

@@ -3,6 +3,7 @@
     [train]  what is run, for how long          [task]    problems, with the task's own options
     [data]   texts and conversations            [policy]  reinforcement learning      [[reward]]  what an answer earns
     [optimizer]  how parameters move            [lora]    adapters                    [log]       where metrics go
+    [evaluate]   what the model can do afterwards
     [model]  the architecture of a new model (`ModelConfig`), unless [train] model names a folder to start from
 
 Every default is the published one where there is a published one.
@@ -214,6 +215,20 @@ class LogConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """How a model is measured with held-out problems of the task: `num_samples` answers to each of the first
+    `num_problems`, drawn at `temperature`; at 0 one greedy answer each. `num_problems` 0 measures nothing."""
+
+    num_problems: int = 0
+    num_samples: int = 16
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        _at_least(self, 0, "num_problems", "temperature")
+        _at_least(self, 1, "num_samples")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """One training run. The methods differ in where samples come from and in their weights.
 
@@ -261,6 +276,7 @@ class TrainConfig:
     rewards: tuple[RewardConfig, ...] = (RewardConfig(),)
     lora: LoraConfig = field(default_factory=LoraConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
     def __post_init__(self) -> None:
         _one_of(self, "method", METHODS)

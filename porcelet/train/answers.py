@@ -5,9 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from porcelet.chat.split import Content, Reasoning, Splitter
+from porcelet.engine.engine import Engine
 from porcelet.tokenizer import Tokenizer
+from porcelet.train.rendering import Renderer
 from porcelet.train.rewards import Answer
-from porcelet.types import Output
+from porcelet.train.tasks import Problem
+from porcelet.types import Output, SamplingParams
+
+
+def ask(
+    engine: Engine, renderer: Renderer, problems: Sequence[Problem], params: Sequence[SamplingParams]
+) -> list[list[Answer]]:
+    """The answers to each problem, as many as its parameters' `n`."""
+    prompts = [renderer.prompt(problem.question) for problem in problems]
+    outputs = iter(engine.generate(prompts, params))
+    return [
+        [read_answer(next(outputs), prompt, renderer.tokenizer) for _ in range(each.n)]
+        for prompt, each in zip(prompts, params, strict=True)
+    ]
 
 
 def read_answer(output: Output, prompt: Sequence[int], tokenizer: Tokenizer) -> Answer:

@@ -32,7 +32,7 @@ from porcelet.train.optim import Optimizer
 # Settings that a resumed run may change: they do not touch the numbers of a run, or they are the remedy for one that
 # was stopped.
 FREE_TO_CHANGE = (
-    *("output", "checkpoint_every", "keep_checkpoints", "log"),
+    *("output", "checkpoint_every", "keep_checkpoints", "log", "evaluate"),
     *("on_spike", "spike_window", "spike_deviations", "spike_limit"),
 )
 

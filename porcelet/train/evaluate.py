@@ -1,7 +1,8 @@
 """What a model can do: answers to problems it was not trained on, judged like those of reinforcement learning.
 
 Several answers a problem, drawn at a temperature, give pass@1 and pass@k without bias; intervals come from resampling
-the problems. The result is a JSON file beside the model, which the report reads.
+the problems. An answer is right if the first of the recipe's rewards gives it 1. The result is a JSON file beside the
+model, which the report reads.
 """
 
 from __future__ import annotations
@@ -9,11 +10,20 @@ from __future__ import annotations
 import dataclasses
 import json
 import statistics
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from porcelet.config import EngineConfig, EvaluateConfig, TrainConfig
+from porcelet.engine.engine import Engine
+from porcelet.train.answers import ask
 from porcelet.train.estimate import Estimate, estimate, pass_at_k
+from porcelet.train.hashing import hashed
+from porcelet.train.rendering import Renderer
+from porcelet.train.rewards import Answer, Term, judge, load_rewards
+from porcelet.train.tasks import Problem, load_task
+from porcelet.types import SamplingParams
 
 NUM_SHOWN = 8  # problems whose first answer the file keeps as it was said
 
@@ -43,6 +53,67 @@ class Evaluation:
     num_tokens: float
     finished: float
     shown: tuple[Shown, ...] = ()
+
+
+def evaluate_folder(folder: Path, config: TrainConfig, *, unsafe_sandbox: bool = False) -> Evaluation:
+    """What a saved model does with the held-out problems of a recipe's task, as its [evaluate] table says.
+
+    Raises:
+        InputError: the recipe's task or rewards cannot be used.
+        ModelError: the model cannot be read.
+    """
+    wanted = config.evaluate
+    problems = load_task(config.task.name, config.task.options).held_out[: wanted.num_problems]
+    rewards = load_rewards(config.rewards, unsafe_sandbox=unsafe_sandbox)
+    engine = Engine.load(folder, EngineConfig(weights="float32"))
+    return evaluate(engine, Renderer(folder), problems, rewards, wanted, config.policy.max_new_tokens)
+
+
+def held_out_accuracy(folder: Path, config: TrainConfig) -> tuple[float, int]:
+    """The share of all held-out problems of the task that a saved model solves greedily; and their number."""
+    whole = EvaluateConfig(num_problems=sys.maxsize, temperature=0.0)
+    found = evaluate_folder(folder, dataclasses.replace(config, evaluate=whole))
+    return found.pass_at[1].value, found.num_problems
+
+
+def evaluate(
+    engine: Engine,
+    renderer: Renderer,
+    problems: Sequence[Problem],
+    rewards: Sequence[Term],
+    config: EvaluateConfig,
+    max_new_tokens: int,
+) -> Evaluation:
+    """What the engine's model does with some problems; equal calls draw equal answers."""
+    params = [
+        SamplingParams(
+            max_tokens=max_new_tokens,
+            temperature=config.temperature,
+            seed=hashed("evaluate", i),
+            n=config.num_samples if config.temperature else 1,
+        )
+        for i in range(len(problems))
+    ]
+    groups = ask(engine, renderer, problems, params)
+    each = [problem for problem, group in zip(problems, groups, strict=True) for _ in group]
+    judged = iter(judge(rewards, each, [answer for group in groups for answer in group]))
+    attempts = [
+        [
+            Attempt(problem.question, answer.text, is_right(next(judged).parts[rewards[0].name]), *_extent(answer))
+            for answer in group
+        ]
+        for problem, group in zip(problems, groups, strict=True)
+    ]
+    return summarize(attempts, config.temperature)
+
+
+def is_right(value: float) -> bool:
+    """Whether the first reward's value says that an answer is right."""
+    return value >= 1.0
+
+
+def _extent(answer: Answer) -> tuple[int, bool]:
+    return answer.num_tokens, answer.finished
 
 
 @dataclass(frozen=True)

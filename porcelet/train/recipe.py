@@ -12,7 +12,7 @@ from typing import Any
 from porcelet.config import RewardConfig, TaskConfig, TrainConfig, override, parse_settings
 from porcelet.errors import InputError
 
-NESTED = ("data", "optimizer", "policy", "lora", "log")  # tables whose keys are the fields of a config
+NESTED = ("data", "optimizer", "policy", "lora", "log", "evaluate")  # tables whose keys are the fields of a config
 TABLES = ("train", *NESTED, "task", "reward", "model")
 
 

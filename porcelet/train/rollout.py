@@ -19,9 +19,8 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
 
-from porcelet.config import EngineConfig, PolicyConfig, TrainConfig
+from porcelet.config import PolicyConfig, TrainConfig
 from porcelet.engine.engine import Engine
 from porcelet.models.transformer import Transformer
 from porcelet.train.advantages import advantages, has_signal, overlong_penalty
@@ -31,10 +30,9 @@ from porcelet.train.policy import FAMILY
 from porcelet.train.reference import Reference
 from porcelet.train.rendering import Renderer
 from porcelet.train.rewards import Answer, Judgement, Term, judge, summarize
-from porcelet.train.rewards.text import exact_answer
 from porcelet.train.sampler import refresh
 from porcelet.train.scoring import score_drawn
-from porcelet.train.tasks import Task, load_task
+from porcelet.train.tasks import Task
 from porcelet.types import Episode, Output, Sample, SamplingParams
 
 
@@ -167,14 +165,3 @@ def describe(groups: Sequence[Group]) -> dict[str, float]:
         "completions/mean_length": statistics.fmean(len(episode.tokens) for episode in episodes),
         "completions/clipped_ratio": statistics.fmean(not episode.finished for episode in episodes),
     }
-
-
-def held_out_accuracy(folder: Path, config: TrainConfig) -> tuple[float, int]:
-    """The share of the task's held-out problems that a saved model answers exactly, greedily; and their number."""
-    engine, renderer = Engine.load(folder, EngineConfig(weights="float32")), Renderer(folder)
-    problems = load_task(config.task.name, config.task.options).held_out
-    params = SamplingParams(max_tokens=config.policy.max_new_tokens, temperature=0.0)
-    prompts = [renderer.prompt(problem.question) for problem in problems]
-    outputs = engine.generate(prompts, params)
-    answers = [read_answer(o, prompt, renderer.tokenizer) for o, prompt in zip(outputs, prompts, strict=True)]
-    return statistics.fmean(map(exact_answer, problems, answers)), len(problems)

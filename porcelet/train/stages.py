@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 from porcelet.config import TrainConfig, parse_settings
 from porcelet.errors import InputError
 from porcelet.train import checkpoint
+from porcelet.train.evaluate import evaluate_folder, save_evaluation
 from porcelet.train.loop import train
 from porcelet.train.pause import Paused
 from porcelet.train.recipe import combine, read_tables, tables_of
@@ -84,12 +85,14 @@ def run_stages(
     end, num_run = time.monotonic() + 60 * minutes, 0
     for stage in stages:
         if resume and is_finished(stage):
+            _evaluate(stage)
             continue
         left = max(0.0, end - time.monotonic()) / 60
         if num_run and not left:
             raise Paused(f"time is over before stage {stage.name}; continue with --resume", asked=True)
         with watched(stage) as report:
             train(stage.config, stage.model_fields, report, resume=resume, minutes=left)
+        _evaluate(stage)
         num_run += 1
     return Path(stages[-1].config.output)
 
@@ -107,6 +110,14 @@ def is_finished(stage: Stage) -> bool:
     header = checkpoint.read_header(found, checkpoint.recipe_of(stage.config, stage.model_fields))
     saved = output.glob("model*.safetensors") if stage.config.lora.merge else output.glob("adapter/*.safetensors")
     return header.step == stage.config.steps and any(saved)
+
+
+def _evaluate(stage: Stage) -> None:
+    """Measure a finished stage's model, once."""
+    folder, config = Path(stage.config.output), stage.config
+    path = folder / "evaluation.json"
+    if config.evaluate.num_problems and not path.exists():
+        save_evaluation(evaluate_folder(folder, config), path)
 
 
 def _names(listed: Any, path: Path) -> list[str]:

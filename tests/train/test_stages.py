@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
 
 from porcelet.errors import InputError
+from porcelet.train.evaluate import read_evaluation
 from porcelet.train.pause import Paused
+from porcelet.train.report import write_report
 from porcelet.train.stages import Stage, read_stages, run_stages
 from tests.train.test_checkpoint import assert_same_run
 from tests.train.tiny_run import FIELDS
@@ -142,3 +144,23 @@ def test_finished_stage_of_another_recipe_is_refused(tmp_path: Path) -> None:
     path.write_text(path.read_text(encoding="utf-8").replace("warmup_steps = 1", "warmup_steps = 2"), encoding="utf-8")
     with pytest.raises(InputError, match=r"01-start.*optimizer.warmup_steps=1, this run has 2"):
         run(path, [], resume=True)
+
+
+def test_stages_are_measured_once_and_reported(tmp_path: Path) -> None:
+    """Every finished stage has its evaluation; a resumed run makes what is missing and no other; the report has all."""
+    path = recipe(tmp_path / "run")
+    words = ["evaluate.num_problems=4", "evaluate.num_samples=2"]
+
+    def again(resume: bool) -> None:
+        run_stages(read_stages(path, words), lambda stage: nullcontext(lambda metrics: None), resume=resume)
+
+    again(resume=False)
+    folders = sorted(path.parent.glob("0*"))
+    files = [folder / "evaluation.json" for folder in folders]
+    assert len(files) == 3 and all(read_evaluation(file).num_problems == 4 for file in files)
+    written, text = files[0].stat().st_mtime_ns, files[1].read_text(encoding="utf-8")
+    files[1].unlink()
+    again(resume=True)
+    assert files[0].stat().st_mtime_ns == written and files[1].read_text(encoding="utf-8") == text
+    page = write_report(folders, path.parent / "report.html").read_text(encoding="utf-8")
+    assert all(folder.name in page for folder in folders) and "pass@2" in page

@@ -44,7 +44,7 @@ def config(output: Path, **changes: Any) -> TrainConfig:
     values |= changes
     own = {field.name for field in dataclasses.fields(TrainConfig)}
     tables: dict[str, Any] = {}
-    for name in ("data", "optimizer", "policy", "lora", "log"):
+    for name in ("data", "optimizer", "policy", "lora", "log", "evaluate"):
         kind = type(getattr(TrainConfig(), name))
         known = {field.name for field in dataclasses.fields(kind)} - own
         tables[name] = kind(**{key: values.pop(key) for key in known & values.keys()})

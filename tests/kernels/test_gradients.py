@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import jaxtyping
 import pytest
 import torch
 from torch import Tensor
@@ -26,8 +27,16 @@ ROUNDING = 3e-6  # of the largest value or, where all cancel, of one; the defini
 Outcome = tuple[Tensor, list[Tensor | None]]
 
 
+@pytest.fixture
+def unwrapped() -> Iterator[None]:
+    """No shapes are checked from outside, as where the package is used."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
 def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
 
 
 def differentiate(function: Callable[..., Any], args: tuple[Any, ...], fixed: tuple[int, ...] = ()) -> Outcome:
@@ -230,6 +239,34 @@ def test_a_target_outside_the_vocabulary_is_refused() -> None:
     for target in (-100, 7):
         with pytest.raises(AssertionError, match="outside the vocabulary"):
             token_logprobs(normal(1, 3).requires_grad_(), normal(7, 3), torch.tensor([target]))
+
+
+@pytest.mark.usefixtures("unwrapped")
+@pytest.mark.parametrize("needs_grad", [False, True])
+def test_log_probabilities_need_a_target_for_every_row(needs_grad: bool) -> None:
+    """Native code would read past the targets, or rows of another width."""
+    for hidden, width, targets in ((3000, 4, (2,)), (3, 4, (4,)), (3, 4, (3, 1)), (3, 5, (3,))):
+        with pytest.raises(AssertionError, match="row"):
+            rows = normal(hidden, 4).requires_grad_(needs_grad)
+            token_logprobs(rows, normal(9, width), torch.zeros(targets, dtype=torch.int64))
+    with pytest.raises(AssertionError, match="row"):
+        token_logprobs(normal(3, 1, 4), normal(9, 4), torch.zeros(3, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_the_default_dtype_does_not_matter(name: str) -> None:
+    """Training in float32 has the same bits in a process whose new tensors are float64."""
+    expected = differentiate(OPS[name], LARGER[name], CONSTANT.get(name, ()))
+    frozen = differentiate(OPS[name], LARGER[name], (*CONSTANT.get(name, ()), 1))
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert same(differentiate(OPS[name], LARGER[name], CONSTANT.get(name, ())), expected)
+        assert same(differentiate(OPS[name], LARGER[name], (*CONSTANT.get(name, ()), 1)), frozen)
+        with torch.no_grad():
+            scored = OPS[name](*LARGER[name])
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert (scored[-1] if isinstance(scored, tuple) else scored).dtype == torch.float32
 
 
 def test_a_second_backward_pass_gives_the_same() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from porcelet.kernels import OPS, Key, Op, cpu
-from porcelet.kernels.cpu import gradients_loss
+from porcelet.kernels.cpu import gradients, gradients_loss
 from porcelet.kernels.experts import experts, route
 from porcelet.kernels.loss import token_logprobs
 from porcelet.kernels.pointwise import concat, rms_norm, rope, silu_mul
@@ -163,6 +163,15 @@ def test_slices_and_transposes_are_read_where_they_lie() -> None:
     x, gate_up, down, indices, weights = make_experts(20)
     transposed = down.transpose(1, 2).contiguous().transpose(1, 2)
     check(experts, normal(20, 66)[:, 33:], gate_up, transposed, indices.T.contiguous().T, weights.T.contiguous().T)
+
+
+def test_blocks_of_heads_are_of_the_size_that_scratch_was_made_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """C++ adds up as many heads a block as Python says: another number is exact as well, in other bits."""
+    found = []
+    for block in (64, 1, 1000):
+        monkeypatch.setattr(gradients, "NORM_BLOCK", block)
+        found.append(check(rms_norm, *LARGER["rms_norm"]))
+    assert not same(found[0], found[1]) and not same(found[0], found[2])
 
 
 def test_a_gradient_of_one_value_for_all_is_read() -> None:

@@ -23,7 +23,7 @@ from porcelet.kernels.pointwise import concat, rms_norm, rope, silu_mul
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
-NORM_BLOCK = 64  # heads whose part in the weight's gradient is added up before it meets the others'; as in gradients.h
+NORM_BLOCK = 64  # heads whose part in the weight's gradient is added up before it meets the others'
 
 
 def trains(key: Key) -> bool:
@@ -55,7 +55,7 @@ def _rms_norm_backward(target: Target, x: Tensor, weight: Tensor, grad: Tensor, 
     partial = target.empty(-(-len(x) * heads // NORM_BLOCK), width)
     out = dx.data_ptr(), dweight.data_ptr(), partial.data_ptr()
     inputs = heads_of(target.dense(x)), heads_of(target.dense(grad)), weight.data_ptr()
-    target.program.rms_norm_backward(*inputs, out, heads, width, eps)
+    target.program.rms_norm_backward(*inputs, out, heads, width, NORM_BLOCK, eps)
     return dx, dweight
 
 

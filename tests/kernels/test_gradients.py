@@ -196,6 +196,33 @@ def test_experts_without_tokens_have_a_gradient_of_zero() -> None:
         assert [bool(one.any()) for one in gradient] == [e in (2, 7) for e in range(9)]
 
 
+def test_tokens_without_experts_give_zeros() -> None:
+    """No choices at all: the sum over none, and gradients of zero."""
+    out, gradients = differentiate(experts, make_experts(5, chosen=0))
+    assert not out.any() and out.shape == (5, 33)
+    assert all(gradient is not None and not gradient.any() for gradient in gradients)
+
+
+@pytest.mark.usefixtures("unwrapped")
+def test_experts_refuse_shapes_that_do_not_fit() -> None:
+    """Native code would read past what is too short: weights, choices, rows, either stack; or an expert's slot."""
+    x, gate_up, down, indices, weights = make_experts(9)
+    for wrong in (
+        (x, gate_up, down, indices, weights[:1]),
+        (x, gate_up, down, indices, weights[:, :2]),
+        (x[:7], gate_up, down, indices, weights),
+        (x[:, :32], gate_up, down, indices, weights),
+        (x, gate_up[:, :41], down, indices, weights),
+        (x, gate_up[:5], down, indices, weights),
+        (x, gate_up, down[:, :32], indices, weights),
+        (x, gate_up, down, indices[:, 0], weights[:, 0]),
+        (x, gate_up, down, indices + 1, weights),
+        (x, gate_up, down, indices - 1, weights),
+    ):
+        with pytest.raises(AssertionError):
+            experts(wrong[0].clone().requires_grad_(), *wrong[1:])
+
+
 def test_one_token_and_one_expert() -> None:
     """The smallest batches of all."""
     check(experts, *make_experts(1))

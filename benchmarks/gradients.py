@@ -87,7 +87,6 @@ def inputs(T: int) -> dict[str, tuple[Any, ...]]:
         "rms_norm": (torch.randn(T, D), torch.ones(D), 1e-6),
         "rope": (queries[..., 32:], *angles, True),
         "silu_mul": (torch.randn(T, F), torch.randn(T, F)),
-        "concat": (queries[..., :32], torch.randn(T, 1, 16).expand(-1, H, -1)),
         "route": (torch.randn(T, E), torch.zeros(E), 1, 1, A, True, 2.5),
         "experts": (torch.randn(T, D), *stacks, torch.rand(T, E).topk(A).indices, torch.rand(T, A)),
         "token_logprobs": (torch.randn(T, D), 0.02 * torch.randn(V, D), torch.randint(0, V, (T,))),

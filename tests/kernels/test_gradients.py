@@ -15,13 +15,13 @@ from porcelet.kernels import OPS, Key, Op, cpu
 from porcelet.kernels.cpu import gradients, gradients_loss
 from porcelet.kernels.experts import experts, route
 from porcelet.kernels.loss import token_logprobs
-from porcelet.kernels.pointwise import concat, rms_norm, rope, silu_mul
+from porcelet.kernels.pointwise import rms_norm, rope, silu_mul
 from tests.kernels.cases import CASES
 from tests.kernels.test_cpu import HERE, NO_COMPILER
 
 pytestmark = pytest.mark.skipif(not cpu.available() and NO_COMPILER, reason="no compiler, hence no native module")
 
-TRAINED = ("rms_norm", "rope", "silu_mul", "concat", "route", "route_softmax", "experts", "token_logprobs")
+TRAINED = ("rms_norm", "rope", "silu_mul", "route", "route_softmax", "experts", "token_logprobs")
 CONSTANT = {"rope": (1, 2), "route": (1,)}  # arguments that never take a gradient: angles, and the bias of a choice
 ROUNDING = 3e-6  # of the largest value or, where all cancel, of one; the definition in float32 is off by up to 2e-6
 Outcome = tuple[Tensor, list[Tensor | None]]
@@ -91,7 +91,6 @@ LARGER: dict[str, tuple[Any, ...]] = {
     "rms_norm": (normal(150, 3, 70), normal(70, seed=1), 1e-6),
     "rope": (normal(70, 5, 34), normal(70, 17, seed=1), normal(70, 17, seed=2), True),
     "silu_mul": (4 * normal(70, 530), normal(70, 530, seed=1)),
-    "concat": (normal(70, 5, 34), normal(70, 5, 17, seed=1)),
     "route": (normal(300, 16), normal(16, seed=1), 4, 2, 3, True, 2.5),
     "route_softmax": (normal(300, 16), 4, 2, 3, 16.0),
     "experts": make_experts(200),
@@ -157,7 +156,6 @@ def test_slices_and_transposes_are_read_where_they_lie() -> None:
     check(rms_norm, wide[:, 1:3, 5:22], normal(17, seed=1), 1e-6)
     check(rms_norm, normal(17, 20).T, normal(17, seed=1), 1e-6)
     check(rope, wide[..., 34:], normal(20, 8, seed=1), normal(20, 8, seed=2), True)
-    check(concat, wide[..., :7], wide[:, :1, 9:12].expand(-1, 4, -1))
     check(silu_mul, *normal(20, 60).chunk(2, dim=-1))
     check(token_logprobs, normal(20, 60)[:, ::2], normal(30, 40, seed=1).T, torch.arange(40)[::2])
     x, gate_up, down, indices, weights = make_experts(20)

@@ -15,10 +15,10 @@ from torch.autograd.function import once_differentiable
 
 from porcelet.kernels import Key
 from porcelet.kernels.cpu.matrices import route_float, route_softmax_float
-from porcelet.kernels.cpu.pointwise import concat_float, rms_norm_float, rope_float, silu_mul_float
+from porcelet.kernels.cpu.pointwise import rms_norm_float, rope_float, silu_mul_float
 from porcelet.kernels.cpu.target import Target, at_once, available, heads_of, num_heads, rows_of
 from porcelet.kernels.experts import route, route_softmax
-from porcelet.kernels.pointwise import concat, rms_norm, rope, silu_mul
+from porcelet.kernels.pointwise import rms_norm, rope, silu_mul
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -126,26 +126,6 @@ def silu_mul_gradient(gate: Float[Tensor, "*rows F"], up: Float[Tensor, "*rows F
     if gate.dim() != 2 or gate.shape != up.shape or up.dtype != torch.float32:
         return silu_mul.reference(gate, up)
     return _SiluMul.apply(gate, up)  # type: ignore[no-untyped-call]
-
-
-class _Concat(Function):
-    @staticmethod
-    def forward(ctx: Any, first: Tensor, second: Tensor) -> Tensor:
-        ctx.widths = first.shape[-1], second.shape[-1]
-        return at_once(concat_float, len(first), first.numel() + second.numel(), first, second)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
-        return grad.split(ctx.widths, dim=-1)
-
-
-@concat.body("cpu_gradient", when=trains, available=available)
-def concat_gradient(first: Float[Tensor, "*rows A"], second: Float[Tensor, "*rows B"]) -> Float[Tensor, "*rows AB"]:
-    """One pass from any strides; the gradients are views."""
-    if first.dim() not in (2, 3) or second.dtype != torch.float32:
-        return concat.reference(first, second)
-    return _Concat.apply(first, second)  # type: ignore[no-untyped-call]
 
 
 class _Route(Function):

@@ -184,6 +184,19 @@ def test_a_gradient_of_one_value_for_all_is_read() -> None:
         assert torch.equal(found, expected)
 
 
+@pytest.mark.parametrize("needs_grad", [False, True])
+def test_norms_of_other_shapes_are_the_definitions(needs_grad: bool) -> None:
+    """One or four dimensions, a weight with gaps or in float64: what the definition gives, with a gradient or not."""
+    weight = normal(6, seed=1)
+    for x, scale in (
+        (normal(2, 3, 4, 6), weight),
+        (normal(6), weight),
+        (normal(5, 6), normal(12)[::2]),
+        (normal(5, 6), weight.double()),
+    ):
+        assert torch.equal(rms_norm(x.requires_grad_(needs_grad), scale, 1e-6), rms_norm.reference(x, scale, 1e-6))
+
+
 def test_experts_without_tokens_have_a_gradient_of_zero() -> None:
     """All tokens to two experts of nine: the others' gradients are exactly zero, not whatever memory held."""
     x, gate_up, down, _, weights = make_experts(30, experts=9, chosen=2)

@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from porcelet.kernels import Key
 from porcelet.kernels.cpu.matrices import route_float, route_softmax_float
-from porcelet.kernels.cpu.pointwise import rms_norm_float, rope_float, silu_mul_float
+from porcelet.kernels.cpu.pointwise import knows_norm, rms_norm_float, rope_float, silu_mul_float
 from porcelet.kernels.cpu.target import Target, at_once, available, heads_of, num_heads, rows_of
 from porcelet.kernels.experts import route, route_softmax
 from porcelet.kernels.pointwise import rms_norm, rope, silu_mul
@@ -62,7 +62,7 @@ def _rms_norm_backward(target: Target, x: Tensor, weight: Tensor, grad: Tensor, 
 @rms_norm.body("cpu_gradient", when=trains, available=available)
 def rms_norm_gradient(x: Float[Tensor, "*rows W"], weight: Float[Tensor, "W"], eps: float) -> Float[Tensor, "*rows W"]:
     """Saves its inputs alone: the backward pass reads a row once for both its sums."""
-    if x.dim() not in (2, 3) or weight.dtype != torch.float32 or not weight.is_contiguous():
+    if not knows_norm(x, weight):
         return rms_norm.reference(x, weight, eps)
     return _RmsNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
 

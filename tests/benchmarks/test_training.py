@@ -17,7 +17,7 @@ from tests.kernels.test_cpu import NO_COMPILER
 @pytest.mark.parametrize(
     ("benchmark", "words"),
     [
-        (attention, ["--only", "documents", "nonsense"]),
+        (attention, ["--only", "nonsense"]),
         (gradients, ["--tokens", "600"]),
         (gradients, ["--tokens", "0"]),
     ],

@@ -117,7 +117,7 @@ def begin(config: TrainConfig, model_fields: Mapping[str, Any], *, resume: bool,
 
 def _clear(output: Path, *, resume: bool) -> None:
     """Drop half a model that a killed run was saving, and what a run that never reached a checkpoint left, unless it
-    is to be resumed."""
+    is to be resumed. The folder is a run's own (`start.claim`)."""
     stale = [] if resume else [output / name for name in ("reference", "rollouts", "spikes", "tensorboard")]
     for folder in (*stale, *output.glob(".*.tmp")):
         shutil.rmtree(folder, ignore_errors=True)

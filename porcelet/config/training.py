@@ -81,7 +81,7 @@ class OptimizerConfig:
 
     name: str = "adamw"  # adamw | muon
     learning_rate: float = 3e-3
-    min_learning_rate: float = 3e-4
+    min_learning_rate: float = -1.0  # -1: a tenth of learning_rate
     schedule: str = "cosine"  # cosine | wsd | step | constant
     warmup_steps: int = 20
     decay_steps: int = 0
@@ -99,13 +99,20 @@ class OptimizerConfig:
         _one_of(self, "schedule", ("cosine", "wsd", "step", "constant"))
         _one_of(self, "decay_shape", ("linear", "sqrt"))
         _positive(self, "learning_rate", "max_grad_norm")
-        _at_least(self, 0, "min_learning_rate", "warmup_steps", "decay_steps", "final_steps", "weight_decay")
+        if self.min_learning_rate != -1:
+            _within(self, 0, self.learning_rate, "min_learning_rate")
+        _at_least(self, 0, "warmup_steps", "decay_steps", "final_steps", "weight_decay")
         _at_least(self, 0, "muon_learning_rate")
         for name in ("beta1", "beta2", "muon_momentum"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise InputError(f"{name} is {getattr(self, name)}; it must lie in [0, 1)")
         if self.schedule == "wsd" and not self.decay_steps:
             raise InputError("schedule is wsd and decay_steps is 0; say over how many steps the rate falls")
+
+    @property
+    def floor(self) -> float:
+        """The rate at the end of the fall."""
+        return self.learning_rate / 10 if self.min_learning_rate == -1 else self.min_learning_rate
 
 
 @dataclass(frozen=True, kw_only=True)

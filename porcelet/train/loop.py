@@ -33,6 +33,7 @@ from porcelet.train.optim import make_optimizer
 from porcelet.train.pause import Paused, watching
 from porcelet.train.rendering import Renderer
 from porcelet.train.rewards import Reward
+from porcelet.train.schedule import check_room
 from porcelet.train.sources import ROLLOUTS, Metrics, make_source
 from porcelet.train.spikes import SpikeRule
 from porcelet.train.start import start_model
@@ -91,6 +92,7 @@ def train(
 
 def begin(config: TrainConfig, model_fields: Mapping[str, Any], *, resume: bool, reward: Reward | None) -> Run:
     """A run before its first step, or behind its newest checkpoint. Raises what `train` raises."""
+    check_room(config)
     output, recipe = Path(config.output), checkpoint.recipe_of(config, model_fields)
     found = checkpoint.newest(output)
     if found and not resume:

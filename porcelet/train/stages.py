@@ -29,6 +29,7 @@ from porcelet.train.evaluate import evaluate_folder, save_evaluation
 from porcelet.train.loop import train
 from porcelet.train.pause import Paused
 from porcelet.train.recipe import combine, read_tables, tables_of
+from porcelet.train.schedule import check_room
 from porcelet.train.sources import Metrics
 
 
@@ -49,6 +50,13 @@ def read_stages(path: Path, overrides: Sequence[str] = ()) -> list[Stage]:
     Raises:
         InputError: the file is missing or malformed, or a key is unknown (the nearest one is named).
     """
+    stages = _read(path, overrides)
+    for stage in stages:  # not in TrainConfig, as a table for all stages may go without their steps
+        check_room(stage.config)
+    return stages
+
+
+def _read(path: Path, overrides: Sequence[str]) -> list[Stage]:
     tables, settings = read_tables(path), parse_settings(overrides)
     if "stage" not in tables:
         return [Stage("", *combine((tables, str(path)), (tables_of(settings), "command line")))]

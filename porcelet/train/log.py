@@ -21,7 +21,7 @@ from typing import Any
 from porcelet.config import TrainConfig
 from porcelet.errors import MissingExtraError
 from porcelet.train.files import write_durably, writing
-from porcelet.train.sources import Metrics
+from porcelet.train.types import Metrics
 
 log = logging.getLogger(__name__)
 

@@ -34,10 +34,11 @@ from porcelet.train.pause import Paused, watching
 from porcelet.train.rendering import Renderer
 from porcelet.train.rewards import Reward
 from porcelet.train.schedule import check_room
-from porcelet.train.sources import ROLLOUTS, Metrics, make_source
+from porcelet.train.sources import make_source
 from porcelet.train.spikes import SpikeRule
 from porcelet.train.start import start_model
 from porcelet.train.step import Run, Taken, take_step
+from porcelet.train.types import ROLLOUTS, Metrics
 
 log = logging.getLogger(__name__)
 

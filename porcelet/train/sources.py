@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,12 +17,8 @@ from porcelet.train.rewards import Reward, Term, load_rewards
 from porcelet.train.rollout import Rollout
 from porcelet.train.sampler import make_engine
 from porcelet.train.tasks import Task, load_task
+from porcelet.train.types import Metrics, Source
 from porcelet.types import Sample
-
-Metrics = dict[str, float]
-ROLLOUTS = ("grpo",)  # methods whose samples are drawn from the model; they are journalled
-
-Source = Callable[[int], tuple[list[Sample], Metrics]]  # step → its samples, and what is to log about them
 
 
 def make_source(config: TrainConfig, model: Transformer, renderer: Renderer, reward: Reward | None) -> Source:

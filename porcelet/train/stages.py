@@ -30,7 +30,7 @@ from porcelet.train.loop import train
 from porcelet.train.pause import Paused
 from porcelet.train.recipe import combine, read_tables, tables_of
 from porcelet.train.schedule import check_room
-from porcelet.train.sources import Metrics
+from porcelet.train.types import Metrics
 
 
 class Stage(NamedTuple):

@@ -10,9 +10,10 @@ from porcelet.errors import PorceletError
 from porcelet.train import checkpoint, journal, loop
 from porcelet.train.loop import train
 from porcelet.train.measure import Stopwatch
-from porcelet.train.sources import Answers, Metrics
+from porcelet.train.sources import Answers
 from porcelet.train.spikes import SpikeRule
 from porcelet.train.step import gradients
+from porcelet.train.types import Metrics
 from porcelet.types import Sample
 from tests.train.test_checkpoint import assert_same_run, train_until
 from tests.train.tiny_run import FIELDS, config, metrics_of, state_of

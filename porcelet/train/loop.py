@@ -64,7 +64,8 @@ def train(
         ModelError: the model to start from, or the checkpoint, cannot be read.
         CapacityError: the disk is full.
         Paused: the run is not at its end; it has a checkpoint of all its steps.
-        PorceletError: a step was refused by the spike rule; there is a checkpoint of the steps before it.
+        PorceletError: a step was refused by the spike rule; the checkpoint to resume from is named. It has all steps
+            before, unless the step's first updates were taken already.
     """
     began = time.monotonic()
     keep_freed_memory()
@@ -156,6 +157,8 @@ def _logged_step(run: Run, sink: Log) -> Metrics:
     if taken.objection:
         _keep(run, taken)
         _refuse(run, sink, taken)
+    elif taken.metrics["updates"]:
+        run.spikes.end()
     run.step += 1
     metrics = {"step": run.step, **taken.metrics, "skipped": run.spikes.num_skipped}
     sink.write(metrics)
@@ -170,18 +173,22 @@ def _keep(run: Run, taken: Taken) -> None:
 
 
 def _refuse(run: Run, sink: Log, taken: Taken) -> None:
-    """Count a step that was not taken, or end the run there."""
+    """Count a step that was not taken, or not to its end, or end the run there."""
     config, kept = run.config, journal.path_of(run.output / "spikes", run.step)
+    num_taken = int(taken.metrics["updates"])
+    what = f"the rest of the step, behind update {num_taken}," if num_taken else "the step"
     if config.on_spike == "skip" and run.spikes.num_in_row < config.spike_limit:
         run.spikes.skip()
-        log.warning("step %d is skipped: %s; its batch is %s", run.step + 1, taken.objection, kept)
+        log.warning("step %d: %s, so %s is skipped; its batch is %s", run.step + 1, taken.objection, what, kept)
         return
-    if not taken.metrics["updates"]:  # nothing has moved since the step before
+    if not num_taken:  # nothing has moved since the step before
         _save(run, sink)
+    found = checkpoint.newest(run.output)
+    place = f"behind {found}" if found else "from the first step, as there is no checkpoint yet"
     remedy = "on_spike=skip" if config.on_spike == "stop" else f"spike_limit above {config.spike_limit}"
     raise PorceletError(
-        f"step {run.step + 1}: {taken.objection}, so the step was not taken; its batch is {kept}. Resume with "
-        f"{remedy}, or start anew with optimizer.learning_rate below {config.optimizer.learning_rate}"
+        f"step {run.step + 1}: {taken.objection}, so {what} was not taken; its batch is {kept}. Resume with {remedy}, "
+        f"{place}, or start anew with optimizer.learning_rate below {config.optimizer.learning_rate}"
     )
 
 

@@ -36,13 +36,16 @@ class SpikeRule:
         return next(filter(None, reasons), "")
 
     def take(self, loss: float, norm: float) -> None:
-        """A step was taken."""
+        """A step's first update was taken: the next steps' are measured by it."""
         self.losses = [*self.losses, loss][-self.window :]
         self.norms = [*self.norms, norm][-self.window :]
+
+    def end(self) -> None:
+        """A step was taken to its end, without an objection to any of its updates."""
         self.num_in_row = 0
 
     def skip(self) -> None:
-        """A step was refused."""
+        """A step, or the rest of one, was refused."""
         self.num_skipped += 1
         self.num_in_row += 1
 

@@ -59,6 +59,8 @@ class DataConfig:
         _one_of(self, "too_long", ("refuse", "drop", "cut"))
         if self.weights and len(self.weights) != len(self.corpus):
             raise InputError(f"there are {len(self.weights)} weights for {len(self.corpus)} corpora; give each one")
+        if self.weights and not (all(0 <= weight < math.inf for weight in self.weights) and any(self.weights)):
+            raise InputError(f"weights are {self.weights}; they must be shares from 0 up, and not all 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,13 +158,13 @@ class PolicyConfig:
         _one_of(self, "loss", POLICY_LOSSES)
         _one_of(self, "sampler_weights", ("float32", "int8"))
         _one_of(self, "kl_estimator", ("k3", "unbiased"))
-        _at_least(self, 1, "group_size", "max_new_tokens", "updates_per_rollout", "minibatches")
+        _at_least(self, 1, "max_new_tokens", "updates_per_rollout", "minibatches")
         _positive(self, "temperature")
         _at_least(self, 0, "clip_low", "clip_high", "kl_weight", "reference_every", "importance_cap", "redraws")
         _at_least(self, 0, "off_policy_limit")
         _within(self, 0, self.max_new_tokens, "overlong_buffer")
-        if self.loss == "rloo" and self.group_size < 2:
-            raise InputError("group_size is 1; rloo compares an answer with the others of its group, raise it")
+        if self.group_size < 2:
+            raise InputError(f"group_size is {self.group_size}; a group compares answers, so it needs at least 2")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,7 +250,8 @@ class TrainConfig:
 
     A step is refused whose loss or gradient norm is not finite or, with `spike_deviations` k, above mean + k standard
     deviations of the last `spike_window` steps. `on_spike` "stop" ends the run there; "skip" goes on without it, but
-    stops after more than `spike_limit` in a row. Its batch is kept in `output`/spikes.
+    stops after more than `spike_limit` in a row. Its batch is kept in `output`/spikes. Of a step with several updates,
+    those before the refused one stand.
     """
 
     method: str = "pretrain"

@@ -225,8 +225,8 @@ def test_more_minibatches_than_groups_are_refused() -> None:
     """The remedy names both numbers."""
     with pytest.raises(InputError, match="minibatches is 3; a step has 2 groups"):
         TrainConfig(method="grpo", samples_per_step=8, policy=PolicyConfig(group_size=4, minibatches=3))
-    with pytest.raises(InputError, match="group_size is 1; rloo"):
-        PolicyConfig(loss="rloo", group_size=1)
+    with pytest.raises(InputError, match="group_size is 1; a group compares"):
+        PolicyConfig(group_size=1)
 
 
 def test_answers_are_split_at_the_end_of_their_reasoning(tmp_path: Path) -> None:

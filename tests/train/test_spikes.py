@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from porcelet.errors import PorceletError
+from porcelet.errors import ModelError, PorceletError
 from porcelet.train import checkpoint, journal, loop, step
 from porcelet.train.loop import train
 from porcelet.train.measure import Stopwatch
@@ -139,6 +139,8 @@ def test_rule_judges_by_the_last_steps_taken() -> None:
     other = SpikeRule(window=4, deviations=2.0)
     other.restore(rule.state())
     assert other == rule and other.losses == [1.0, 3.0]
+    with pytest.raises(ModelError, match=r"state\.json is damaged: spikes has no 'losses'"):
+        other.restore({})
     for value in (5.0, 5.0, 5.0):
         rule.take(value, 1.0)
     assert rule.losses == [3.0, 5.0, 5.0, 5.0]

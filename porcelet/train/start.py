@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ def start_model(config: TrainConfig, model_fields: Mapping[str, Any], output: Pa
         raise InputError(f"output {config.output} is the model to start from; choose another output")
     if not config.model and config.context_extension != 1.0:
         raise InputError("context_extension continues a model: give model=FOLDER, or a new one rope_scaling")
+    if config.dtype != "float32" and os.environ.get("PORCELET_KERNELS") == "reference":
+        raise InputError(f"dtype is {config.dtype!r}, and PORCELET_KERNELS=reference computes in float32; unset one")
     claim(output)
     if not config.model:
         if config.data.corpus:

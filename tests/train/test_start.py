@@ -53,3 +53,13 @@ def test_run_that_reached_no_checkpoint_can_be_started_again(tmp_path: Path) -> 
     train_until(config(tmp_path), FIELDS, 2)
     train(config(tmp_path, steps=2), FIELDS)
     assert [line["step"] for line in metrics_of(tmp_path)] == [1, 2]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "fp8"])
+def test_number_format_without_its_kernels_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    """The definitions alone compute in float32, which nobody asked for."""
+    monkeypatch.setenv("PORCELET_KERNELS", "reference")
+    with pytest.raises(InputError, match=f"dtype is '{dtype}', and PORCELET_KERNELS=reference"):
+        train(config(tmp_path, dtype=dtype), FIELDS)

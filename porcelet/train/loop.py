@@ -51,13 +51,14 @@ def train(
     resume: bool = False,
     reward: Reward | None = None,
     minutes: float = math.inf,
+    unsafe_sandbox: bool = False,
 ) -> Path:
     """Run a recipe to its end; the folder that then holds the model in Hugging Face form, with its tokenizer.
 
     `model_fields` are the recipe's [model] table, empty if `config.model` names a folder to start from. `report` sees
     each step's metrics. A `reward` given here stands in for those of the recipe. With `resume`, a run found in
     `config.output` continues behind its newest checkpoint. After `minutes`, or on SIGINT and SIGTERM, the run pauses:
-    the numbers are the same however often it does.
+    the numbers are the same however often it does. `unsafe_sandbox` lets rewards run code without a sandbox.
 
     Raises:
         InputError: the recipe cannot be used, or `config.output` holds another run, or one and `resume` was not given.
@@ -69,7 +70,7 @@ def train(
     """
     began = time.monotonic()
     keep_freed_memory()
-    run = begin(config, model_fields, resume=resume, reward=reward)
+    run = begin(config, model_fields, resume=resume, reward=reward, unsafe_sandbox=unsafe_sandbox)
     with _deterministic(), open_log(config, run.recipe, run.step) as sink, watching(60 * minutes, began) as watch:
         while run.step < config.steps:
             start = time.monotonic()
@@ -92,7 +93,14 @@ def train(
     return run.output
 
 
-def begin(config: TrainConfig, model_fields: Mapping[str, Any], *, resume: bool, reward: Reward | None) -> Run:
+def begin(
+    config: TrainConfig,
+    model_fields: Mapping[str, Any],
+    *,
+    resume: bool,
+    reward: Reward | None,
+    unsafe_sandbox: bool = False,
+) -> Run:
     """A run before its first step, or behind its newest checkpoint. Raises what `train` raises."""
     check_room(config)
     output, recipe = Path(config.output), checkpoint.recipe_of(config, model_fields)
@@ -110,7 +118,7 @@ def begin(config: TrainConfig, model_fields: Mapping[str, Any], *, resume: bool,
         spikes.restore(header.spikes)
         _prune(config, header.step)  # a run that was killed between a checkpoint and this
     lora.refresh(model)
-    source = make_source(config, model, Renderer(output), reward)
+    source = make_source(config, model, Renderer(output), reward, unsafe_sandbox=unsafe_sandbox)
     _clear(output, resume=resume)
     if config.method in ROLLOUTS:
         rule = [config.spike_window, config.spike_deviations]

@@ -21,7 +21,14 @@ from porcelet.train.types import Metrics, Source
 from porcelet.types import Sample
 
 
-def make_source(config: TrainConfig, model: Transformer, renderer: Renderer, reward: Reward | None) -> Source:
+def make_source(
+    config: TrainConfig,
+    model: Transformer,
+    renderer: Renderer,
+    reward: Reward | None,
+    *,
+    unsafe_sandbox: bool = False,
+) -> Source:
     """The source that the recipe asks for.
 
     Raises:
@@ -41,7 +48,8 @@ def make_source(config: TrainConfig, model: Transformer, renderer: Renderer, rew
     task = load_task(config.task.name, config.task.options)
     if config.method == "grpo":
         _check_room(config, model, renderer, task)
-        rewards = (Term("reward", reward),) if reward else load_rewards(config.rewards)
+        own = (Term("reward", reward),) if reward else ()
+        rewards = own or load_rewards(config.rewards, unsafe_sandbox=unsafe_sandbox)
         engine, reference = make_engine(model, config.policy), _reference(config, model)
         return Rollout(engine, model, task, renderer, config, rewards, reference)
     first = renderer.sample(task.draw(config.seed, 0))

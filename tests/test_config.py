@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from porcelet.config import (
+    DataConfig,
     EngineConfig,
     ModelConfig,
     TrainConfig,
@@ -138,6 +139,14 @@ def test_override_converts_and_names_the_nearest_key() -> None:
         override(EngineConfig(), {"cache_tokens": "x"}, "--set")
     with pytest.raises(InputError, match="key=value"):
         parse_settings(["weights"])
+
+
+@pytest.mark.parametrize("weights", [(1.0, -1.0), (1.0, math.nan), (0.0, 0.0), (1.0, math.inf)])
+def test_weights_that_are_no_shares_are_refused(weights: tuple[float, ...]) -> None:
+    """Below 0, not a number, infinite, or all 0; one of them may be 0."""
+    with pytest.raises(InputError, match="weights are"):
+        DataConfig(corpus=("one", "two"), weights=weights)
+    assert DataConfig(corpus=("one", "two"), weights=(0.0, 0.5)).weights == (0.0, 0.5)
 
 
 @pytest.mark.parametrize("values", [{"method": "dpo"}, {"steps": 0}, {"method": "grpo", "samples_per_step": 63}])

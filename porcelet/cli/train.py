@@ -31,6 +31,7 @@ def train(
     minutes: Annotated[
         float, typer.Option(min=0.0, help="Pause with a checkpoint before so many minutes are over; 0: never.")
     ] = 0.0,
+    unsafe_sandbox: Annotated[bool, typer.Option(help="Run code rewards without bubblewrap.")] = False,
 ) -> None:
     """Train a model by a recipe: pre-training, fine-tuning or reinforcement learning.
 
@@ -44,7 +45,7 @@ def train(
     stages = read_stages(recipe, overrides or [])
     left = minutes - (time.monotonic() - start) / 60 if minutes else float("inf")
     try:
-        output = run_stages(stages, _progress, resume=resume, minutes=left)
+        output = run_stages(stages, _progress, resume=resume, minutes=left, unsafe_sandbox=unsafe_sandbox)
     except Paused as pause:
         if not pause.asked:
             raise
@@ -58,7 +59,7 @@ def train(
         print(f"make it a model: porcelet merge {config.model} {output / 'adapter'} FOLDER")
         return
     if not config.data.conversations:
-        _print_result(config, output)
+        _print_result(config, output, unsafe_sandbox=unsafe_sandbox)
     print(f"talk to it: porcelet chat --model {output}")
 
 
@@ -93,6 +94,8 @@ def summary(metrics: dict[str, float], seconds_left: float) -> str:
     """The numbers of a step that matter while it runs, and the time left."""
     parts = [f"{label} {metrics[name]:.3f}" for name, label in SHOWN.items() if name in metrics]
     parts += [f"{metrics['tokens_per_second']:.0f} tokens/s", f"{metrics['peak_bytes'] / 1e9:.1f} GB"]
+    if metrics.get("reward_failures"):
+        parts.append(f"failed rewards {metrics['reward_failures']:.0f}")
     if metrics["skipped"]:
         parts.append(f"skipped {metrics['skipped']:.0f}")
     minutes, rest = divmod(round(seconds_left), 60)
@@ -100,7 +103,7 @@ def summary(metrics: dict[str, float], seconds_left: float) -> str:
     return "  ".join([*parts, f"{hours}:{minutes:02}:{rest:02} left"])
 
 
-def _print_result(config: TrainConfig, output: Path) -> None:
+def _print_result(config: TrainConfig, output: Path, *, unsafe_sandbox: bool) -> None:
     """What the saved model can do with problems it was never trained on, beside what it could before."""
     from porcelet.train.corpus.bits import held_out_bits
     from porcelet.train.evaluate import held_out_accuracy
@@ -116,6 +119,9 @@ def _print_result(config: TrainConfig, output: Path) -> None:
         num = min(5, len(rewards))
         first, last = statistics.fmean(rewards[:num]), statistics.fmean(rewards[-num:])
         print(f"mean reward: {first:.3f} in the first {num} steps, {last:.3f} in the last")
-    accuracy, count = held_out_accuracy(output, config)
-    before = f" (before: {held_out_accuracy(Path(config.model), config)[0]:.1%})" if config.model else ""
+    accuracy, count = held_out_accuracy(output, config, unsafe_sandbox=unsafe_sandbox)
+    before = ""
+    if config.model:
+        share, _ = held_out_accuracy(Path(config.model), config, unsafe_sandbox=unsafe_sandbox)
+        before = f" (before: {share:.1%})"
     print(f"held-out {config.task.name} answered exactly: {accuracy:.1%}{before} of {count}")

@@ -59,6 +59,8 @@ class DataConfig:
         _one_of(self, "too_long", ("refuse", "drop", "cut"))
         if self.weights and len(self.weights) != len(self.corpus):
             raise InputError(f"there are {len(self.weights)} weights for {len(self.corpus)} corpora; give each one")
+        if self.weights and not (all(0 <= weight < math.inf for weight in self.weights) and any(self.weights)):
+            raise InputError(f"weights are {self.weights}; they must be shares from 0 up, and not all 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +83,7 @@ class OptimizerConfig:
 
     name: str = "adamw"  # adamw | muon
     learning_rate: float = 3e-3
-    min_learning_rate: float = 3e-4
+    min_learning_rate: float = -1.0  # -1: a tenth of learning_rate
     schedule: str = "cosine"  # cosine | wsd | step | constant
     warmup_steps: int = 20
     decay_steps: int = 0
@@ -99,13 +101,20 @@ class OptimizerConfig:
         _one_of(self, "schedule", ("cosine", "wsd", "step", "constant"))
         _one_of(self, "decay_shape", ("linear", "sqrt"))
         _positive(self, "learning_rate", "max_grad_norm")
-        _at_least(self, 0, "min_learning_rate", "warmup_steps", "decay_steps", "final_steps", "weight_decay")
+        if self.min_learning_rate != -1:
+            _within(self, 0, self.learning_rate, "min_learning_rate")
+        _at_least(self, 0, "warmup_steps", "decay_steps", "final_steps", "weight_decay")
         _at_least(self, 0, "muon_learning_rate")
         for name in ("beta1", "beta2", "muon_momentum"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise InputError(f"{name} is {getattr(self, name)}; it must lie in [0, 1)")
         if self.schedule == "wsd" and not self.decay_steps:
             raise InputError("schedule is wsd and decay_steps is 0; say over how many steps the rate falls")
+
+    @property
+    def floor(self) -> float:
+        """The rate at the end of the fall."""
+        return self.learning_rate / 10 if self.min_learning_rate == -1 else self.min_learning_rate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,13 +158,13 @@ class PolicyConfig:
         _one_of(self, "loss", POLICY_LOSSES)
         _one_of(self, "sampler_weights", ("float32", "int8"))
         _one_of(self, "kl_estimator", ("k3", "unbiased"))
-        _at_least(self, 1, "group_size", "max_new_tokens", "updates_per_rollout", "minibatches")
+        _at_least(self, 1, "max_new_tokens", "updates_per_rollout", "minibatches")
         _positive(self, "temperature")
         _at_least(self, 0, "clip_low", "clip_high", "kl_weight", "reference_every", "importance_cap", "redraws")
         _at_least(self, 0, "off_policy_limit")
         _within(self, 0, self.max_new_tokens, "overlong_buffer")
-        if self.loss == "rloo" and self.group_size < 2:
-            raise InputError("group_size is 1; rloo compares an answer with the others of its group, raise it")
+        if self.group_size < 2:
+            raise InputError(f"group_size is {self.group_size}; a group compares answers, so it needs at least 2")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,7 +250,8 @@ class TrainConfig:
 
     A step is refused whose loss or gradient norm is not finite or, with `spike_deviations` k, above mean + k standard
     deviations of the last `spike_window` steps. `on_spike` "stop" ends the run there; "skip" goes on without it, but
-    stops after more than `spike_limit` in a row. Its batch is kept in `output`/spikes.
+    stops after more than `spike_limit` in a row. Its batch is kept in `output`/spikes. Of a step with several updates,
+    those before the refused one stand.
     """
 
     method: str = "pretrain"

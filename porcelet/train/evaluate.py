@@ -69,10 +69,10 @@ def evaluate_folder(folder: Path, config: TrainConfig, *, unsafe_sandbox: bool =
     return evaluate(engine, Renderer(folder), problems, rewards, wanted, config.policy.max_new_tokens)
 
 
-def held_out_accuracy(folder: Path, config: TrainConfig) -> tuple[float, int]:
+def held_out_accuracy(folder: Path, config: TrainConfig, *, unsafe_sandbox: bool = False) -> tuple[float, int]:
     """The share of all held-out problems of the task that a saved model solves greedily; and their number."""
     whole = EvaluateConfig(num_problems=sys.maxsize, temperature=0.0)
-    found = evaluate_folder(folder, dataclasses.replace(config, evaluate=whole))
+    found = evaluate_folder(folder, dataclasses.replace(config, evaluate=whole), unsafe_sandbox=unsafe_sandbox)
     return found.pass_at[1].value, found.num_problems
 
 

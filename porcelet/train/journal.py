@@ -19,7 +19,7 @@ from typing import Any
 
 from porcelet.errors import ModelError
 from porcelet.train.files import write_durably
-from porcelet.train.sources import Metrics, Source
+from porcelet.train.types import Metrics, Source
 from porcelet.types import Sample
 
 log = logging.getLogger(__name__)

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from porcelet.config import TrainConfig
-from porcelet.errors import MissingExtraError
+from porcelet.errors import MissingExtraError, ModelError
 from porcelet.train.files import write_durably, writing
-from porcelet.train.sources import Metrics
+from porcelet.train.types import Metrics
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +41,7 @@ def open_log(config: TrainConfig, recipe: Mapping[str, Any], first: int) -> Iter
 
     Raises:
         MissingExtraError: a place's package is not installed.
+        ModelError: what an earlier session left there is damaged.
         CapacityError: the disk is full.
     """
     output = Path(config.output)
@@ -111,7 +112,7 @@ def tensorboard(folder: Path, first: int) -> Sink:
 def trackio(config: TrainConfig, recipe: Mapping[str, Any], first: int) -> Sink:
     """A run of a trackio project, under the name of the output folder."""
     module, note = _required("trackio"), Path(config.output) / "trackio.step"
-    sent = int(note.read_text(encoding="ascii")) if first and note.exists() else 0
+    sent = _noted(note) if first and note.exists() else 0
     run = config.output.strip("/").replace("/", "-")
     module.init(project=config.log.trackio, name=run, config=dict(recipe), resume="allow" if sent else "never")
 
@@ -119,10 +120,19 @@ def trackio(config: TrainConfig, recipe: Mapping[str, Any], first: int) -> Sink:
         step = int(metrics["step"])
         if step > sent:
             module.log({name: value for name, value in metrics.items() if name != "step"}, step=step)
-            with writing(note):
-                note.write_text(str(step), encoding="ascii")
+            write_durably(note, str(step))
 
     return Sink(write, lambda: None, module.finish)
+
+
+def _noted(note: Path) -> int:
+    try:
+        return int(note.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as problem:
+        raise ModelError(
+            f"{note} cannot be read: {problem}; write the last step that trackio has into it, or delete it to send a "
+            "new run there"
+        ) from problem
 
 
 def _required(package: str) -> Any:
@@ -133,12 +143,20 @@ def _required(package: str) -> Any:
 
 
 def _lines_up_to(path: Path, last: int) -> list[str]:
-    """A metrics file's lines of the steps up to `last`; a line that was cut off ends them."""
+    """A metrics file's lines of the steps up to `last`; a line that was cut off ends them.
+
+    Raises:
+        ModelError: a line is damaged.
+    """
     kept: list[str] = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else ():
-        if not line.endswith("\n") or json.loads(line)["step"] > last:
-            break
-        kept.append(line)
+    try:
+        for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else ():
+            if not line.endswith("\n") or json.loads(line)["step"] > last:
+                break
+            kept.append(line)
+    except (OSError, ValueError, TypeError, KeyError) as problem:
+        place = f"{path}, behind line {len(kept)},"
+        raise ModelError(f"{place} cannot be read: {problem}; delete that line, or the file, and resume") from problem
     if len(kept) < last:
         log.warning("%s has %d of the %d steps that the checkpoint counts; the others are lost", path, len(kept), last)
     return kept

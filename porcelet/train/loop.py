@@ -33,10 +33,12 @@ from porcelet.train.optim import make_optimizer
 from porcelet.train.pause import Paused, watching
 from porcelet.train.rendering import Renderer
 from porcelet.train.rewards import Reward
-from porcelet.train.sources import ROLLOUTS, Metrics, make_source
+from porcelet.train.schedule import check_room
+from porcelet.train.sources import make_source
 from porcelet.train.spikes import SpikeRule
 from porcelet.train.start import start_model
 from porcelet.train.step import Run, Taken, take_step
+from porcelet.train.types import ROLLOUTS, Metrics
 
 log = logging.getLogger(__name__)
 
@@ -49,24 +51,26 @@ def train(
     resume: bool = False,
     reward: Reward | None = None,
     minutes: float = math.inf,
+    unsafe_sandbox: bool = False,
 ) -> Path:
     """Run a recipe to its end; the folder that then holds the model in Hugging Face form, with its tokenizer.
 
     `model_fields` are the recipe's [model] table, empty if `config.model` names a folder to start from. `report` sees
     each step's metrics. A `reward` given here stands in for those of the recipe. With `resume`, a run found in
     `config.output` continues behind its newest checkpoint. After `minutes`, or on SIGINT and SIGTERM, the run pauses:
-    the numbers are the same however often it does.
+    the numbers are the same however often it does. `unsafe_sandbox` lets rewards run code without a sandbox.
 
     Raises:
         InputError: the recipe cannot be used, or `config.output` holds another run, or one and `resume` was not given.
         ModelError: the model to start from, or the checkpoint, cannot be read.
         CapacityError: the disk is full.
         Paused: the run is not at its end; it has a checkpoint of all its steps.
-        PorceletError: a step was refused by the spike rule; there is a checkpoint of the steps before it.
+        PorceletError: a step was refused by the spike rule; the checkpoint to resume from is named. It has all steps
+            before, unless the step's first updates were taken already.
     """
     began = time.monotonic()
     keep_freed_memory()
-    run = begin(config, model_fields, resume=resume, reward=reward)
+    run = begin(config, model_fields, resume=resume, reward=reward, unsafe_sandbox=unsafe_sandbox)
     with _deterministic(), open_log(config, run.recipe, run.step) as sink, watching(60 * minutes, began) as watch:
         while run.step < config.steps:
             start = time.monotonic()
@@ -89,8 +93,16 @@ def train(
     return run.output
 
 
-def begin(config: TrainConfig, model_fields: Mapping[str, Any], *, resume: bool, reward: Reward | None) -> Run:
+def begin(
+    config: TrainConfig,
+    model_fields: Mapping[str, Any],
+    *,
+    resume: bool,
+    reward: Reward | None,
+    unsafe_sandbox: bool = False,
+) -> Run:
     """A run before its first step, or behind its newest checkpoint. Raises what `train` raises."""
+    check_room(config)
     output, recipe = Path(config.output), checkpoint.recipe_of(config, model_fields)
     found = checkpoint.newest(output)
     if found and not resume:
@@ -106,7 +118,7 @@ def begin(config: TrainConfig, model_fields: Mapping[str, Any], *, resume: bool,
         spikes.restore(header.spikes)
         _prune(config, header.step)  # a run that was killed between a checkpoint and this
     lora.refresh(model)
-    source = make_source(config, model, Renderer(output), reward)
+    source = make_source(config, model, Renderer(output), reward, unsafe_sandbox=unsafe_sandbox)
     _clear(output, resume=resume)
     if config.method in ROLLOUTS:
         rule = [config.spike_window, config.spike_deviations]
@@ -117,7 +129,7 @@ def begin(config: TrainConfig, model_fields: Mapping[str, Any], *, resume: bool,
 
 def _clear(output: Path, *, resume: bool) -> None:
     """Drop half a model that a killed run was saving, and what a run that never reached a checkpoint left, unless it
-    is to be resumed."""
+    is to be resumed. The folder is a run's own (`start.claim`)."""
     stale = [] if resume else [output / name for name in ("reference", "rollouts", "spikes", "tensorboard")]
     for folder in (*stale, *output.glob(".*.tmp")):
         shutil.rmtree(folder, ignore_errors=True)
@@ -153,6 +165,8 @@ def _logged_step(run: Run, sink: Log) -> Metrics:
     if taken.objection:
         _keep(run, taken)
         _refuse(run, sink, taken)
+    elif taken.metrics["updates"]:
+        run.spikes.end()
     run.step += 1
     metrics = {"step": run.step, **taken.metrics, "skipped": run.spikes.num_skipped}
     sink.write(metrics)
@@ -167,18 +181,22 @@ def _keep(run: Run, taken: Taken) -> None:
 
 
 def _refuse(run: Run, sink: Log, taken: Taken) -> None:
-    """Count a step that was not taken, or end the run there."""
+    """Count a step that was not taken, or not to its end, or end the run there."""
     config, kept = run.config, journal.path_of(run.output / "spikes", run.step)
+    num_taken = int(taken.metrics["updates"])
+    what = f"the rest of the step, behind update {num_taken}," if num_taken else "the step"
     if config.on_spike == "skip" and run.spikes.num_in_row < config.spike_limit:
         run.spikes.skip()
-        log.warning("step %d is skipped: %s; its batch is %s", run.step + 1, taken.objection, kept)
+        log.warning("step %d: %s, so %s is skipped; its batch is %s", run.step + 1, taken.objection, what, kept)
         return
-    if not taken.metrics["updates"]:  # nothing has moved since the step before
+    if not num_taken:  # nothing has moved since the step before
         _save(run, sink)
+    found = checkpoint.newest(run.output)
+    place = f"behind {found}" if found else "from the first step, as there is no checkpoint yet"
     remedy = "on_spike=skip" if config.on_spike == "stop" else f"spike_limit above {config.spike_limit}"
     raise PorceletError(
-        f"step {run.step + 1}: {taken.objection}, so the step was not taken; its batch is {kept}. Resume with "
-        f"{remedy}, or start anew with optimizer.learning_rate below {config.optimizer.learning_rate}"
+        f"step {run.step + 1}: {taken.objection}, so {what} was not taken; its batch is {kept}. Resume with {remedy}, "
+        f"{place}, or start anew with optimizer.learning_rate below {config.optimizer.learning_rate}"
     )
 
 

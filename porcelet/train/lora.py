@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,10 +61,6 @@ class Adapted(Linear):
         """Merge anew, in place: a recorded step of the engine reads the weight where it lies."""
         assert isinstance(self.weight, Tensor)
         self.weight.copy_(merged(self.base, self.lora_A, self.lora_B, self.scale))
-
-    def swap(self) -> None:
-        """Let base and merged weight change places."""
-        self.weight, self.base = self.base, self.weight
 
 
 class _Product(torch.autograd.Function):
@@ -132,19 +126,6 @@ def refresh(model: Transformer) -> None:
     """Merge all adapters anew: after each step of the optimizer, and after a checkpoint was restored."""
     for layer in adapted_layers(model).values():
         layer.refresh()
-
-
-@contextmanager
-def without_adapters(model: Transformer) -> Iterator[Transformer]:
-    """The base, which costs no copy: the reference of a KL term. Nothing may be trained inside."""
-    layers = list(adapted_layers(model).values())
-    for layer in layers:
-        layer.swap()
-    try:
-        yield model
-    finally:
-        for layer in layers:
-            layer.swap()
 
 
 def save_result(model: Transformer, config: TrainConfig, output: Path) -> None:

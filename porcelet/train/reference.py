@@ -21,6 +21,7 @@ from torch import Tensor
 from porcelet.errors import ModelError
 from porcelet.models.transformer import Transformer
 from porcelet.train import checkpoint
+from porcelet.train.files import flush, writing
 
 
 class Reference:
@@ -36,6 +37,7 @@ class Reference:
 
         Raises:
             ModelError: its file is missing or damaged.
+            CapacityError: the disk is full, or a file is where its folder belongs.
         """
         wanted = step - step % self.every if self.every else 0
         if self._frozen is None or self._made_at != wanted:
@@ -50,10 +52,13 @@ class Reference:
     def _write(self, step: int) -> None:
         """Keep the model of this moment; drop those that no checkpoint needs any more."""
         path = self._path(step)
-        path.parent.mkdir(exist_ok=True)
         unfinished = path.with_suffix(".unfinished")
-        save_file({name: tensor.detach() for name, tensor in _tensors(self.model)}, unfinished)
-        os.replace(unfinished, path)
+        with writing(path):
+            path.parent.mkdir(exist_ok=True)
+            save_file({name: tensor.detach() for name, tensor in _tensors(self.model)}, unfinished)
+            flush(unfinished)
+            os.replace(unfinished, path)
+            flush(path.parent)
         found = checkpoint.newest(self.output)
         done = int(found.name.removeprefix("step-")) if found else 0
         needed = done - done % self.every if self.every else 0

@@ -21,7 +21,14 @@ from porcelet.errors import InputError, MissingExtraError
 from porcelet.train.evaluate import Evaluation, Shown, read_evaluation
 
 # What is drawn, in this order, of whatever a stage logged; several names share one plot.
-PLOTS = (("loss", "cross_entropy"), ("reward",), ("no_signal", "clipped"), ("answer_tokens",), ("max_violation",))
+PLOTS = (
+    ("loss", "cross_entropy"),
+    ("reward",),
+    ("no_signal", "completions/clipped_ratio"),
+    ("completions/mean_length",),
+    ("clip_ratio/region_mean",),
+    ("max_violation",),
+)
 TEXTS = {
     "en": {
         "title": "Training report", "stage": "Stage", "steps": "Steps", "minutes": "Minutes", "tokens": "Tokens",
@@ -63,8 +70,7 @@ class Stage:
 
     @property
     def minutes(self) -> float:
-        spent = (line["tokens"] / line["tokens_per_second"] for line in self.metrics if line["tokens_per_second"])
-        return sum(spent) / 60
+        return sum(line["seconds"] for line in self.metrics) / 60
 
     @cached_property
     def plots(self) -> list[Markup]:
@@ -82,7 +88,7 @@ def write_report(folders: Sequence[Path], output: Path, language: str = "en") ->
     if language not in TEXTS:
         raise InputError(f"the report's language is {language!r}; known: {', '.join(TEXTS)}")
     text = TEXTS[language]
-    stages = [_read_stage(folder) for folder in folders]
+    stages = [read_stage(folder) for folder in folders]
     found = [stage.evaluation for stage in stages if stage.evaluation]
     page = Environment(loader=PackageLoader("porcelet.train", ""), autoescape=True, trim_blocks=False)
     html = page.get_template("report.html.jinja").render(
@@ -97,7 +103,12 @@ def write_report(folders: Sequence[Path], output: Path, language: str = "en") ->
     return output
 
 
-def _read_stage(folder: Path) -> Stage:
+def read_stage(folder: Path) -> Stage:
+    """What the folder of a run says.
+
+    Raises:
+        InputError: it holds no run.
+    """
     path = folder / "metrics.jsonl"
     if not path.is_file():
         raise InputError(f"{folder} holds no metrics.jsonl; give the output folders of finished stages")

@@ -22,6 +22,7 @@ from itertools import chain
 
 from porcelet.config import PolicyConfig, TrainConfig
 from porcelet.engine.engine import Engine
+from porcelet.errors import InputError
 from porcelet.models.transformer import Transformer
 from porcelet.train.advantages import advantages, has_signal, overlong_penalty
 from porcelet.train.answers import read_answer
@@ -88,6 +89,8 @@ class Rollout:
         size = self.config.policy.group_size
         problems = [self.task.draw(self.config.seed, position) for position in positions]
         prompts = [self.renderer.prompt(problem.question) for problem in problems]
+        for problem, prompt in zip(problems, prompts, strict=True):
+            require_room(problem.question, prompt, self.model.config.max_position_embeddings)
         outputs = self.engine.generate(prompts, [self._sampling(position) for position in positions])
         each = [problem for problem in problems for _ in range(size)]
         answers = [read_answer(output, prompts[i // size], self.renderer.tokenizer) for i, output in enumerate(outputs)]
@@ -134,6 +137,20 @@ class Rollout:
             dataclasses.replace(sample, reference_logprobs=logprobs)
             for sample, logprobs in zip(samples, score_drawn(frozen, samples, self.config), strict=True)
         ]
+
+
+def require_room(question: str, prompt: Sequence[int], longest: int) -> None:
+    """Refuse a prompt behind which not one token has room.
+
+    Raises:
+        InputError: names the question.
+    """
+    if len(prompt) >= longest:
+        raise InputError(
+            f"the problem {question[:60]!r} has a prompt of {len(prompt)} tokens; the model has "
+            f"max_position_embeddings {longest}, for prompt and answer: leave it out, or start from a model with "
+            "a longer context"
+        )
 
 
 def to_samples(group: Sequence[Episode], config: PolicyConfig) -> list[Sample]:

@@ -1,6 +1,6 @@
 """What changes over a run: the learning rate, and the weights that V3 lowers late. Functions of the step alone.
 
-    warm-up (linear) → constant → fall over `decay_steps` → constant at `min_learning_rate` for `final_steps`
+    warm-up (linear) → constant → fall over `decay_steps` → constant at the floor for `final_steps`
 
     "cosine"    half a cosine; without decay_steps it begins after the warm-up
     "wsd"       warmup-stable-decay (Hu et al. 2024): linear, or 1 - sqrt (Hägele et al. 2024)
@@ -17,12 +17,13 @@ import dataclasses
 import math
 
 from porcelet.config import OptimizerConfig, TrainConfig
+from porcelet.errors import InputError
 
 STEPS = ((0.6, 0.316), (0.9, 0.316))  # V2's: share of the run, factor
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
-    """The rate of step 0, 1, ...; the last step of a fall has the minimum."""
+    """The rate of step 0, 1, ...; the last step of a fall has the floor."""
     rates = config.optimizer
     if step < rates.warmup_steps:
         return rates.learning_rate * (step + 1) / rates.warmup_steps
@@ -33,7 +34,21 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     end = config.steps - 1 - rates.final_steps
     begin = max(rates.warmup_steps, end - rates.decay_steps) if rates.decay_steps else rates.warmup_steps
     progress = min(1.0, max(0.0, (step - begin) / max(1, end - begin)))
-    return rates.min_learning_rate + (rates.learning_rate - rates.min_learning_rate) * _height(progress, rates)
+    return rates.floor + (rates.learning_rate - rates.floor) * _height(progress, rates)
+
+
+def check_room(config: TrainConfig) -> None:
+    """Refuse a schedule that is longer than its run.
+
+    Raises:
+        InputError: names its parts.
+    """
+    rates = config.optimizer
+    if rates.warmup_steps + rates.decay_steps + rates.final_steps > config.steps:
+        raise InputError(
+            f"[optimizer] warmup_steps {rates.warmup_steps} + decay_steps {rates.decay_steps} + final_steps "
+            f"{rates.final_steps} are more than the {config.steps} steps of the run; lower one, or raise steps"
+        )
 
 
 def _height(progress: float, rates: OptimizerConfig) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,18 +14,21 @@ from porcelet.train.corpus.store import open_store, tokenizer_sha256
 from porcelet.train.reference import Reference
 from porcelet.train.rendering import Renderer
 from porcelet.train.rewards import Reward, Term, load_rewards
-from porcelet.train.rollout import Rollout
+from porcelet.train.rollout import Rollout, require_room
 from porcelet.train.sampler import make_engine
-from porcelet.train.tasks import Task, load_task
+from porcelet.train.tasks import FiniteTask, Task, load_task
+from porcelet.train.types import Metrics, Source
 from porcelet.types import Sample
 
-Metrics = dict[str, float]
-ROLLOUTS = ("grpo",)  # methods whose samples are drawn from the model; they are journalled
 
-Source = Callable[[int], tuple[list[Sample], Metrics]]  # step → its samples, and what is to log about them
-
-
-def make_source(config: TrainConfig, model: Transformer, renderer: Renderer, reward: Reward | None) -> Source:
+def make_source(
+    config: TrainConfig,
+    model: Transformer,
+    renderer: Renderer,
+    reward: Reward | None,
+    *,
+    unsafe_sandbox: bool = False,
+) -> Source:
     """The source that the recipe asks for.
 
     Raises:
@@ -45,13 +47,28 @@ def make_source(config: TrainConfig, model: Transformer, renderer: Renderer, rew
         return _pretraining(config, model)
     task = load_task(config.task.name, config.task.options)
     if config.method == "grpo":
-        rewards = (Term("reward", reward),) if reward else load_rewards(config.rewards)
+        _check_room(config, model, renderer, task)
+        own = (Term("reward", reward),) if reward else ()
+        rewards = own or load_rewards(config.rewards, unsafe_sandbox=unsafe_sandbox)
         engine, reference = make_engine(model, config.policy), _reference(config, model)
         return Rollout(engine, model, task, renderer, config, rewards, reference)
     first = renderer.sample(task.draw(config.seed, 0))
     learnt = [token for token, weight in zip(first.tokens, first.weights, strict=True) if weight]
     renderer.require_end(learnt[-1], ends, f"task {config.task.name}")
     return Answers(task, renderer, config)
+
+
+def _check_room(config: TrainConfig, model: Transformer, renderer: Renderer, task: Task) -> None:
+    """Refuse answers, and the longest problem of a task that lists them, which leave no room for each other."""
+    longest, asked = model.config.max_position_embeddings, config.policy.max_new_tokens
+    if asked >= longest:
+        raise InputError(
+            f"[policy] max_new_tokens is {asked}; the model has max_position_embeddings {longest}, for prompt and "
+            "answer: lower it"
+        )
+    if isinstance(task, FiniteTask):  # by letters, as rendering thousands of problems would take seconds
+        question = max((problem.question for problem in (*task.training, *task.held_out)), key=len)
+        require_room(question, renderer.prompt(question), longest)
 
 
 def _reference(config: TrainConfig, model: Transformer) -> Reference | None:

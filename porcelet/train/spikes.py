@@ -14,6 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from porcelet.errors import ModelError
+
 
 @dataclass
 class SpikeRule:
@@ -36,13 +38,16 @@ class SpikeRule:
         return next(filter(None, reasons), "")
 
     def take(self, loss: float, norm: float) -> None:
-        """A step was taken."""
+        """A step's first update was taken: the next steps' are measured by it."""
         self.losses = [*self.losses, loss][-self.window :]
         self.norms = [*self.norms, norm][-self.window :]
+
+    def end(self) -> None:
+        """A step was taken to its end, without an objection to any of its updates."""
         self.num_in_row = 0
 
     def skip(self) -> None:
-        """A step was refused."""
+        """A step, or the rest of one, was refused."""
         self.num_skipped += 1
         self.num_in_row += 1
 
@@ -51,10 +56,19 @@ class SpikeRule:
         return dataclasses.asdict(self)
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Remember what another rule remembered; its window may have been another."""
-        self.losses = state["losses"][-self.window :]
-        self.norms = state["norms"][-self.window :]
-        self.num_skipped, self.num_in_row = state["num_skipped"], state["num_in_row"]
+        """Remember what another rule remembered; its window may have been another.
+
+        Raises:
+            ModelError: it is no rule's state.
+        """
+        try:
+            self.losses = state["losses"][-self.window :]
+            self.norms = state["norms"][-self.window :]
+            self.num_skipped, self.num_in_row = state["num_skipped"], state["num_in_row"]
+        except (KeyError, TypeError) as problem:
+            raise ModelError(
+                f"the checkpoint's state.json is damaged: spikes has no {problem}; delete the checkpoint to start over"
+            ) from problem
 
     def _jump(self, name: str, value: float, past: Sequence[float]) -> str:
         if not self.deviations or len(past) < max(2, self.window // 2):

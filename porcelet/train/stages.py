@@ -31,7 +31,8 @@ from porcelet.train.evaluate import evaluate_folder, save_evaluation
 from porcelet.train.loop import train
 from porcelet.train.pause import Paused
 from porcelet.train.recipe import TABLES, combine, read_tables, tables_of
-from porcelet.train.sources import Metrics
+from porcelet.train.schedule import check_room
+from porcelet.train.types import Metrics
 
 
 class Stage(NamedTuple):
@@ -51,6 +52,13 @@ def read_stages(path: Path, overrides: Sequence[str] = ()) -> list[Stage]:
     Raises:
         InputError: the file is missing or malformed, or a key is unknown (the nearest one is named).
     """
+    stages = _read(path, overrides)
+    for stage in stages:  # not in TrainConfig, as a table for all stages may go without their steps
+        check_room(stage.config)
+    return stages
+
+
+def _read(path: Path, overrides: Sequence[str]) -> list[Stage]:
     tables, settings = read_tables(path), parse_settings(overrides)
     if "stage" not in tables:
         return [Stage("", *combine((tables, str(path)), (tables_of(settings), "command line")))]
@@ -95,22 +103,25 @@ def run_stages(
     *,
     resume: bool = False,
     minutes: float = math.inf,
+    unsafe_sandbox: bool = False,
 ) -> Path:
-    """Run the stages that are not finished; the last one's model. `watched` opens the report of one stage.
+    """Run the stages that are not finished; the last one's model. `watched` opens the report of one stage;
+    `unsafe_sandbox` lets rewards run code without a sandbox.
 
     Raises what `train` raises.
     """
     end, num_run = time.monotonic() + 60 * minutes, 0
     for stage in stages:
         if resume and is_finished(stage):
-            _evaluate(stage)
+            _evaluate(stage, unsafe_sandbox)
             continue
         left = max(0.0, end - time.monotonic()) / 60
         if num_run and not left:
             raise Paused(f"time is over before stage {stage.name}; continue with --resume", asked=True)
         with watched(stage) as report:
-            train(stage.config, stage.model_fields, report, resume=resume, minutes=left)
-        _evaluate(stage)
+            own = stage.config, stage.model_fields
+            train(*own, report, resume=resume, minutes=left, unsafe_sandbox=unsafe_sandbox)
+        _evaluate(stage, unsafe_sandbox)
         num_run += 1
     return Path(stages[-1].config.output)
 
@@ -130,12 +141,12 @@ def is_finished(stage: Stage) -> bool:
     return header.step == stage.config.steps and any(saved)
 
 
-def _evaluate(stage: Stage) -> None:
+def _evaluate(stage: Stage, unsafe_sandbox: bool) -> None:
     """Measure a finished stage's model, once."""
     folder, config = Path(stage.config.output), stage.config
     path = folder / "evaluation.json"
     if config.evaluate.num_problems and not path.exists():
-        save_evaluation(evaluate_folder(folder, config), path)
+        save_evaluation(evaluate_folder(folder, config, unsafe_sandbox=unsafe_sandbox), path)
 
 
 def _names(listed: Any, path: Path) -> list[str]:

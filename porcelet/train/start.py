@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from porcelet.config import ModelConfig, RopeScaling, TrainConfig, read_hf
 from porcelet.engine.codec import open_codec
 from porcelet.errors import InputError
 from porcelet.models.transformer import Transformer, build, initialize
-from porcelet.train import numerics
+from porcelet.train import checkpoint, numerics
 from porcelet.train.corpus.store import open_store, sentence_ends
 from porcelet.train.lora import add_adapters
 from porcelet.train.rendering import Renderer, make_tokenizer
@@ -31,12 +32,11 @@ def start_model(config: TrainConfig, model_fields: Mapping[str, Any], output: Pa
         raise InputError("a recipe needs either model=FOLDER to start from or a [model] table, and not both")
     if config.model and Path(config.model).resolve() == output.resolve():
         raise InputError(f"output {config.output} is the model to start from; choose another output")
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as problem:
-        raise InputError(f"output {config.output} cannot be made: {problem.strerror}; choose another") from problem
     if not config.model and config.context_extension != 1.0:
         raise InputError("context_extension continues a model: give model=FOLDER, or a new one rope_scaling")
+    if config.dtype != "float32" and os.environ.get("PORCELET_KERNELS") == "reference":
+        raise InputError(f"dtype is {config.dtype!r}, and PORCELET_KERNELS=reference computes in float32; unset one")
+    claim(output)
     if not config.model:
         if config.data.corpus:
             copy_text_files(open_store(Path(config.data.corpus[0])).path, output)
@@ -49,6 +49,23 @@ def start_model(config: TrainConfig, model_fields: Mapping[str, Any], output: Pa
     if config.lora.rank:
         add_adapters(model, config.lora, config.seed)
     return model
+
+
+def claim(output: Path) -> None:
+    """Make a run's folder and mark it as one by its sessions.jsonl, before anything in it is written or cleared.
+
+    Raises:
+        InputError: it cannot be made, or holds files that are no run's.
+    """
+    mark = output / "sessions.jsonl"
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        found = min((path.name for path in output.iterdir()), default="")
+        if found and not mark.exists() and not checkpoint.newest(output):
+            raise InputError(f"output {output} holds files that are no run's, such as {found}; choose another output")
+        mark.touch()
+    except OSError as problem:
+        raise InputError(f"output {output} cannot be made: {problem.strerror}; choose another") from problem
 
 
 def write_text_files(path: Path, output: Path) -> None:

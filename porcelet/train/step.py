@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from porcelet.config import TrainConfig
+from porcelet.config import PolicyConfig, TrainConfig
 from porcelet.models.attention import PackedView
 from porcelet.models.transformer import Transformer
 from porcelet.train import lora
@@ -20,8 +20,8 @@ from porcelet.train.measure import Stopwatch
 from porcelet.train.optim import Optimizer
 from porcelet.train.packing import pack, passes, to_device
 from porcelet.train.schedule import at_step, learning_rate
-from porcelet.train.sources import Metrics, Source
 from porcelet.train.spikes import SpikeRule, not_finite
+from porcelet.train.types import ROLLOUTS, Metrics, Source
 from porcelet.train.updates import batches
 from porcelet.types import Sample
 
@@ -62,7 +62,9 @@ def take_step(run: Run) -> Taken:
         samples, metrics = run.source(run.step)
     updates: list[Metrics] = []
     refused, objection = Metrics(), ""
-    for batch in batches(samples, run.config.policy, run.config.seed, run.step):
+    # Several updates on the same samples are for rollouts, which are dear: other methods draw new ones.
+    policy = run.config.policy if run.config.method in ROLLOUTS else PolicyConfig()
+    for batch in batches(samples, policy, run.config.seed, run.step):
         learned, objection = _update(run, batch, watch, first=not updates)
         if objection:
             refused = learned

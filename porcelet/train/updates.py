@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import chain, groupby
 
 from porcelet.config import PolicyConfig
-from porcelet.train.hashing import hashed
+from porcelet.train.hashing import shuffled
 from porcelet.types import Sample
 
 
@@ -25,5 +25,5 @@ def _parts(samples: Sequence[Sample], count: int, key: tuple[object, ...]) -> li
     if count == 1:
         return [list(samples)]
     groups = [list(group) for _, group in groupby(samples, key=lambda sample: sample.tokens[: sample.num_prompt])]
-    order = sorted(range(len(groups)), key=lambda i: hashed(*key, i))
-    return [list(chain.from_iterable(groups[i] for i in order[part::count])) for part in range(count)]
+    order = shuffled(groups, *key)
+    return [list(chain.from_iterable(order[part::count])) for part in range(count)]

@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from porcelet.cli import app
 from porcelet.cli.train import summary
+from porcelet.train.sandbox import require_sandbox
 from tests.train.test_stages import recipe
 
 SETTINGS = ("task.max_number=4", "reinforce.samples_per_step=8")
@@ -34,7 +35,25 @@ def test_summary_says_the_numbers_that_matter() -> None:
     """Loss and reward where there are such, speed, memory, time left; skipped steps once there are any."""
     metrics = {"loss": 2.0, "step": 3.0, "tokens_per_second": 99.6, "peak_bytes": 2.6e9, "skipped": 0.0}
     assert summary(metrics, 3725.4) == "loss 2.000  100 tokens/s  2.6 GB  1:02:05 left"
+    assert "failed rewards 3" in summary(metrics | {"reward_failures": 3.0}, 1.0)
+    assert "failed" not in summary(metrics | {"reward_failures": 0.0}, 1.0)
     assert "skipped 2" in summary(metrics | {"skipped": 2.0}, 1.0)
+
+
+def test_code_without_a_sandbox_must_be_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is no bubblewrap, a recipe with a code reward is refused, and the option in the message lets it."""
+    path = recipe(tmp_path / "run")
+    text = path.read_text(encoding="utf-8").split('[[stage]]\nname = "again"')[0].replace('"exact"', '"code"')
+    path.write_text(text, encoding="utf-8")
+    monkeypatch.setenv("PATH", "/nowhere")
+    require_sandbox.cache_clear()
+    try:
+        refused = CliRunner().invoke(app, ["train", str(path), "task.max_number=4"])
+        assert "--unsafe-sandbox" in str(refused.exception)
+        done = CliRunner().invoke(app, ["train", str(path), "task.max_number=4", "--resume", "--unsafe-sandbox"])
+        assert done.exit_code == 0 and "held-out sums" in done.stdout, done.output
+    finally:
+        require_sandbox.cache_clear()
 
 
 @pytest.mark.parametrize("setting", ["device=cuda", "device=tpu"])

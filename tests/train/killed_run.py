@@ -119,6 +119,7 @@ def main(folder: Path, method: str, killer: str, stride: int) -> None:
     print(attempt - 1)
     if killer == "chance":  # no run repeats the rewards, but one that is given the killed one's rollouts must equal it
         shutil.copytree(folder / "killed" / "rollouts", folder / "whole" / "rollouts")
+        (folder / "whole" / "sessions.jsonl").touch()
         loop.train(*run_of(folder, "whole", method), reward=reward, resume=True)
 
 

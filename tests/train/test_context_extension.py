@@ -17,10 +17,10 @@ from porcelet.train.loop import train
 from porcelet.train.loss import Totals, compute_loss
 from porcelet.train.optim import make_optimizer
 from porcelet.train.packing import pack
-from porcelet.train.sources import Source
 from porcelet.train.spikes import SpikeRule
 from porcelet.train.start import extend_context
 from porcelet.train.step import Run, take_step
+from porcelet.train.types import Source
 from porcelet.types import Sample
 from porcelet.weights.load import load
 from tests.train.tiny_run import FIELDS, config, model

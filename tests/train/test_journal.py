@@ -70,6 +70,7 @@ def test_run_resumes_exactly_where_rewards_differ_from_call_to_call(tmp_path: Pa
     train(broken, {}, resume=True, reward=reward)
     assert next(counter) == 4 * 8  # step 3 was drawn once
     shutil.copytree(tmp_path / "broken" / "rollouts", tmp_path / "whole" / "rollouts")
+    (tmp_path / "whole" / "sessions.jsonl").touch()
     train(whole, {}, resume=True, reward=reward)
     assert_same_run(tmp_path / "whole", tmp_path / "broken")
 

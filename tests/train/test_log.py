@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from porcelet.errors import MissingExtraError
+from porcelet.errors import MissingExtraError, ModelError
 from porcelet.train.log import open_log
 from porcelet.train.measure import MEASURED
 from tests.train.test_checkpoint import train_until
@@ -89,3 +89,21 @@ def test_missing_package_names_the_extra(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, "trackio", None)
     with pytest.raises(MissingExtraError, match=r"trackio is not installed.*porcelet\[train\]"):
         written(tmp_path, 0, range(1, 2), trackio="project")
+
+
+@pytest.mark.parametrize("damage", ["garbage\n", "[]\n", "{}\n"])
+def test_damaged_metrics_are_named(tmp_path: Path, damage: str) -> None:
+    """The file, how far it can be read, and the remedy; nothing of it is lost."""
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n' + damage, encoding="utf-8")
+    with pytest.raises(ModelError, match=r"metrics.jsonl, behind line 1, cannot be read.*delete that line"):
+        written(tmp_path, 2, range(3, 4))
+    assert path.read_text(encoding="utf-8").endswith(damage)
+
+
+def test_damaged_note_of_trackio_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty one, as a machine that lost its power may leave."""
+    monkeypatch.setitem(sys.modules, "trackio", SimpleNamespace())  # type: ignore[arg-type]
+    (tmp_path / "trackio.step").write_text("", encoding="ascii")
+    with pytest.raises(ModelError, match=r"trackio.step cannot be read.*delete it"):
+        written(tmp_path, 2, range(3, 4), trackio="project")

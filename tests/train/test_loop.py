@@ -47,6 +47,13 @@ def test_transformers_computes_the_same_from_the_saved_model(tmp_path: Path) -> 
     assert theirs.config.eos_token_id == 1 and theirs.config.bos_token_id == 0
 
 
+def test_settings_of_rollouts_change_nothing_else(tmp_path: Path) -> None:
+    """Pre-training takes one update a step on all samples, whatever [policy] says."""
+    train(config(tmp_path / "plain", steps=3), FIELDS)
+    train(config(tmp_path / "policy", steps=3, updates_per_rollout=3, minibatches=2), FIELDS)
+    assert metrics_of(tmp_path / "plain") == metrics_of(tmp_path / "policy")
+
+
 RECIPES_REFUSED = {
     "[trian]": r"'trian'; did you mean \[train\]",
     "[optimizer]\nlearning_rat = 1": "'learning_rate'",

@@ -3,19 +3,22 @@ from __future__ import annotations
 import html.parser
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from porcelet.errors import InputError
 from porcelet.train.evaluate import Attempt, read_evaluation, save_evaluation, summarize
-from porcelet.train.report import TEXTS, write_report
+from porcelet.train.loop import train
+from porcelet.train.report import PLOTS, TEXTS, read_stage, write_report
+from tests.train.tiny_run import FIELDS, config
 
 pytest.importorskip("matplotlib")
 
 
 def run_folder(folder: Path, *, evaluated: bool) -> Path:
     folder.mkdir()
-    lines = [{"step": i, "reward": i / 9, "tokens": 100, "tokens_per_second": 50.0} for i in range(1, 9)]
+    lines = [{"step": i, "reward": i / 9, "tokens": 100, "seconds": 2.0} for i in range(1, 9)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     if evaluated:
         groups = [
@@ -58,6 +61,21 @@ def test_report_is_one_page_with_plots_and_no_script(tmp_path: Path, language: s
     assert all(address.startswith("#") for address in outline.addresses)
     assert "1-sft" in page and "25.0% [" in page and TEXTS[language]["samples"] in page
     assert outline.tags.count("h3") == 6 and outline.tags.count("pre") == 12
+
+
+def test_all_that_is_drawn_is_logged(tmp_path: Path) -> None:
+    """A real run of reinforcement learning from a pre-trained model has every plot, and the minutes of its steps."""
+    start = train(config(tmp_path / "start", steps=1), FIELDS)
+    seen: list[dict[str, float]] = []
+    changes: dict[str, Any] = {"method": "grpo", "model": str(start), "steps": 2, "group_size": 4, "max_new_tokens": 3}
+    output = train(
+        config(tmp_path / "rl", **changes), {}, seen.append, reward=lambda _, answer: float(len(answer.text))
+    )
+    stages = [read_stage(start), read_stage(output)]
+    drawn = {name for stage in stages for line in stage.metrics for name in line}
+    assert {name for names in PLOTS for name in names} <= drawn
+    assert (len(stages[0].plots), len(stages[1].plots)) == (2, 6)
+    assert stages[1].minutes == pytest.approx(sum(line["seconds"] for line in seen) / 60)
 
 
 def test_folder_without_a_run_is_refused(tmp_path: Path) -> None:

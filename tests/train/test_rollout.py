@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from porcelet.train.loss import Totals
 from porcelet.train.reference import Reference
 from porcelet.train.rendering import Renderer, make_tokenizer
 from porcelet.train.rewards import Answer, Reward, Term
-from porcelet.train.rollout import Rollout, to_samples
+from porcelet.train.rollout import Rollout, require_room, to_samples
 from porcelet.train.sampler import make_engine, refresh
 from porcelet.train.scoring import score_drawn
 from porcelet.train.tasks import Problem
@@ -225,8 +226,8 @@ def test_more_minibatches_than_groups_are_refused() -> None:
     """The remedy names both numbers."""
     with pytest.raises(InputError, match="minibatches is 3; a step has 2 groups"):
         TrainConfig(method="grpo", samples_per_step=8, policy=PolicyConfig(group_size=4, minibatches=3))
-    with pytest.raises(InputError, match="group_size is 1; rloo"):
-        PolicyConfig(loss="rloo", group_size=1)
+    with pytest.raises(InputError, match="group_size is 1; a group compares"):
+        PolicyConfig(group_size=1)
 
 
 def test_answers_are_split_at_the_end_of_their_reasoning(tmp_path: Path) -> None:
@@ -243,6 +244,23 @@ def test_answers_are_split_at_the_end_of_their_reasoning(tmp_path: Path) -> None
         answer = read_answer(output, prompt, tokenizer)
         assert (answer.text, answer.reasoning, answer.content) == (text, reasoning, content)
         assert not answer.finished and answer.num_tokens == len(tokens)
+
+
+def test_what_has_no_room_in_the_context_is_refused(tmp_path: Path) -> None:
+    """Answers as long as the context; a problem that fills it, by its question: the longest before the first step,
+    others when they are drawn."""
+    start = str(train(config(tmp_path / "start", steps=1), FIELDS))
+    run: dict[str, Any] = {"method": "grpo", "model": start, "steps": 1}
+    with pytest.raises(InputError, match="max_new_tokens is 64; the model has max_position_embeddings 64"):
+        train(config(tmp_path / "answers", **run, max_new_tokens=64), {})
+    path = tmp_path / "problems.jsonl"
+    questions = [f"{i}?" for i in range(40)] + ["why " * 20]
+    path.write_text("".join(json.dumps({"question": q, "answer": "1"}) + "\n" for q in questions), encoding="utf-8")
+    with pytest.raises(InputError, match="the problem 'why why .* has a prompt of .* max_position_embeddings 64"):
+        train(config(tmp_path / "prompts", **run, task="jsonl", path=str(path), max_new_tokens=4), {})
+    with pytest.raises(InputError, match="the problem 'Warum"):
+        require_room("Warum?", range(64), 64)
+    require_room("Warum?", range(63), 64)
 
 
 def test_failing_reward_scores_zero_and_is_counted(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from porcelet.config import OptimizerConfig, TrainConfig
 from porcelet.errors import InputError
 from porcelet.train.loop import train
 from porcelet.train.schedule import at_step, learning_rate
+from porcelet.train.stages import read_stages
 from tests.train.tiny_run import FIELDS, config, metrics_of
 
 
@@ -68,10 +69,32 @@ def test_late_values_begin_at_their_share(tmp_path: Path) -> None:
 
 
 def test_impossible_schedules_are_refused() -> None:
-    """A decay without a length, an unknown shape, a share above 1."""
+    """A decay without a length, a floor above the rate, an unknown shape, a share above 1."""
     with pytest.raises(InputError, match="decay_steps is 0"):
         OptimizerConfig(schedule="wsd")
+    with pytest.raises(InputError, match=r"min_learning_rate is 0.0003; it must lie in 0..1e-05"):
+        OptimizerConfig(learning_rate=1e-5, min_learning_rate=3e-4)
     with pytest.raises(InputError, match="decay_shape is 'round'"):
         OptimizerConfig(decay_shape="round")
     with pytest.raises(InputError, match=r"mtp_late_from is 1.5"):
         TrainConfig(mtp_late_from=1.5)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "wsd"])
+def test_a_rate_that_is_set_alone_never_rises_again(schedule: str) -> None:
+    """The floor that nobody gave is a tenth of the rate, however small that is."""
+    found = rates(learning_rate=1e-5, min_learning_rate=-1.0, schedule=schedule, decay_steps=50)[10:]
+    assert found == sorted(found, reverse=True) and (found[0], found[-1]) == pytest.approx((1e-5, 1e-6))
+
+
+def test_schedule_longer_than_its_run_is_refused(tmp_path: Path) -> None:
+    """Its parts are named, before anything is written, and in a recipe of stages before the first one runs."""
+    parts = "warmup_steps 5 [+] decay_steps 4 [+] final_steps 4 are more than the 12 steps"
+    with pytest.raises(InputError, match=parts):
+        train(config(tmp_path / "run", warmup_steps=5, decay_steps=4, final_steps=4), FIELDS)
+    assert not (tmp_path / "run").exists()
+    path = tmp_path / "recipe.toml"
+    path.write_text("[model]\nhidden_size = 8\n[optimizer]\nwarmup_steps = 400\n[[stage]]\nname = 'one'\n")
+    with pytest.raises(InputError, match="warmup_steps 400 .* the 300 steps"):
+        read_stages(path)
+    assert read_stages(path, ["one.steps=500"])[0].config.steps == 500

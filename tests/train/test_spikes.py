@@ -1,18 +1,21 @@
 from __future__ import annotations
 
+import itertools
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from porcelet.errors import PorceletError
-from porcelet.train import checkpoint, journal, loop
+from porcelet.errors import ModelError, PorceletError
+from porcelet.train import checkpoint, journal, loop, step
 from porcelet.train.loop import train
 from porcelet.train.measure import Stopwatch
-from porcelet.train.sources import Answers, Metrics
+from porcelet.train.sources import Answers
 from porcelet.train.spikes import SpikeRule
 from porcelet.train.step import gradients
+from porcelet.train.types import Metrics
 from porcelet.types import Sample
 from tests.train.test_checkpoint import assert_same_run, train_until
 from tests.train.tiny_run import FIELDS, config, metrics_of, state_of
@@ -93,6 +96,37 @@ def test_too_many_in_a_row_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert checkpoint.newest(tmp_path) == tmp_path / "checkpoint" / "step-5"
 
 
+@pytest.fixture
+def _second_update_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every other loss is NaN, from now on: with two updates a step, the second's."""
+    train(config(tmp_path / "start", steps=1), FIELDS)
+    calls = itertools.count(1)
+
+    def bad(*arguments: Any) -> Any:
+        parts, routing = gradients(*arguments)
+        return (parts | {"loss": math.nan} if next(calls) % 2 == 0 else parts), routing
+
+    monkeypatch.setattr(step, "gradients", bad)
+
+
+@pytest.mark.usefixtures("_second_update_fails")
+@pytest.mark.parametrize(
+    ("rule", "text"),
+    [
+        ({"on_spike": "skip", "spike_limit": 2}, r"step 4: .*spike_limit above 2, behind .*/step-2, or"),
+        ({"on_spike": "stop"}, r"step 1: .*on_spike=skip, from the first step, as there is no checkpoint yet, or"),
+    ],
+)
+def test_fault_in_a_later_update_is_not_hidden_by_the_first(tmp_path: Path, rule: dict[str, Any], text: str) -> None:
+    """Steps in a row are counted though each began well; the message says what stands, and where resume continues."""
+    start = str(tmp_path / "start")
+    rollouts: dict[str, Any] = {"method": "grpo", "model": start, "updates_per_rollout": 2, "group_size": 4}
+    run = config(tmp_path / "run", checkpoint_every=2, max_new_tokens=3, **rollouts, **rule)
+    with pytest.raises(PorceletError, match="the loss is nan, so the rest of the step, behind update 1, .*") as stop:
+        train(run, {}, reward=lambda problem, answer: float(len(answer.text)))
+    assert re.match(text, str(stop.value))
+
+
 def test_rule_judges_by_the_last_steps_taken() -> None:
     """No judgement before half a window; then mean + k deviations; what is refused changes no statistic."""
     rule = SpikeRule(window=4, deviations=2.0)
@@ -105,6 +139,8 @@ def test_rule_judges_by_the_last_steps_taken() -> None:
     other = SpikeRule(window=4, deviations=2.0)
     other.restore(rule.state())
     assert other == rule and other.losses == [1.0, 3.0]
+    with pytest.raises(ModelError, match=r"state\.json is damaged: spikes has no 'losses'"):
+        other.restore({})
     for value in (5.0, 5.0, 5.0):
         rule.take(value, 1.0)
     assert rule.losses == [3.0, 5.0, 5.0, 5.0]

@@ -108,8 +108,8 @@ def test_recipe_without_stages_is_one_run(tmp_path: Path) -> None:
     """It has no name, and its output is the recipe's."""
     path = tmp_path / "recipe.toml"
     path.write_text('[train]\noutput = "here"\n[model]\nhidden_size = 8\n', encoding="utf-8")
-    (stage,) = read_stages(path, ["steps=2"])
-    assert stage.name == "" and stage.config.output == "here" and stage.config.steps == 2
+    (stage,) = read_stages(path, ["steps=30"])
+    assert stage.name == "" and stage.config.output == "here" and stage.config.steps == 30
     assert stage.model_fields == {"hidden_size": 8}
 
 

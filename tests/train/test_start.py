@@ -7,8 +7,12 @@ import pytest
 
 from porcelet.chat import ChatFormat
 from porcelet.engine.codec import open_codec
+from porcelet.errors import InputError
 from porcelet.tokenizer import Tokenizer
+from porcelet.train.loop import train
 from porcelet.train.start import write_text_files
+from tests.train.test_checkpoint import train_until
+from tests.train.tiny_run import FIELDS, config, metrics_of
 
 TEXTS = ("Hello  world!\n\n 12345 it's", "Grüße, 你好 \t🐷", "<|im_start|>user\n", "")
 
@@ -30,3 +34,32 @@ def test_text_files_of_a_gguf_model_are_in_hugging_face_form(default_model: Path
     assert mine.tokens == wanted.tokens and mine.trainable == wanted.trainable
     settings = json.loads((tmp_path / "tokenizer_config.json").read_text(encoding="utf-8"))
     assert settings["eos_token"] == "<|im_end|>"
+
+
+@pytest.mark.parametrize("name", ["rollouts/mine.txt", "config.json", "metrics.jsonl"])
+@pytest.mark.parametrize("resume", [False, True])
+def test_folder_of_other_files_is_refused_and_left_alone(tmp_path: Path, name: str, resume: bool) -> None:
+    """A user's files are named and stay the only ones there, whatever a run would write under their names."""
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("mine", encoding="utf-8")
+    with pytest.raises(InputError, match=f"such as {name.split('/')[0]}; choose another output"):
+        train(config(tmp_path, steps=2), FIELDS, resume=resume)
+    assert [found for found in tmp_path.rglob("*") if found.is_file()] == [path] and path.read_text() == "mine"
+
+
+def test_run_that_reached_no_checkpoint_can_be_started_again(tmp_path: Path) -> None:
+    """Its folder is known by its sessions.jsonl."""
+    train_until(config(tmp_path), FIELDS, 2)
+    train(config(tmp_path, steps=2), FIELDS)
+    assert [line["step"] for line in metrics_of(tmp_path)] == [1, 2]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "fp8"])
+def test_number_format_without_its_kernels_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    """The definitions alone compute in float32, which nobody asked for."""
+    monkeypatch.setenv("PORCELET_KERNELS", "reference")
+    with pytest.raises(InputError, match=f"dtype is '{dtype}', and PORCELET_KERNELS=reference"):
+        train(config(tmp_path, dtype=dtype), FIELDS)

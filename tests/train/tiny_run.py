@@ -40,8 +40,9 @@ FIELDS: dict[str, Any] = {
 
 def config(output: Path, **changes: Any) -> TrainConfig:
     """A run of 12 steps; `changes` may name fields of its tables and options of its task without the table."""
-    values = {"output": str(output), "steps": 12, "samples_per_step": 8, "warmup_steps": 2, "checkpoint_every": 6}
+    values = {"output": str(output), "steps": 12, "samples_per_step": 8, "checkpoint_every": 6}
     values |= changes
+    values = {"warmup_steps": min(2, values["steps"])} | values
     own = {field.name for field in dataclasses.fields(TrainConfig)}
     tables: dict[str, Any] = {}
     for name in ("data", "optimizer", "policy", "lora", "log", "evaluate"):

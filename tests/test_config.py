@@ -149,7 +149,17 @@ def test_weights_that_are_no_shares_are_refused(weights: tuple[float, ...]) -> N
     assert DataConfig(corpus=("one", "two"), weights=(0.0, 0.5)).weights == (0.0, 0.5)
 
 
-@pytest.mark.parametrize("values", [{"method": "dpo"}, {"steps": 0}, {"method": "grpo", "samples_per_step": 63}])
+UNTRAINABLE: list[dict[str, Any]] = [
+    {"method": "dpo"},
+    {"steps": 0},
+    {"method": "grpo", "samples_per_step": 63},
+    {"output": ""},
+    {"threads": 100_000},
+    {"seed": 2**63},
+]
+
+
+@pytest.mark.parametrize("values", UNTRAINABLE, ids=str)
 def test_unusable_train_config(values: dict[str, Any]) -> None:
     """Values that cannot be trained with are refused before anything starts."""
     with pytest.raises(InputError):

@@ -297,7 +297,11 @@ class TrainConfig:
         _at_least(self, 1, "steps", "samples_per_step", "checkpoint_every", "keep_checkpoints")
         _at_least(self, 2, "spike_window")
         _at_least(self, 0, "spike_deviations", "spike_limit")
-        _at_least(self, 0, "seed", "threads", "tokens_per_pass", "mtp_weight", "bias_update_speed", "balance_weight")
+        if not self.output:
+            raise InputError("output is empty; name the folder that receives the run")
+        _within(self, 0, 2**63 - 1, "seed")
+        _within(self, 0, 1024, "threads")
+        _at_least(self, 0, "tokens_per_pass", "mtp_weight", "bias_update_speed", "balance_weight")
         _at_least(self, 0, "mtp_weight_late", "bias_update_speed_late")
         _within(self, 0, 1, "mtp_late_from")
         _within(self, 0, 1, "bias_late_from")

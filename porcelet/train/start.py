@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from porcelet import hub
-from porcelet.config import ModelConfig, RopeScaling, TrainConfig, read_hf
+from porcelet.config import LoraConfig, ModelConfig, RopeScaling, TrainConfig, read_hf
 from porcelet.engine.codec import open_codec
 from porcelet.errors import InputError
 from porcelet.models.transformer import Transformer, build, initialize
@@ -36,6 +36,7 @@ def start_model(config: TrainConfig, model_fields: Mapping[str, Any], output: Pa
         raise InputError("context_extension continues a model: give model=FOLDER, or a new one rope_scaling")
     if config.dtype != "float32" and os.environ.get("PORCELET_KERNELS") == "reference":
         raise InputError(f"dtype is {config.dtype!r}, and PORCELET_KERNELS=reference computes in float32; unset one")
+    _refuse_idle(config)
     claim(output)
     if not config.model:
         if config.data.corpus:
@@ -49,6 +50,16 @@ def start_model(config: TrainConfig, model_fields: Mapping[str, Any], output: Pa
     if config.lora.rank:
         add_adapters(model, config.lora, config.seed)
     return model
+
+
+def _refuse_idle(config: TrainConfig) -> None:
+    """Settings that would do nothing, or too late."""
+    if not config.lora.rank and config.lora != LoraConfig():
+        raise InputError("[lora] says how to adapt, but its rank is 0, which trains the whole model; give a rank")
+    if not config.model and config.data.corpus and config.chat_format != "V3":
+        raise InputError(f"chat_format is {config.chat_format!r}, but a corpus brings its own; leave chat_format out")
+    if config.data.held_out and not Path(config.data.held_out).exists():
+        raise InputError(f"[data] held_out is {config.data.held_out!r}, which is not there")
 
 
 def claim(output: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,7 +11,7 @@ from porcelet.engine.codec import open_codec
 from porcelet.errors import InputError
 from porcelet.tokenizer import Tokenizer
 from porcelet.train.loop import train
-from porcelet.train.start import write_text_files
+from porcelet.train.start import start_model, write_text_files
 from tests.train.test_checkpoint import train_until
 from tests.train.tiny_run import FIELDS, config, metrics_of
 
@@ -63,3 +64,19 @@ def test_number_format_without_its_kernels_is_refused(
     monkeypatch.setenv("PORCELET_KERNELS", "reference")
     with pytest.raises(InputError, match=f"dtype is '{dtype}', and PORCELET_KERNELS=reference"):
         train(config(tmp_path, dtype=dtype), FIELDS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"alpha": 4.0}, "its rank is 0"),
+        ({"corpus": ("store",), "chat_format": "R1"}, "a corpus brings its own"),
+        ({"held_out": "nowhere"}, "held_out is 'nowhere'"),
+    ],
+)
+def test_settings_that_would_do_nothing_are_refused(tmp_path: Path, changes: dict[str, Any], named: str) -> None:
+    """Before anything is written."""
+    output = tmp_path / "run"
+    with pytest.raises(InputError, match=named):
+        start_model(config(output, **changes), FIELDS, output)
+    assert not output.exists()

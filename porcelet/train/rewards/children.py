@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from threading import Lock
 from typing import Any
 
@@ -80,17 +80,8 @@ class _Child:
         with theirs:
             command = [sys.executable, "-P", "-m", "porcelet.train.rewards.child", str(theirs.fileno())]
             # math-verify and reasoning-gym let sympy evaluate the answer; the user's own code may do what it likes.
-            command = command if own_code else shielded(command)
-            silent = subprocess.DEVNULL
-            process = subprocess.Popen(
-                command,
-                stdin=silent,
-                stdout=silent,
-                stderr=silent,
-                pass_fds=[theirs.fileno()],
-                env=_environment(own_code),
-                process_group=0,
-            )
+            with _unshielded(command) if own_code else shielded(command) as (command, fds):
+                process = _popen(command, [theirs.fileno(), *fds], _environment(own_code))
         self._socket = ours
         self.stop = weakref.finalize(self, _stop, process, ours)
         try:
@@ -116,6 +107,17 @@ class _Child:
             self.stop()
             raise RewardError("its process ended, out of memory perhaps") from problem
         return reply
+
+
+def _unshielded(command: list[str]) -> contextlib.AbstractContextManager[tuple[list[str], list[int]]]:
+    return contextlib.nullcontext((command, []))
+
+
+def _popen(command: Sequence[str], fds: Sequence[int], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    silent = subprocess.DEVNULL
+    return subprocess.Popen(
+        command, stdin=silent, stdout=silent, stderr=silent, pass_fds=fds, env=environment, process_group=0
+    )
 
 
 def _stop(process: subprocess.Popen[bytes], connection: socket.socket) -> None:

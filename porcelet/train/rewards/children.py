@@ -26,6 +26,7 @@ from porcelet.train.rewards.frames import receive, send
 from porcelet.train.sandbox import shielded
 from porcelet.train.tasks.problem import Problem
 
+EXIT_SECONDS = 1.0  # between hanging up and ending
 START_SECONDS = 60.0  # a cold disk, a busy machine: no answer is waiting yet
 KEPT_VARIABLES = ("PATH", "HOME", "LD_LIBRARY_PATH", "PYTHONHOME", "PYTHONPATH", "PYTHONUSERBASE", "LANG", "LC_ALL")
 
@@ -83,6 +84,7 @@ class _Child:
             with _unshielded(command) if own_code else shielded(command) as (command, fds):
                 process = _popen(command, [theirs.fileno(), *fds], _environment(own_code))
         self._socket = ours
+        self._process = process
         self.stop = weakref.finalize(self, _stop, process, ours)
         try:
             reply = self._exchange(dict(wanted), START_SECONDS)
@@ -104,9 +106,16 @@ class _Child:
             self.stop()
             raise RewardError(f"took more than {seconds:g} s and was stopped") from problem
         except (OSError, EOFError) as problem:
-            self.stop()
-            raise RewardError("its process ended, out of memory perhaps") from problem
+            raise RewardError(f"its process ended{self._exit()}; out of memory perhaps") from problem
         return reply
+
+    def _exit(self) -> str:
+        """How it ended, if it did before we end it."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(EXIT_SECONDS)
+        code = self._process.returncode
+        self.stop()
+        return "" if code is None else f" by signal {-code}" if code < 0 else f" with exit code {code}"
 
 
 def _unshielded(command: list[str]) -> contextlib.AbstractContextManager[tuple[list[str], list[int]]]:

@@ -51,7 +51,16 @@ def test_unusable_rewards_are_refused(configs: list[RewardConfig], named: str) -
 
 
 @pytest.mark.parametrize(
-    ("text", "named"), [("x = 1", "no function 'reward'"), ("1 / 0", "ZeroDivisionError"), ("def", "SyntaxError")]
+    ("text", "named"),
+    [
+        ("x = 1", "no function 'reward'"),
+        ("1 / 0", "ZeroDivisionError"),
+        ("def", "SyntaxError"),
+        ("raise SystemExit(3)", "SystemExit"),
+        ("def reward(problem): return 1.0", "too many positional"),
+        ("def reward(problem, answer, *, scale): return 1.0", "'scale'"),
+        ("reward = 3", "must take"),
+    ],
 )
 def test_a_users_file_that_cannot_be_used_is_refused(tmp_path: Path, text: str, named: str) -> None:
     """What its import raises is told, rather than a run of zeros."""

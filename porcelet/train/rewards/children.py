@@ -24,6 +24,7 @@ from porcelet.errors import InputError
 from porcelet.train.rewards.answer import Answer, RewardError
 from porcelet.train.rewards.frames import receive, send
 from porcelet.train.sandbox import shielded
+from porcelet.train.tasks.gym_process import HASH_SEED
 from porcelet.train.tasks.problem import Problem
 
 EXIT_SECONDS = 1.0  # between hanging up and ending
@@ -139,4 +140,5 @@ def _stop(process: subprocess.Popen[bytes], connection: socket.socket) -> None:
 def _environment(everything: bool) -> dict[str, str]:
     """What the interpreter needs to start; tokens and keys stay here unless the user's own code is to run."""
     kept = os.environ if everything else {name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ}
-    return {**kept, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    fixed = {} if everything else HASH_SEED
+    return {**kept, **fixed, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}

@@ -52,7 +52,10 @@ def require_sandbox(unsafe: bool) -> None:
     if shutil.which("bwrap") is None:
         raise InputError(f"untrusted code needs a sandbox, and bwrap is not there; {REMEDY}")
     try:
-        with sandboxed(["/usr/bin/true"], {}, Limits()) as (command, fds):
+        with (
+            tempfile.TemporaryFile() as status,
+            sandboxed(["/usr/bin/true"], {}, Limits(), status.fileno()) as (command, fds),
+        ):
             trial = subprocess.run(command, pass_fds=fds, env={}, capture_output=True, timeout=TRIAL_SECONDS)
     except subprocess.TimeoutExpired as problem:
         raise InputError(f"bwrap does not start within {TRIAL_SECONDS:g} s here; {REMEDY}") from problem
@@ -63,23 +66,33 @@ def require_sandbox(unsafe: bool) -> None:
 
 @contextlib.contextmanager
 def sandboxed(
-    command: Sequence[str], files: Mapping[str, bytes], limits: Limits
+    command: Sequence[str], files: Mapping[str, bytes], limits: Limits, status: int
 ) -> Iterator[tuple[list[str], list[int]]]:
-    """The command that runs `command` in the sandbox beside `files`, and the descriptors that it must be given."""
+    """The command that runs `command` in the sandbox beside `files`, and the descriptors that it must be given. To
+    `status` bubblewrap alone writes: "exit-code" is in it if the command was started and ended."""
     as_root = os.geteuid() == 0
     uid = str(FIRST_UID + next(_run_numbers) % NUM_UIDS) if as_root else ""
     with contextlib.ExitStack() as stack:
         fds = {f"{WORK}/{name}": stack.enter_context(readable(body)) for name, body in files.items()}
         fds["/launch.py"] = stack.enter_context(readable(LAUNCHER.read_bytes()))
         rules = stack.enter_context(readable(seccomp_filter()))
-        arguments = [_program(), "--die-with-parent", "--new-session", "--clearenv", *NAMESPACES, *_user(as_root)]
+        arguments = [
+            _program(),
+            "--json-status-fd",
+            str(status),
+            "--die-with-parent",
+            "--new-session",
+            "--clearenv",
+            *NAMESPACES,
+            *_user(as_root),
+        ]
         arguments += ["--hostname", "sandbox", "--setenv", "PATH", "/usr/bin:/bin", "--setenv", "HOME", WORK]
         arguments += ["--setenv", "LANG", "C.UTF-8", *_folders(limits), *_system()]
         for path, fd in fds.items():
             arguments += ["--perms", "0644", "--file", str(fd), path]
         arguments += ["--remount-ro", "/dev", "--remount-ro", "/", "--chdir", WORK, "--seccomp", str(rules)]
         inside = launched(command, limits, launcher="/launch.py", uid=uid, count=True)
-        yield [*arguments, "--", *inside], [*fds.values(), rules]
+        yield [*arguments, "--", *inside], [*fds.values(), rules, status]
 
 
 @contextlib.contextmanager

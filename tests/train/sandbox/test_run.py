@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from porcelet.errors import InputError
+from porcelet.errors import InputError, PorceletError
 from porcelet.train.sandbox import PYTHON, Limits, Run, require_sandbox, run, shielded
 from porcelet.train.sandbox.bubblewrap import can_shield
 
@@ -216,6 +216,20 @@ def test_a_memory_bomb_ends_in_an_error() -> None:
     """Address space is limited."""
     done = python("x = bytearray(1 << 30)", memory=256 << 20)
     assert done.exit_code == 1 and "MemoryError" in done.errors
+
+
+def test_a_program_cannot_pretend_that_the_sandbox_failed() -> None:
+    """Whatever it writes and however it ends, its end is its own."""
+    for end in ("sys.exit(1)", "os.kill(os.getpid(), 9)"):
+        done = python(f"import os, sys; print('bwrap: no', file=sys.stderr, flush=True); {end}")
+        assert done.exit_code != 0 and done.errors == "bwrap: no\n"
+
+
+def test_a_sandbox_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is no failure of the program's."""
+    monkeypatch.setattr("porcelet.train.sandbox.bubblewrap.WORK", "/dev/null/work")
+    with pytest.raises(PorceletError, match="could not be set up: bwrap"):
+        python("print(1)")
 
 
 @pytest.mark.parametrize("program", ["while True: pass", "import time; time.sleep(60)", "input()\nwhile True: pass"])

@@ -15,9 +15,8 @@ import secrets
 from collections.abc import Iterator
 from typing import Any
 
-from porcelet.errors import InputError
 from porcelet.train.rewards.answer import Answer, Reward, RewardError
-from porcelet.train.sandbox import PYTHON, Limits, Run, require_sandbox, run
+from porcelet.train.sandbox import PYTHON, Limits, Run, check_limits, require_sandbox, run
 from porcelet.train.tasks.problem import Problem
 
 FENCE = re.compile(r"\s*(?P<ticks>`{3,})\s*(?P<tag>[^\s`]*)[^`]*")
@@ -54,10 +53,9 @@ def code(*, seconds: float = 5.0, memory_mb: int = 512, partial: bool = False, u
     """1 if all tests pass; with `partial`, the share of the cases that do. `seconds` and `memory_mb` hold for each.
 
     Raises:
-        InputError: there is no sandbox here, or no positive limits were given.
+        InputError: there is no sandbox here, or the limits are none.
     """
-    if seconds <= 0 or memory_mb <= 0:
-        raise InputError(f"reward code: seconds is {seconds} and memory_mb {memory_mb}; both must be positive")
+    check_limits(seconds, memory_mb, "reward code")
     require_sandbox(unsafe_sandbox)
     limits = Limits(seconds=seconds, memory=memory_mb << 20)
 

@@ -174,7 +174,9 @@ def _packages() -> list[str]:
     """What Python imports from, and the libraries of that, read-only."""
     libraries = os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep)
     ours = str(Path(porcelet.__file__).parent)
-    folders = {os.path.abspath(path) for path in (sys.prefix, sys.base_prefix, *sys.path, *libraries, ours) if path}
+    paths = (sys.prefix, sys.base_prefix, *sys.path, *libraries, ours)
+    folders = {os.path.abspath(path) for path in paths if path}
+    folders -= {str(folder) for folder in (Path.home(), *Path.home().parents)}  # `python -m` puts where it was started
     arguments = ["--ro-bind-try", "/etc/alternatives", "/etc/alternatives"]
     for folder in sorted(folders):  # parents first: they would hide what is in them
         arguments += ["--ro-bind-try", folder, folder]

@@ -7,6 +7,7 @@ resume a run, must be the same one: so the process has the hash seed 0, and both
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import os
@@ -67,12 +68,14 @@ def _told(reply: Mapping[str, Any]) -> Any:
 
 @cache
 def _started() -> subprocess.Popen[str]:
-    """It ends when its input does, with us."""
+    """It ends when its input does, with us at the latest."""
     command = [sys.executable, "-P", "-m", "porcelet.train.tasks.gym_process"]
     environment = {**os.environ, **HASH_SEED}
-    return subprocess.Popen(
+    process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8", env=environment, process_group=0
     )
+    atexit.register(process.__exit__, None, None, None)  # closes its input and waits
+    return process
 
 
 def check(family: str, options: str) -> None:

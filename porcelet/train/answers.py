@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from porcelet.chat.split import Content, Reasoning, Splitter
 from porcelet.engine.engine import Engine
-from porcelet.tokenizer import Tokenizer
 from porcelet.train.rendering import Renderer
 from porcelet.train.rewards import Answer
 from porcelet.train.tasks import Problem
@@ -19,19 +18,16 @@ def ask(
     """The answers to each problem, as many as its parameters' `n`."""
     prompts = [renderer.prompt(problem.question) for problem in problems]
     outputs = iter(engine.generate(prompts, params))
-    return [
-        [read_answer(next(outputs), prompt, renderer.tokenizer) for _ in range(each.n)]
-        for prompt, each in zip(prompts, params, strict=True)
-    ]
+    return [[read_answer(next(outputs), renderer) for _ in range(each.n)] for each in params]
 
 
-def read_answer(output: Output, prompt: Sequence[int], tokenizer: Tokenizer) -> Answer:
-    """What was said after `prompt`. Reasoning that never ends is reasoning to the last, and then the content is empty.
+def read_answer(output: Output, renderer: Renderer) -> Answer:
+    """What was said after a prompt of `renderer`.
 
-    Calls of tools are left in the content.
+    Reasoning that never ends is reasoning to the last, and then the content is empty. Calls of tools are left in it.
     """
-    text = tokenizer.decode(output.tokens)
-    splitter = Splitter(opens_reasoning(prompt, tokenizer))
+    text = renderer.tokenizer.decode(output.tokens)
+    splitter = Splitter(renderer.opens_reasoning)
     events = splitter.push(text) + splitter.flush()
     return Answer(
         text=text,
@@ -40,10 +36,3 @@ def read_answer(output: Output, prompt: Sequence[int], tokenizer: Tokenizer) -> 
         finished=output.finish_reason == "stop",
         num_tokens=output.num_generated,
     )
-
-
-def opens_reasoning(prompt: Sequence[int], tokenizer: Tokenizer) -> bool:
-    """Whether the last special token of a prompt is `<think>`, so that the answer begins inside its reasoning."""
-    special = set(tokenizer.special_tokens.values())
-    last = next((token for token in reversed(prompt) if token in special), None)
-    return last is not None and last == tokenizer.token_id("<think>")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Builder
 
-from porcelet.chat import R1_TEMPLATE, V3_TEMPLATE, ChatFormat
+from porcelet.chat import R1_TEMPLATE, V3_TEMPLATE, ChatFormat, Rendered
 from porcelet.errors import InputError, ModelError
 from porcelet.tokenizer import Tokenizer
 from porcelet.train.tasks import Problem
@@ -33,7 +33,15 @@ class Renderer:
 
     def _prompt(self, question: str) -> tuple[int, ...]:
         """Tokens up to the point where the model begins: in its reasoning, if the chat format opens that."""
-        return tuple(self.chat.render([{"role": "user", "content": question}], self.tokenizer).tokens)
+        return tuple(self._rendered(question).tokens)
+
+    @cached_property
+    def opens_reasoning(self) -> bool:
+        """Whether answers begin inside their reasoning: the chat format ends every prompt with `<think>`."""
+        return self._rendered("").opens_reasoning
+
+    def _rendered(self, question: str) -> Rendered:
+        return self.chat.render([{"role": "user", "content": question}], self.tokenizer)
 
     def _sample(self, problem: Problem) -> Sample:
         """Prompt, the problem's trace as reasoning, answer, end; weight 1 on what the model shall say.

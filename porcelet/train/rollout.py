@@ -93,7 +93,7 @@ class Rollout:
             require_room(problem.question, prompt, self.model.config.max_position_embeddings)
         outputs = self.engine.generate(prompts, [self._sampling(position) for position in positions])
         each = [problem for problem in problems for _ in range(size)]
-        answers = [read_answer(output, prompts[i // size], self.renderer.tokenizer) for i, output in enumerate(outputs)]
+        answers = [read_answer(output, self.renderer) for output in outputs]
         judgements = judge(self.rewards, each, answers)
         episodes = [
             self._episode(prompts[i // size], outputs[i], answers[i], judgements[i].total) for i in range(len(outputs))

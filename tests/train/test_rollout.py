@@ -233,15 +233,15 @@ def test_more_minibatches_than_groups_are_refused() -> None:
 def test_answers_are_split_at_the_end_of_their_reasoning(tmp_path: Path) -> None:
     """Text in front of `</think>` is reasoning if there was a `<think>`, which may be the answer's own."""
     make_tokenizer(tmp_path)
-    tokenizer, prompt = Renderer(tmp_path).tokenizer, Renderer(tmp_path).prompt("1+1=")
+    renderer = Renderer(tmp_path)
     for text, reasoning, content in (
         ("2", "", "2"),
         ("<think>\n1 and 1</think>\n\n2", "1 and 1", "2"),
         ("<think>never ends", "never ends", ""),
     ):
-        tokens = tuple(tokenizer.encode(text))
+        tokens = tuple(renderer.tokenizer.encode(text))
         output = Output(request_id="", tokens=tokens, logprobs=(), finish_reason="length", num_generated=len(tokens))
-        answer = read_answer(output, prompt, tokenizer)
+        answer = read_answer(output, renderer)
         assert (answer.text, answer.reasoning, answer.content) == (text, reasoning, content)
         assert not answer.finished and answer.num_tokens == len(tokens)
 
@@ -261,6 +261,16 @@ def test_what_has_no_room_in_the_context_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="the problem 'Warum"):
         require_room("Warum?", range(64), 64)
     require_room("Warum?", range(63), 64)
+
+
+def test_answers_to_an_opened_thought_begin_in_it(tmp_path: Path) -> None:
+    """R1's chat format ends the prompt with `<think>`: then the answer's own is not waited for."""
+    make_tokenizer(tmp_path, "R1")
+    renderer = Renderer(tmp_path)
+    tokens = tuple(renderer.tokenizer.encode("so</think>2"))
+    output = Output(request_id="", tokens=tokens, logprobs=(), finish_reason="stop", num_generated=len(tokens))
+    answer = read_answer(output, renderer)
+    assert renderer.opens_reasoning and (answer.reasoning, answer.content) == ("so", "2")
 
 
 def test_failing_reward_scores_zero_and_is_counted(tmp_path: Path) -> None:

@@ -7,18 +7,18 @@ in the middle of anything, should the parent not be there to do so.
 
 from __future__ import annotations
 
-import math
-import numbers
 import resource
 import signal
 import socket
 import sys
 from typing import Any
 
-from porcelet.train.rewards.answer import Answer, Reward, RewardError
+from porcelet.train.rewards.answer import Answer, Reward, finite, told
 from porcelet.train.rewards.frames import receive, send
 from porcelet.train.rewards.outside import make
 from porcelet.train.tasks.problem import Problem
+
+MAX_REASON = 500  # characters
 
 
 def main(fd: int) -> None:
@@ -29,8 +29,8 @@ def main(fd: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
         reward = make(wanted["name"], wanted["options"])
-    except Exception as problem:  # noqa: BLE001  told to the parent, which refuses the run
-        send(connection, {"error": _told(problem)})
+    except (Exception, SystemExit) as problem:  # told to the parent, which refuses the run
+        send(connection, {"error": told(problem)[:MAX_REASON]})
         return
     send(connection, {"value": 0.0})
     while True:
@@ -46,16 +46,9 @@ def main(fd: int) -> None:
 
 def _reply(reward: Reward, message: dict[str, Any]) -> dict[str, Any]:
     try:
-        value = reward(Problem(**message["problem"]), Answer(**message["answer"]))
-        if not isinstance(value, numbers.Real) or not math.isfinite(value):
-            raise RewardError(f"returned {value!r:.100}, no finite number")
-        return {"value": float(value)}
-    except Exception as problem:  # noqa: BLE001  a reward may be the user's code, and the text is the model's
-        return {"error": _told(problem)}
-
-
-def _told(problem: Exception) -> str:
-    return str(problem)[:500] if isinstance(problem, RewardError) else repr(problem)[:500]
+        return {"value": finite(reward(Problem(**message["problem"]), Answer(**message["answer"])))}
+    except (Exception, SystemExit) as problem:  # a reward may be the user's code, and the text is the model's
+        return {"error": told(problem)[:MAX_REASON]}
 
 
 if __name__ == "__main__":

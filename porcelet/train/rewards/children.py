@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from threading import Lock
 from typing import Any
 
@@ -24,8 +24,10 @@ from porcelet.errors import InputError
 from porcelet.train.rewards.answer import Answer, RewardError
 from porcelet.train.rewards.frames import receive, send
 from porcelet.train.sandbox import shielded
+from porcelet.train.tasks.gym_process import HASH_SEED
 from porcelet.train.tasks.problem import Problem
 
+EXIT_SECONDS = 1.0  # between hanging up and ending
 START_SECONDS = 60.0  # a cold disk, a busy machine: no answer is waiting yet
 KEPT_VARIABLES = ("PATH", "HOME", "LD_LIBRARY_PATH", "PYTHONHOME", "PYTHONPATH", "PYTHONUSERBASE", "LANG", "LC_ALL")
 
@@ -80,18 +82,10 @@ class _Child:
         with theirs:
             command = [sys.executable, "-P", "-m", "porcelet.train.rewards.child", str(theirs.fileno())]
             # math-verify and reasoning-gym let sympy evaluate the answer; the user's own code may do what it likes.
-            command = command if own_code else shielded(command)
-            silent = subprocess.DEVNULL
-            process = subprocess.Popen(
-                command,
-                stdin=silent,
-                stdout=silent,
-                stderr=silent,
-                pass_fds=[theirs.fileno()],
-                env=_environment(own_code),
-                process_group=0,
-            )
+            with _unshielded(command) if own_code else shielded(command) as (command, fds):
+                process = _popen(command, [theirs.fileno(), *fds], _environment(own_code))
         self._socket = ours
+        self._process = process
         self.stop = weakref.finalize(self, _stop, process, ours)
         try:
             reply = self._exchange(dict(wanted), START_SECONDS)
@@ -113,9 +107,27 @@ class _Child:
             self.stop()
             raise RewardError(f"took more than {seconds:g} s and was stopped") from problem
         except (OSError, EOFError) as problem:
-            self.stop()
-            raise RewardError("its process ended, out of memory perhaps") from problem
+            raise RewardError(f"its process ended{self._exit()}; out of memory perhaps") from problem
         return reply
+
+    def _exit(self) -> str:
+        """How it ended, if it did before we end it."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(EXIT_SECONDS)
+        code = self._process.returncode
+        self.stop()
+        return "" if code is None else f" by signal {-code}" if code < 0 else f" with exit code {code}"
+
+
+def _unshielded(command: list[str]) -> contextlib.AbstractContextManager[tuple[list[str], list[int]]]:
+    return contextlib.nullcontext((command, []))
+
+
+def _popen(command: Sequence[str], fds: Sequence[int], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    silent = subprocess.DEVNULL
+    return subprocess.Popen(
+        command, stdin=silent, stdout=silent, stderr=silent, pass_fds=fds, env=environment, process_group=0
+    )
 
 
 def _stop(process: subprocess.Popen[bytes], connection: socket.socket) -> None:
@@ -128,4 +140,5 @@ def _stop(process: subprocess.Popen[bytes], connection: socket.socket) -> None:
 def _environment(everything: bool) -> dict[str, str]:
     """What the interpreter needs to start; tokens and keys stay here unless the user's own code is to run."""
     kept = os.environ if everything else {name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ}
-    return {**kept, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    fixed = {} if everything else HASH_SEED
+    return {**kept, **fixed, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}

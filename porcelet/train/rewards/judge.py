@@ -4,22 +4,21 @@
 
 So a right form can be worth something only in right answers: added to wrong ones, it would be what a model learns first
 (open-instruct's reason for not adding format rewards). A reward that raises, hangs, or returns what is no finite number
-is worth zero; the judgement names it and says why, and `summarize` counts.
+is worth zero; the judgement names it and says why, each new reason is logged once, and `summarize` counts.
 """
 
 from __future__ import annotations
 
-import math
-import numbers
+import logging
 import os
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from itertools import repeat
 
-from porcelet.train.rewards.answer import Answer, Reward
+from porcelet.train.rewards.answer import Answer, Reward, finite, told
 from porcelet.train.tasks.problem import Problem
 
 MAX_REASON = 200  # characters of an exception that are kept
@@ -54,7 +53,11 @@ def judge(rewards: Sequence[Term], problems: Sequence[Problem], answers: Sequenc
         columns = [_column(term, pool, problems, answers) for term in rewards]  # all begin before one is waited for
         values = [list(column) for column in columns]
     rows = zip(*values, strict=True) if values else repeat((), len(answers))
-    return [_combined(rewards, row) for row in rows]
+    judgements = [_combined(rewards, row) for row in rows]
+    for judgement in judgements:
+        for name, reason in zip(judgement.failed, judgement.reasons, strict=True):
+            _warn_once(name, reason)
+    return judgements
 
 
 def _column(
@@ -67,12 +70,15 @@ def _column(
 
 def _value(reward: Reward, problem: Problem, answer: Answer) -> tuple[float, str]:
     try:
-        value = reward(problem, answer)
-    except Exception as failure:  # noqa: BLE001  a reward may be the user's code, and the text is the model's
-        return 0.0, (str(failure) or repr(failure))[:MAX_REASON]
-    if not isinstance(value, numbers.Real) or not math.isfinite(value):
-        return 0.0, f"returned {value!r:.{MAX_REASON}}, no finite number"
-    return float(value), ""
+        return finite(reward(problem, answer)), ""
+    except (Exception, SystemExit) as failure:  # a reward may be the user's code, and the text is the model's
+        return 0.0, told(failure)[:MAX_REASON]
+
+
+@lru_cache(maxsize=1024)
+def _warn_once(name: str, reason: str) -> None:
+    """Reasons may quote the answer: were they without end, the oldest would be told again."""
+    logging.getLogger(__name__).warning("reward %s failed, and counts as 0: %s", name, reason)
 
 
 def _combined(rewards: Sequence[Term], row: Sequence[tuple[float, str]]) -> Judgement:

@@ -12,7 +12,6 @@ one; the rest are the reward's own options.
 from __future__ import annotations
 
 import importlib.util
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from porcelet.train.rewards.judge import Term
 from porcelet.train.rewards.outside import OUTSIDE
 from porcelet.train.rewards.program import code
 from porcelet.train.rewards.text import exact, form, language, length
+from porcelet.train.sandbox import check_limits
 
 HERE: dict[str, Callable[..., Reward]] = {
     "exact": exact,
@@ -79,9 +79,7 @@ def _term(config: RewardConfig, unsafe_sandbox: bool) -> Term:
 def _child(name: str, options: dict[str, Any]) -> ChildReward:
     seconds = options.pop("seconds", SECONDS.get(name, DEFAULT_SECONDS))
     memory_mb = options.pop("memory_mb", DEFAULT_MEMORY_MB)
-    for field, value in (("seconds", seconds), ("memory_mb", memory_mb)):
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-            raise InputError(f"reward {name}: {field} is {value!r}; it must be a positive number")
+    check_limits(seconds, memory_mb, f"reward {name}")
     own = name in OUTSIDE
     if own:
         check_options(OUTSIDE[name], options, f"reward {name}")

@@ -7,6 +7,7 @@ SIGALRM, which works in main threads alone and never interrupts a power tower; t
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import logging
 import re
 import sys
@@ -58,16 +59,22 @@ def matches(*, pattern: str) -> Reward:
 def user_function(path: str, function: str, **options: Any) -> Reward:
     """Any function `(problem, answer, **options) -> float` of a Python file, which is imported here and only here."""
     file = Path(path).resolve()
-    spec = importlib.util.spec_from_file_location(file.stem, file)
+    name = f"_porcelet_reward_{file.stem}"  # by its own, `json.py` would stand for the library's
+    spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
         raise RewardError(f"{path} is no Python file")
     module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(file.parent))
-    sys.modules[file.stem] = module
+    sys.path.append(str(file.parent))
+    sys.modules[name] = module
     spec.loader.exec_module(module)
     if function not in vars(module):
         raise RewardError(f"{path} has no function {function!r}")
-    return partial(vars(module)[function], **options)
+    found = vars(module)[function]
+    try:
+        inspect.signature(found).bind(None, None, **options)
+    except TypeError as problem:
+        raise RewardError(f"{path}: {function} must take (problem, answer) and its options: {problem}") from problem
+    return partial(found, **options)
 
 
 OUTSIDE: dict[str, Callable[..., Reward]] = {

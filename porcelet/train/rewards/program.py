@@ -4,29 +4,48 @@
     data["tests"] = "assert add(1, 2) == 3 ..."             Python that runs after the answer's, in the same process
 
 Cases are compared here, outside, so a program cannot fake them. Tests share their process with the answer: one that
-goes looking for them could report success untrue, though an early exit does not count as one.
+goes looking through frames or changes what tests rest on could report success untrue, though an early exit does not
+count as one, and the verdict is another process's.
 """
 
 from __future__ import annotations
 
 import re
 import secrets
+from collections.abc import Iterator
 from typing import Any
 
-from porcelet.errors import InputError
 from porcelet.train.rewards.answer import Answer, Reward, RewardError
-from porcelet.train.sandbox import PYTHON, Limits, Run, require_sandbox, run
+from porcelet.train.sandbox import PYTHON, Limits, Run, check_limits, require_sandbox, run
 from porcelet.train.tasks.problem import Problem
 
-FENCE = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)```", re.DOTALL | re.IGNORECASE)
-# The word that says "all tests ran" comes in by standard input, after which the answer finds nothing there.
+FENCE = re.compile(r"\s*(?P<ticks>`{3,})\s*(?P<tag>[^\s`]*)[^`]*")
+PYTHON_TAGS = ("python", "python3", "py")
+# A child runs answer and tests, and leaves a mark at their end. The word that says "all tests ran" is for its parent
+# alone, which reads it from standard input when the child has ended.
 HARNESS = """\
-import sys
-word = sys.stdin.read()
-space = {"__name__": "solution"}
-exec(compile(open("answer.py").read(), "answer.py", "exec"), space)
-exec(compile(open("tests.py").read(), "tests.py", "exec"), space)
-print("\\n" + word)
+import ctypes, os, sys
+
+def main():
+    ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)  # PR_SET_DUMPABLE: no look into the parent by /proc
+    mark = os.urandom(16)
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(read)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        space = {"__name__": "solution"}
+        for name in ("answer.py", "tests.py"):
+            exec(compile(open(name).read(), name, "exec"), space)
+        sys.stdout.flush()
+        os.write(write, mark)
+        os._exit(0)
+    os.close(write)
+    status = os.waitpid(pid, 0)[1]
+    if status == 0 and os.read(read, 17) == mark:
+        print("\\n" + sys.stdin.read())
+
+main()
 """
 
 
@@ -34,10 +53,9 @@ def code(*, seconds: float = 5.0, memory_mb: int = 512, partial: bool = False, u
     """1 if all tests pass; with `partial`, the share of the cases that do. `seconds` and `memory_mb` hold for each.
 
     Raises:
-        InputError: there is no sandbox here, or no positive limits were given.
+        InputError: there is no sandbox here, or the limits are none.
     """
-    if seconds <= 0 or memory_mb <= 0:
-        raise InputError(f"reward code: seconds is {seconds} and memory_mb {memory_mb}; both must be positive")
+    check_limits(seconds, memory_mb, "reward code")
     require_sandbox(unsafe_sandbox)
     limits = Limits(seconds=seconds, memory=memory_mb << 20)
 
@@ -53,9 +71,28 @@ def code(*, seconds: float = 5.0, memory_mb: int = 512, partial: bool = False, u
 
 
 def last_program(text: str) -> str:
-    """The last fenced block of Python, or the whole text if there is none."""
-    blocks = FENCE.findall(text)
-    return blocks[-1] if blocks else text
+    """The last fenced block of Python, or else the last one without a language, or else the whole text."""
+    found = list(blocks(text))
+    for wanted in (PYTHON_TAGS, ("",)):
+        programs = [body for tag, body in found if tag in wanted]
+        if programs:
+            return programs[-1]
+    return text
+
+
+def blocks(text: str) -> Iterator[tuple[str, str]]:
+    """Language and body of each fenced block; one that was never closed counts for nothing."""
+    tag: str | None = None
+    ticks, body = 0, list[str]()
+    for line in text.split("\n"):
+        fence = FENCE.fullmatch(line)
+        if fence and tag is None:
+            tag, ticks, body = fence["tag"].lower(), len(fence["ticks"]), []
+        elif fence and tag is not None and not fence["tag"] and len(fence["ticks"]) >= ticks:
+            yield tag, "".join(body)
+            tag = None
+        else:
+            body.append(line + "\n")
 
 
 def _tested(program: str, tests: str, limits: Limits, unsafe: bool) -> float:

@@ -2,7 +2,7 @@
 
 `sandboxed` is for programs that nobody has read: an empty root with the system's programs read-only, folders in memory,
 no network, no other processes, no environment, no user that owns anything, and the seccomp filter. `shielded` is for
-programs of ours that read what a model wrote: they see the files, and can harm none.
+programs of ours that read what a model wrote: they see the programs and Python's packages, and can harm none.
 
 Run by root, bubblewrap makes no user namespace: root's processes are never counted against a limit, so the launcher
 becomes one of a thousand users that nobody is. Run by anyone else, it makes one, in which the user is nobody.
@@ -22,6 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
+import porcelet
 from porcelet.errors import InputError
 from porcelet.train.sandbox.filter import seccomp_filter
 from porcelet.train.sandbox.limits import LAUNCHER, Limits, launched
@@ -51,7 +52,10 @@ def require_sandbox(unsafe: bool) -> None:
     if shutil.which("bwrap") is None:
         raise InputError(f"untrusted code needs a sandbox, and bwrap is not there; {REMEDY}")
     try:
-        with sandboxed(["/usr/bin/true"], {}, Limits()) as (command, fds):
+        with (
+            tempfile.TemporaryFile() as status,
+            sandboxed(["/usr/bin/true"], {}, Limits(), status.fileno()) as (command, fds),
+        ):
             trial = subprocess.run(command, pass_fds=fds, env={}, capture_output=True, timeout=TRIAL_SECONDS)
     except subprocess.TimeoutExpired as problem:
         raise InputError(f"bwrap does not start within {TRIAL_SECONDS:g} s here; {REMEDY}") from problem
@@ -62,35 +66,51 @@ def require_sandbox(unsafe: bool) -> None:
 
 @contextlib.contextmanager
 def sandboxed(
-    command: Sequence[str], files: Mapping[str, bytes], limits: Limits
+    command: Sequence[str], files: Mapping[str, bytes], limits: Limits, status: int
 ) -> Iterator[tuple[list[str], list[int]]]:
-    """The command that runs `command` in the sandbox beside `files`, and the descriptors that it must be given."""
+    """The command that runs `command` in the sandbox beside `files`, and the descriptors that it must be given. To
+    `status` bubblewrap alone writes: "exit-code" is in it if the command was started and ended."""
     as_root = os.geteuid() == 0
     uid = str(FIRST_UID + next(_run_numbers) % NUM_UIDS) if as_root else ""
     with contextlib.ExitStack() as stack:
         fds = {f"{WORK}/{name}": stack.enter_context(readable(body)) for name, body in files.items()}
         fds["/launch.py"] = stack.enter_context(readable(LAUNCHER.read_bytes()))
         rules = stack.enter_context(readable(seccomp_filter()))
-        arguments = [_program(), "--die-with-parent", "--new-session", "--clearenv", *NAMESPACES, *_user(as_root)]
+        arguments = [
+            _program(),
+            "--json-status-fd",
+            str(status),
+            "--die-with-parent",
+            "--new-session",
+            "--clearenv",
+            *NAMESPACES,
+            *_user(as_root),
+        ]
         arguments += ["--hostname", "sandbox", "--setenv", "PATH", "/usr/bin:/bin", "--setenv", "HOME", WORK]
         arguments += ["--setenv", "LANG", "C.UTF-8", *_folders(limits), *_system()]
         for path, fd in fds.items():
             arguments += ["--perms", "0644", "--file", str(fd), path]
         arguments += ["--remount-ro", "/dev", "--remount-ro", "/", "--chdir", WORK, "--seccomp", str(rules)]
         inside = launched(command, limits, launcher="/launch.py", uid=uid, count=True)
-        yield [*arguments, "--", *inside], [*fds.values(), rules]
+        yield [*arguments, "--", *inside], [*fds.values(), rules, status]
 
 
-def shielded(command: Sequence[str]) -> list[str]:
-    """`command` behind bubblewrap as far as a program of ours can be that reads what a model wrote: it sees the files,
-    and can change none, reach no network and no other process. Without bubblewrap, the command itself, and a warning.
+@contextlib.contextmanager
+def shielded(command: Sequence[str]) -> Iterator[tuple[list[str], list[int]]]:
+    """`command` behind bubblewrap as far as a program of ours can be that reads what a model wrote, and the descriptors
+    that it must be given: it sees the system and Python's packages, and can change nothing and reach no network, no
+    socket or pipe of ours and no other process. Without bubblewrap, the command itself, and a warning.
     """
     if not can_shield():
-        return list(command)
-    arguments = ["--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc"]
+        yield list(command), []
+        return
+    arguments = ["--dev", "/dev", "--proc", "/proc", *_system(), *_packages()]
     arguments += ["--size", str(Limits().disk), "--tmpfs", "/dev/shm", "--setenv", "TMPDIR", "/dev/shm"]
+    arguments += ["--remount-ro", "/dev", "--remount-ro", "/"]
     own_user = [] if os.geteuid() == 0 else ["--unshare-user"]
-    return [_program(), *own_user, *NAMESPACES, "--cap-drop", "ALL", *arguments, "--", *command]
+    with readable(seccomp_filter(sockets=False)) as rules:
+        shield = [*own_user, *NAMESPACES, "--cap-drop", "ALL", *arguments, "--seccomp", str(rules)]
+        yield [_program(), *shield, "--", *command], [rules]
 
 
 @cache
@@ -148,3 +168,16 @@ def _system() -> list[str]:
     for parent in reversed(prefix.parents[:-1]):  # made by `--ro-bind`, they would be root's alone
         arguments += ["--dir", str(parent)]
     return [*arguments, "--ro-bind", str(prefix), str(prefix)]
+
+
+def _packages() -> list[str]:
+    """What Python imports from, and the libraries of that, read-only."""
+    libraries = os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep)
+    ours = str(Path(porcelet.__file__).parent)
+    paths = (sys.prefix, sys.base_prefix, *sys.path, *libraries, ours)
+    folders = {os.path.abspath(path) for path in paths if path}
+    folders -= {str(folder) for folder in (Path.home(), *Path.home().parents)}  # `python -m` puts where it was started
+    arguments = ["--ro-bind-try", "/etc/alternatives", "/etc/alternatives"]
+    for folder in sorted(folders):  # parents first: they would hide what is in them
+        arguments += ["--ro-bind-try", folder, folder]
+    return arguments

@@ -4,7 +4,7 @@ A program for the kernel's classic BPF machine, which reads the call's number, t
 the arguments, and answers allow or an error number (man 2 seccomp). Denied calls fail with EPERM, so that what only
 tries them goes on; a foreign architecture's calls (32-bit ones, whose numbers mean other things) kill the process.
 `clone` may not make namespaces; `clone3`, whose flags a filter cannot read, does not exist, so the C library
-falls back to `clone`. Sockets are local ones only.
+falls back to `clone`. Sockets are local ones only, or none at all: a path is enough to speak through a local one.
 """
 
 from __future__ import annotations
@@ -117,8 +117,9 @@ ALLOW, KILL, FAIL = 0x7FFF0000, 0x80000000, 0x00050000
 NUMBER, ARCHITECTURE, ARGUMENT_0, ARGUMENT_1 = 0, 4, 16, 24  # offsets in struct seccomp_data, little endian
 
 
-def seccomp_filter(machine: str = "") -> bytes:
-    """The filter's instructions for an architecture, this machine's by default.
+def seccomp_filter(machine: str = "", *, sockets: bool = True) -> bytes:
+    """The filter's instructions for an architecture, this machine's by default. `sockets`: whether local ones may be
+    made; those that are inherited work in any case.
 
     Raises:
         InputError: for this architecture none was written.
@@ -146,7 +147,8 @@ def seccomp_filter(machine: str = "") -> bytes:
     program += _when(here.clone, [_load(ARGUMENT_0), _jump(JUMP_SET, NEW_NAMESPACES, 0, 1), deny])
     for number in (here.socket, here.socketpair):
         refuse = _return(FAIL | errno.EAFNOSUPPORT)
-        program += _when(number, [_load(ARGUMENT_0), _jump(JUMP_EQUAL, AF_UNIX, 1, 0), refuse])
+        local = [_load(ARGUMENT_0), _jump(JUMP_EQUAL, AF_UNIX, 1, 0)] if sockets else []
+        program += _when(number, [*local, refuse])
     terminal = [_jump(JUMP_EQUAL, TIOCSTI, 1, 0), _jump(JUMP_EQUAL, TIOCLINUX, 0, 1), deny]
     program += _when(here.ioctl, [_load(ARGUMENT_1), *terminal])
     return b"".join([*program, _return(ALLOW)])

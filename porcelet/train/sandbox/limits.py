@@ -8,8 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from porcelet.errors import InputError
+
 PYTHON = os.path.realpath(sys.executable)  # the interpreter inside, with its standard library and nothing else
 LAUNCHER = Path(__file__).with_name("launch.py")
+MAX_SECONDS = 86400.0
+MAX_MEMORY_MB = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -39,3 +43,14 @@ def launched(command: Sequence[str], limits: Limits, *, launcher: str, uid: str,
         values["NPROC"] = limits.processes
     packed = ",".join(f"{name}={value}" for name, value in values.items())
     return [PYTHON, "-I", "-S", "-B", launcher, uid, packed, *command]
+
+
+def check_limits(seconds: object, memory_mb: object, place: str) -> None:
+    """Refuse what the kernel would, and what is no limit.
+
+    Raises:
+        InputError: names the place, the value and what would do.
+    """
+    for name, value, low, high in (("seconds", seconds, 1e-3, MAX_SECONDS), ("memory_mb", memory_mb, 1, MAX_MEMORY_MB)):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+            raise InputError(f"{place}: {name} is {value!r}; it must be a number in {low:g} ... {high:g}")

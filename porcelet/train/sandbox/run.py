@@ -55,12 +55,17 @@ def run(
             raise InputError(f"sandbox: the file name {name!r} leads out of the work folder")
     require_sandbox(unsafe)
     bodies = {name: body.encode() for name, body in files.items()}
-    prepared = _unprotected(command, bodies, limits) if unsafe else sandboxed(command, bodies, limits)
-    with readable(stdin.encode()) as text, prepared as (arguments, fds):
-        result = _wait(_popen(arguments, text, fds), limits)
-    if not unsafe and result.exit_code != 0 and result.errors.startswith("bwrap: "):
-        raise PorceletError(f"the sandbox could not be set up: {result.errors.strip()}")
-    return result
+    with readable(stdin.encode()) as text:
+        if unsafe:
+            with _unprotected(command, bodies, limits) as (arguments, fds):
+                return _wait(_popen(arguments, text, fds), limits)
+        with tempfile.TemporaryFile() as status:
+            with sandboxed(command, bodies, limits, status.fileno()) as (arguments, fds):
+                result = _wait(_popen(arguments, text, fds), limits)
+            status.seek(0)
+            if result.ended == "exit" and b'"exit-code"' not in status.read():
+                raise PorceletError(f"the sandbox could not be set up: {result.errors.strip()}")
+            return result
 
 
 def _popen(command: Sequence[str], stdin: int, fds: Sequence[int]) -> subprocess.Popen[bytes]:

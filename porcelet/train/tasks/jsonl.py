@@ -23,7 +23,7 @@ def jsonl(*, path: str) -> FiniteTask:
 
 def _problems(path: Path) -> Iterator[Problem]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # `splitlines` would cut at U+2028 too
     except (OSError, ValueError) as problem:
         raise InputError(f"problems {path} cannot be read: {problem}") from problem
     for number, line in enumerate(lines, 1):

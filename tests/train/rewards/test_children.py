@@ -28,6 +28,7 @@ def misbehaves(problem, answer):
         case "compute": return float(9 ** 9 ** 9)
         case "grow": return float(len(bytearray(64 << 30)))
         case "die": os._exit(3)
+        case "leave": sys.exit(3)
         case "nan": return math.nan
         case "text": return "1.0"
         case "fork":
@@ -61,15 +62,24 @@ def test_a_users_function_runs_with_its_options(users: str) -> None:
     assert [judgement.total for judgement in found] == [7.0, 1.0]
 
 
+def test_a_users_file_replaces_no_module(tmp_path: Path) -> None:
+    """Neither by its own name nor by its neighbours', which it can import all the same."""
+    text = "import json, helper\ndef value(problem, answer): return float(json.loads(answer.text) + helper.ONE)"
+    for name, body in (("json.py", text), ("helper.py", "ONE = 1"), ("socket.py", "")):
+        (tmp_path / name).write_text(body, encoding="utf-8")
+    assert judged(named(f"{tmp_path / 'json.py'}:value"), [said("2")] * 2, Problem("", ""))[1].total == 3.0
+
+
 def test_a_misbehaving_function_costs_only_its_answer(users: str) -> None:
     """Whatever it does to its process, the answer is worth zero, the reason is told, and the next is judged."""
-    texts = ["raise", "hang", "fine", "compute", "grow", "die", "nan", "text", "fine"]
+    texts = ["raise", "hang", "fine", "compute", "grow", "die", "leave", "nan", "text", "fine"]
     found = judged(named(f"{users}:misbehaves", seconds=1.0), [said(text) for text in texts], Problem("", ""))
     reasons = dict(zip(texts, ("".join(judgement.reasons) for judgement in found), strict=True))
     assert reasons.pop("fine") == "" and all(reasons.values())
     assert "as asked" in reasons["raise"] and "MemoryError" in reasons["grow"]
     assert "took more than 1 s" in reasons["hang"] and "took more than 1 s" in reasons["compute"]
-    assert "process ended" in reasons["die"] and "no finite number" in reasons["nan"]
+    assert "exit code 3" in reasons["die"]
+    assert "SystemExit(3)" in reasons["leave"] and "no finite number" in reasons["nan"]
     assert [judgement.total > 1 for judgement in found] == [text == "fine" for text in texts]
 
 

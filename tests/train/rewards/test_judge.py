@@ -1,8 +1,13 @@
 from __future__ import annotations
 
+import logging
+import sys
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from porcelet.train.rewards import Answer, Term, judge, summarize
 from porcelet.train.tasks import Problem
@@ -11,7 +16,7 @@ from tests.train.rewards.answers import said
 PROBLEM = Problem("?", "!")
 
 
-def constant(value: float) -> Callable[[Problem, Answer], float]:
+def constant(value: Any) -> Callable[[Problem, Answer], float]:
     return lambda problem, answer: value
 
 
@@ -40,6 +45,21 @@ def raises(problem: Problem, answer: Answer) -> float:
     raise ValueError("strange text")
 
 
+class Unspeakable(Exception):
+    def __str__(self) -> str:
+        raise ValueError
+
+    __repr__ = __str__
+
+
+def raises_unspeakable(problem: Problem, answer: Answer) -> float:
+    raise Unspeakable
+
+
+def leaves(problem: Problem, answer: Answer) -> float:
+    sys.exit("gone")
+
+
 @pytest.mark.parametrize(
     ("reward", "reason"),
     [
@@ -48,6 +68,10 @@ def raises(problem: Problem, answer: Answer) -> float:
         (constant(float("inf")), "no finite number"),
         (lambda problem, answer: "1", "'1', no finite number"),
         (lambda problem, answer: None, "None, no finite number"),
+        (lambda problem, answer: 10**400, "no finite number"),
+        (lambda problem, answer: 1j, "no finite number"),
+        (raises_unspeakable, "Unspeakable"),
+        (leaves, "SystemExit('gone')"),
     ],
 )
 def test_a_failing_reward_is_zero_named_and_counted(reward: Callable[..., float], reason: str) -> None:
@@ -62,6 +86,21 @@ def test_a_failing_reward_is_zero_named_and_counted(reward: Callable[..., float]
         "reward_failures": 2,
         "reward_failures/bad": 2,
     }
+
+
+def test_numbers_of_other_libraries_count() -> None:
+    """What numpy's comparisons and torch's give is a number."""
+    for value in (np.True_, np.float32(1), torch.tensor(True), torch.tensor([1.0])):
+        assert judge([Term("one", constant(value))], [PROBLEM], [said("")])[0].total == 1.0
+
+
+def test_each_reason_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    """A reward that is broken says so in the log, not a thousand times."""
+    with caplog.at_level(logging.WARNING):
+        judge([Term("broken", by_text)], [PROBLEM] * 3, [said("no number"), said("no number"), said("1")])
+        judge([Term("broken", by_text)], [PROBLEM], [said("no number")])
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert "reward broken" in message and "no number" in message
 
 
 def test_nothing_failed_is_logged_as_zero() -> None:

@@ -40,6 +40,12 @@ def test_a_recipes_rewards_become_terms() -> None:
         ([RewardConfig(name="regex", options={"pattern": "("})], "regex cannot be used"),
         ([RewardConfig(name="regex", options={"pattern": "a", "seconds": 0})], "seconds is 0"),
         ([RewardConfig(name="code", options={"seconds": -1.0})], "seconds is -1"),
+        ([RewardConfig(name="code", options={"seconds": float("inf")})], "seconds is inf"),
+        ([RewardConfig(name="code", options={"seconds": float("nan")})], "seconds is nan"),
+        ([RewardConfig(name="code", options={"memory_mb": 10**30})], "memory_mb is 1000"),
+        ([RewardConfig(name="regex", options={"pattern": "a", "seconds": 1e300})], "seconds is 1e.300"),
+        ([RewardConfig(name="regex", options={"pattern": "a", "memory_mb": 1e30})], "memory_mb is 1e.30"),
+        ([RewardConfig(name="regex", options={"pattern": "a", "memory_mb": True})], "memory_mb is True"),
         ([RewardConfig(name="code", options={"unsafe_sandbox": True})], "on the command line"),
         ([RewardConfig(name="nowhere.py:reward")], "nowhere.py is not there"),
     ],
@@ -51,7 +57,16 @@ def test_unusable_rewards_are_refused(configs: list[RewardConfig], named: str) -
 
 
 @pytest.mark.parametrize(
-    ("text", "named"), [("x = 1", "no function 'reward'"), ("1 / 0", "ZeroDivisionError"), ("def", "SyntaxError")]
+    ("text", "named"),
+    [
+        ("x = 1", "no function 'reward'"),
+        ("1 / 0", "ZeroDivisionError"),
+        ("def", "SyntaxError"),
+        ("raise SystemExit(3)", "SystemExit"),
+        ("def reward(problem): return 1.0", "too many positional"),
+        ("def reward(problem, answer, *, scale): return 1.0", "'scale'"),
+        ("reward = 3", "must take"),
+    ],
 )
 def test_a_users_file_that_cannot_be_used_is_refused(tmp_path: Path, text: str, named: str) -> None:
     """What its import raises is told, rather than a run of zeros."""

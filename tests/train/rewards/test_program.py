@@ -32,6 +32,13 @@ def judged(text: str, problem: Problem, **options: object) -> Judgement:
         ("raise SystemExit(0)", 0.0),
         ("import os; os._exit(0)", 0.0),
         ("print('passed'); raise SystemExit(0)", 0.0),
+        ("import __main__, os; print('\\n' + __main__.word, flush=True); os._exit(0)", 0.0),
+        ("import sys; print('\\n' + sys.stdin.read()); raise SystemExit(0)", 0.0),
+        ("import os; print(open(f'/proc/{os.getppid()}/fd/0').read(), flush=True); os._exit(0)", 0.0),
+        (
+            "import os\nfor fd in range(3, 9):\n    try: os.write(fd, b'ok')\n    except OSError: pass\nos._exit(0)",
+            0.0,
+        ),
         ("def square(x):\n    while True: pass", 0.0),
     ],
 )
@@ -53,6 +60,23 @@ def test_the_last_block_is_the_program() -> None:
     text = "```python\nfirst\n```\nno,\n```py\nsecond\n```\n```text\nthird\n```"
     assert last_program(text) == "second\n"
     assert last_program("plain") == "plain"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "```python\nx\n```\nThis prints\n```\n1\n```",
+        "```python3\nx\n```",
+        "  ```Python title=a.py\nx\n  ```",
+        "```bash\npip install y\n```\nThen\n```python\nx\n```\nand run it.",
+        "```\nfirst\n```\n```\nx\n```",
+        "````py\nx\n````",
+        "use ```one``` so\n```py\nx\n```\n```text\nout\n```",
+    ],
+)
+def test_the_program_is_told_from_other_blocks(text: str) -> None:
+    """Shell commands, example output and the prose between are none."""
+    assert last_program(text) == "x\n"
 
 
 def test_a_problem_without_tests_is_a_failure() -> None:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import socket
 import subprocess
+import sys
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
 
-from porcelet.errors import InputError
+from porcelet.errors import InputError, PorceletError
 from porcelet.train.sandbox import PYTHON, Limits, Run, require_sandbox, run, shielded
 from porcelet.train.sandbox.bubblewrap import can_shield
 
@@ -215,6 +218,20 @@ def test_a_memory_bomb_ends_in_an_error() -> None:
     assert done.exit_code == 1 and "MemoryError" in done.errors
 
 
+def test_a_program_cannot_pretend_that_the_sandbox_failed() -> None:
+    """Whatever it writes and however it ends, its end is its own."""
+    for end in ("sys.exit(1)", "os.kill(os.getpid(), 9)"):
+        done = python(f"import os, sys; print('bwrap: no', file=sys.stderr, flush=True); {end}")
+        assert done.exit_code != 0 and done.errors == "bwrap: no\n"
+
+
+def test_a_sandbox_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is no failure of the program's."""
+    monkeypatch.setattr("porcelet.train.sandbox.bubblewrap.WORK", "/dev/null/work")
+    with pytest.raises(PorceletError, match="could not be set up: bwrap"):
+        python("print(1)")
+
+
 @pytest.mark.parametrize("program", ["while True: pass", "import time; time.sleep(60)", "input()\nwhile True: pass"])
 def test_a_program_that_does_not_end_is_ended(program: str) -> None:
     """By the clock, whether it computes or waits."""
@@ -288,7 +305,8 @@ def test_without_bubblewrap_nothing_runs(monkeypatch: pytest.MonkeyPatch, caplog
         with pytest.raises(InputError, match="apt-get install bubblewrap.*--unsafe-sandbox"):
             run([PYTHON, "main.py"], {"main.py": "print(1)"})
         with caplog.at_level(logging.WARNING):
-            assert shielded(["x"]) == ["x"] and "without a shield" in caplog.text
+            with shielded(["x"]) as (command, fds):
+                assert (command, fds) == (["x"], []) and "without a shield" in caplog.text
             done = run([PYTHON, "-B", "main.py"], {"main.py": "import os; print(len(os.environ))"}, unsafe=True)
         assert "UNSAFE SANDBOX" in caplog.text
         assert done.exit_code == 0 and int(done.output) <= 1
@@ -302,11 +320,30 @@ def test_without_bubblewrap_nothing_runs(monkeypatch: pytest.MonkeyPatch, caplog
 
 
 def test_our_own_verifiers_are_shielded() -> None:
-    """They see files, and can neither write nor reach a network nor signal others."""
-    program = "import os, socket; print(os.path.exists('/etc'), len([p for p in os.listdir('/proc') if p.isdigit()]))"
-    done = subprocess.run(shielded([PYTHON, "-c", program]), capture_output=True, text=True, timeout=60, check=True)
-    assert done.stdout.split() == ["True", "2"]
-    writes = subprocess.run(
-        shielded([PYTHON, "-c", "open('/tmp/porcelet-shield', 'w')"]), capture_output=True, text=True, timeout=60
-    )
+    """They import what we do, and can neither write nor see our files nor signal others."""
+    done = in_shield("import os, porcelet; print(os.listdir('/etc'), sum(map(str.isdigit, os.listdir('/proc'))))")
+    assert "passwd" not in done.stdout and done.stdout.split()[-1] == "2", done.stderr
+    writes = in_shield(f"open({str(Path(sys.prefix, 'porcelet-shield'))!r}, 'w')")
     assert writes.returncode == 1 and "Read-only file system" in writes.stderr
+
+
+def test_our_own_verifiers_reach_no_socket_or_pipe_of_ours() -> None:
+    """A read-only mount does not keep a program from either; even where it sees them, no socket can be made."""
+    with tempfile.TemporaryDirectory(dir=Path.home()) as folder, socket.socket(socket.AF_UNIX) as server:
+        pipe, name = f"{folder}/pipe", f"{folder}/socket"
+        os.mkfifo(pipe)
+        reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+        server.bind(name)
+        server.listen()
+        try:
+            done = in_shield(f"open({pipe!r}, 'wb', 0).write(b'escaped')")
+            assert "FileNotFoundError" in done.stderr and not os.read(reader, 9)
+        finally:
+            os.close(reader)
+        for make in ("socket.socket(socket.AF_UNIX)", "socket.socketpair(type=socket.SOCK_DGRAM)[0]"):
+            assert "Address family not supported" in in_shield(f"import socket; {make}.connect({name!r})").stderr
+
+
+def in_shield(program: str) -> subprocess.CompletedProcess[str]:
+    with shielded([sys.executable, "-c", program]) as (command, fds):
+        return subprocess.run(command, pass_fds=fds, capture_output=True, text=True, timeout=60)

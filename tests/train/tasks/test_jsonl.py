@@ -12,8 +12,9 @@ from porcelet.train.tasks import FiniteTask, load_task
 def test_problems_of_a_file_keep_all_their_fields(tmp_path: Path) -> None:
     """Question, answer and trace are the problem's; the rest is its data. Every line is drawn or held out."""
     file = tmp_path / "problems.jsonl"
-    rows = [{"question": f"{i}?", "answer": str(i), "trace": "so", "tests": [i]} for i in range(60)]
-    file.write_text("\n\n".join(map(json.dumps, rows)), encoding="utf-8")
+    rows = [{"question": f"{i}?\u2028\x85", "answer": str(i), "trace": "so", "tests": [i]} for i in range(60)]
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    file.write_text("\n\r\n".join(lines), encoding="utf-8")
     task = load_task("jsonl", {"path": str(file)})
     assert isinstance(task, FiniteTask)
     found = sorted(task.training + task.held_out, key=lambda problem: int(problem.answer))

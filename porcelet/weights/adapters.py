@@ -14,10 +14,11 @@ of that model's dense MLPs and shared experts. Ours can have them, but "all-line
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from safetensors import SafetensorError
@@ -49,6 +50,7 @@ PLAIN: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(
         ("layer_replication", "trainable_token_indices", "megatron_config", "arrow_config"), ([], {}, None)
     ),
+    "alora_invocation_tokens": (None,),
     # The others begin by changing the base.
     "init_lora_weights": (True, False, "gaussian", "orthogonal", None),
 }
@@ -166,10 +168,15 @@ def read_adapter(folder: Path) -> Adapter:
     except (OSError, SafetensorError) as problem:
         raise ModelError(f"{folder / WEIGHTS} cannot be read: {problem}") from problem
     rank, alpha = values.get("r"), values.get("lora_alpha")
-    if not isinstance(rank, int) or not isinstance(alpha, int | float) or rank < 1:
+    if not (_is_positive(rank) and isinstance(rank, int) and _is_positive(alpha)):
         raise ModelError(f"{folder / CONFIG}: r is {rank!r} and lora_alpha {alpha!r}; two positive numbers expected")
     matrices = _pairs(tensors, rank, folder / WEIGHTS)
     return Adapter(rank, float(alpha), matrices, base=str(values.get("base_model_name_or_path") or ""))
+
+
+def _is_positive(value: Any) -> TypeGuard[float]:
+    """Whether a value of JSON is a positive, finite number; true is one to Python alone."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
 
 
 def _read_config(path: Path) -> dict[str, Any]:

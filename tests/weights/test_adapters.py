@@ -100,16 +100,20 @@ def test_written_adapter_comes_back(tmp_path: Path) -> None:
 REFUSED: dict[str, Any] = {
     "use_rslora": True, "use_dora": True, "bias": "all", "modules_to_save": ["lm_head"], "alpha_pattern": {"q": 1},
     "rank_pattern": {"q": 1}, "target_parameters": ["mlp.experts.gate_up_proj"], "init_lora_weights": "pissa",
-    "fan_in_fan_out": True, "lora_bias": True, "peft_type": "IA3", "r": 0, "lora_alpha": None,
+    "fan_in_fan_out": True, "lora_bias": True, "peft_type": "IA3", "alora_invocation_tokens": [5, 17],
 }  # fmt: skip
+UNUSABLE: list[tuple[str, Any]] = [
+    ("r", 0), ("r", True), ("lora_alpha", None), ("lora_alpha", float("nan")), ("lora_alpha", float("inf")),
+    ("lora_alpha", -3), ("lora_alpha", True),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_unsupported_setting_is_named(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(("name", "value"), [*REFUSED.items(), *UNUSABLE])
+def test_unsupported_setting_is_named(tmp_path: Path, name: str, value: Any) -> None:
     """What would change the numbers is never read over."""
     write_adapter(tmp_path, random_adapter(build(LLAMA), "q_proj"))
     values = json.loads((tmp_path / "adapter_config.json").read_text(encoding="utf-8"))
-    (tmp_path / "adapter_config.json").write_text(json.dumps(values | {name: REFUSED[name]}), encoding="utf-8")
+    (tmp_path / "adapter_config.json").write_text(json.dumps(values | {name: value}), encoding="utf-8")
     with pytest.raises(ModelError, match=f"adapter_config.json: .*{name} "):
         read_adapter(tmp_path)
 

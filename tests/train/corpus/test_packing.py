@@ -114,6 +114,31 @@ def test_stores_are_mixed_by_weight(tmp_path: Path) -> None:
     assert abs(found[a] / (found[a] + found[b]) - 1 / 11) < 0.005
 
 
+@pytest.mark.parametrize("document_mask", [True, False])
+def test_no_store_goes_on_in_another(tmp_path: Path, document_mask: bool) -> None:
+    """Documents of the same number and length in two stores: a token is predicted behind its own predecessor alone."""
+    texts = [["abcdefghijklmnopqrstuvwxyz"[:21]], ["ABCDEFGHIJKLMNOPQRSTUVWXYZ"[:21]]]
+    both = [store_of(tmp_path, part, name) for part, name in zip(texts, "ab", strict=True)]
+    source = Pretraining(both, tokens_per_step=18, context=6, seed=0, document_mask=document_mask)
+    wanted: set[tuple[int, int]] = set()
+    for store in both:
+        tokens = [BOS, *store.document(0).tolist(), EOS]
+        wanted |= set(zip(tokens, tokens[1:], strict=False))
+    for step in range(200):
+        pairs = predictions(source(step)[0])
+        assert len(pairs) == 18 and set(pairs) <= wanted
+
+
+def test_samples_of_several_stores_are_as_long_as_those_of_one(tmp_path: Path) -> None:
+    """Windows that follow each other cut no document, so a step has about as few samples as from one store."""
+    texts = [letter * 997 for letter in "abcdefghij"]
+    both = [store_of(tmp_path, part, name) for part, name in ((texts[:5], "a"), (texts[5:], "b"))]
+    stores = (both, [store_of(tmp_path, texts)])
+    sources = [Pretraining(each, tokens_per_step=2048, context=64, seed=0) for each in stores]
+    numbers = [sum(len(source(step)[0]) for step in range(20)) for source in sources]
+    assert numbers[0] < 1.1 * numbers[1]
+
+
 def test_unusable_settings_are_refused(tmp_path: Path) -> None:
     """No store, no budget, weights for others, and stores of different tokenizers."""
     store = store_of(tmp_path, ["a"])

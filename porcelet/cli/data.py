@@ -187,19 +187,14 @@ class _Count:
 
 def _write_jsonl(output: Path, documents: Iterable[Document]) -> int:
     """Write documents to a file that appears when it is complete; how many there were."""
-    from porcelet.errors import InputError
+    from porcelet.train.corpus.outputs import appearing
     from porcelet.train.corpus.readers import as_line
 
-    if output.exists():
-        raise InputError(f"{output} exists; delete it or choose another output")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = output.with_name(output.name + ".unfinished")
     number = 0
-    with unfinished.open("w", encoding="utf-8") as file:
+    with appearing(output) as unfinished, unfinished.open("w", encoding="utf-8") as file:
         for document in documents:
             file.write(as_line(document))
             number += 1
-    unfinished.rename(output)
     return number
 
 

@@ -246,13 +246,15 @@ def merge(base: Path, adapter: Path, output: Path) -> None:
     """Write the model in the folder `base` with an adapter in it, as a model of its own.
 
     Raises:
-        InputError: `output` is one of the other two, or `base` no folder.
+        InputError: `output` is one of the other two or holds something, or `base` is no folder.
         ModelError: model or adapter cannot be read, or they do not belong together.
     """
     if output.resolve() in (base.resolve(), adapter.resolve()):
         raise InputError(f"output {output} is what is to be merged; choose another")
     if not base.is_dir():
         raise InputError(f"base {base} is not a folder; a run that starts from another form merges by [lora] merge")
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise InputError(f"output {output} exists; delete it or choose another")
     read = read_adapter(adapter)
     model = load(base)
     apply_adapter(model, read, str(adapter))

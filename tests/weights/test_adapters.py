@@ -97,6 +97,19 @@ def test_written_adapter_comes_back(tmp_path: Path) -> None:
         merge(tmp_path / "base", tmp_path, tmp_path)
 
 
+def test_merging_replaces_nothing(tmp_path: Path) -> None:
+    """A folder that holds something, another model for one, and a file stay as they are."""
+    base, output = tmp_path / "base", tmp_path / "output"
+    write_adapter(tmp_path / "adapter", random_adapter(saved(LLAMA, base), "q_proj"))
+    output.write_text("mine", encoding="utf-8")
+    with pytest.raises(InputError, match="output .*/output exists"):
+        merge(base, tmp_path / "adapter", output)
+    output.unlink()
+    merge(base, tmp_path / "adapter", output)
+    with pytest.raises(InputError, match="output .*/output exists"):
+        merge(base, tmp_path / "adapter", output)
+
+
 REFUSED: dict[str, Any] = {
     "use_rslora": True, "use_dora": True, "bias": "all", "modules_to_save": ["lm_head"], "alpha_pattern": {"q": 1},
     "rank_pattern": {"q": 1}, "target_parameters": ["mlp.experts.gate_up_proj"], "init_lora_weights": "pissa",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -164,12 +165,16 @@ def _documents(sources: Iterable[str], key: str) -> Iterator[Document]:
 
 
 def _limited(sources: Iterable[str], key: str, max_megabytes: float) -> Iterator[str]:
-    """Texts until they are so many megabytes; 0 is all."""
+    """Texts until they are so many megabytes in UTF-8; 0 is all."""
+    from porcelet.errors import InputError
+
+    if not 0 <= max_megabytes < math.inf:
+        raise InputError(f"max_megabytes is {max_megabytes}; a number of megabytes, or 0 for all")
     size = 0
     for document in _documents(sources, key):
         if max_megabytes and size >= max_megabytes * 1e6:
             return
-        size += len(document.text)
+        size += len(document.text.encode())
         yield document.text
 
 

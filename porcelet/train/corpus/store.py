@@ -110,10 +110,10 @@ def _write(
     seed: int,
     report: Callable[[int, int], None],
 ) -> None:
+    folder.mkdir()
     tokenizer, (bos, eos) = Tokenizer.from_folder(tokenizer_folder), sentence_ends(tokenizer_folder)
     encoder = FillInTheMiddle(tokenizer, fim_rate, seed)
     dtype = "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
-    folder.mkdir()
     offsets, num_bytes = _write_tokens(folder, dtype, documents, encoder, report)
     if not offsets[-1]:
         what = "no text in the documents" if len(offsets) > 1 else "no document"

@@ -16,7 +16,7 @@ from tests.train.corpus.tiny_corpus import tokenizer_folder
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    return train_tokenizer(["some text"], MIN_VOCAB, tmp_path_factory.mktemp("tokenizer"))
+    return train_tokenizer(["some text"], MIN_VOCAB, tmp_path_factory.mktemp("fim") / "tokenizer")
 
 
 @given(text=st.text(), key=st.integers(0, 2**40))

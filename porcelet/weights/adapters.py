@@ -86,11 +86,14 @@ def find_targets(model: Transformer, targets: Sequence[str]) -> dict[str, Linear
     """The layers whose names are one of `targets` or end with one behind a dot; "all-linear" is all that PEFT can load.
 
     Raises:
-        InputError: a target that fits no layer, or fits what has no adapter here.
+        InputError: a target that fits no layer, or fits what has no adapter here, or "all-linear" beside others.
     """
     layers = dict(adaptable(model))
     if tuple(targets) == (ALL_LINEAR,):
         return {name: layer for name, layer in layers.items() if peft_loads(model, name)}
+    if ALL_LINEAR in targets:
+        others = ", ".join(target for target in targets if target != ALL_LINEAR)
+        raise InputError(f"target {ALL_LINEAR!r} stands alone; it was given with {others or 'itself'}: name either")
     found: dict[str, Linear] = {}
     for target in targets:
         fitting = {name: layer for name, layer in layers.items() if _fits(name, target)}

@@ -162,6 +162,12 @@ def test_target_without_effect_is_refused(target: str) -> None:
         find_targets(build(V3), ("q_b_proj", target))
 
 
+def test_all_linear_stands_alone() -> None:
+    """Beside another target it is no name of a layer, and the message does not say so."""
+    with pytest.raises(InputError, match=r"'all-linear' stands alone; it was given with q_a_proj"):
+        find_targets(build(V3), ("all-linear", "q_a_proj"))
+
+
 def test_all_linear_is_what_peft_can_load() -> None:
     """Every linear layer but the head's; in DeepSeek's architectures attention's, and others by name, never the MTP
     layer's. A longer name narrows a target down."""

@@ -1,6 +1,6 @@
 """Attention of packed training batches, forward and backward: the native body beside torch's in four layouts.
 
-    python -m benchmarks.attention [--rounds 5] [--threads 2] [--only documents,group_l] [--append]
+    python -m benchmarks.attention [--rounds 5] [--threads 2] [--only documents group_l] [--append]
 
     native     the C++ body
     buckets    SDPA over buckets of about equal lengths, prefixes expanded (where there is no native module)
@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -25,6 +24,7 @@ from torch.nn import functional
 from benchmarks.harness import Run, interleave, report
 from porcelet.kernels import cpu
 from porcelet.kernels.attention import Segments, attention_bucketed, attention_packed
+from porcelet.train.flops import num_pairs
 
 Widths = tuple[int, int, int, int]  # heads, key heads, width of keys, of values
 Attend = Callable[[Tensor, Tensor, Tensor, Segments, float], Tensor]
@@ -57,13 +57,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--only", default=",".join(WORKLOADS), help="workloads, separated by commas")
+    parser.add_argument("--only", nargs="*", choices=WORKLOADS, default=list(WORKLOADS), help="workloads")
     parser.add_argument("--append", action="store_true", help="add the line to results.jsonl")
     options = parser.parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(options.threads)
     runs: dict[str, Run] = {"matmul": matmul_rate}
-    for name in options.only.split(","):
+    for name in options.only:
         for body, attend in BODIES.items():
             runs[f"{name}_{body}"] = step(attend, *WORKLOADS[name])
     results, note = interleave(runs, options.rounds)
@@ -83,7 +83,7 @@ def step(attend: Attend, segments: Segments, widths: Widths) -> Run:
         for count, size in ((heads, width), (kv_heads, width), (kv_heads, value_width))
     ]
     gradient = torch.randn(T, heads, value_width)
-    operations = 2 * heads * pairs(segments) * (4 * width + 3 * value_width)
+    operations = 2 * heads * num_pairs(segments) * (4 * width + 3 * value_width)
 
     def run() -> Mapping[str, float]:
         start = time.perf_counter()
@@ -98,16 +98,6 @@ def step(attend: Attend, segments: Segments, widths: Widths) -> Run:
         }
 
     return run
-
-
-def pairs(segments: Segments) -> int:
-    """Of a query and a key that meet."""
-    own = sum(length * (length + 1) // 2 for length in segments.lengths)
-    return own + sum(
-        length * segments.lengths[prefix]
-        for length, prefix in zip(segments.lengths, segments.prefixes, strict=True)
-        if prefix >= 0
-    )
 
 
 def padded(q: Tensor, k: Tensor, v: Tensor, segments: Segments, scale: float) -> Tensor:
@@ -153,7 +143,7 @@ def matmul_rate(size: int = 768) -> Mapping[str, float]:
 BODIES: dict[str, Attend] = {
     "native": cpu.attention_packed_float,
     "buckets": attention_bucketed,
-    "loop": partial(attention_packed.reference),
+    "loop": attention_packed.reference,
     "padded": padded,
 }
 

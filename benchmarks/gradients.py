@@ -3,8 +3,8 @@
     python -m benchmarks.gradients [--tokens 4096] [--rounds 7] [--append]
 
 Shapes are those of a DeepSeek-V3 of 10 M parameters. `ratio` is the definition's time over the native body's. The step
-is forward, loss and backward of that model; `percent_of_matmul` is its arithmetic, 6 · active parameters · tokens and
-attention's products, over what one product of 2048 · 2048 reaches in the same round.
+is forward, loss and backward of that model; `percent_of_matmul` is its arithmetic, as porcelet.train counts it, over
+what one product of 2048 · 2048 reaches in the same round.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ from torch import Tensor
 from benchmarks.harness import Run, interleave, report
 from porcelet.config import read_hf
 from porcelet.kernels import OPS, cpu
-from porcelet.kernels.attention import Segments
 from porcelet.kernels.loss import token_logprobs
 from porcelet.models.attention import PackedView
-from porcelet.models.transformer import Transformer, build, initialize
+from porcelet.models.transformer import build, initialize
+from porcelet.train.flops import train_flops
+from porcelet.train.packing import pack
+from porcelet.types import Sample
 
 SEQUENCE = 512
 SIDE = 2048  # of the square product that the step is compared with
@@ -67,6 +69,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--append", action="store_true", help="add the line to results.jsonl")
     options = parser.parse_args()
+    if options.tokens < 1 or options.tokens % SEQUENCE:
+        parser.error(f"--tokens {options.tokens} is no multiple of {SEQUENCE}")
     torch.manual_seed(0)
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
@@ -87,7 +91,6 @@ def inputs(T: int) -> dict[str, tuple[Any, ...]]:
         "rms_norm": (torch.randn(T, D), torch.ones(D), 1e-6),
         "rope": (queries[..., 32:], *angles, True),
         "silu_mul": (torch.randn(T, F), torch.randn(T, F)),
-        "concat": (queries[..., :32], torch.randn(T, 1, 16).expand(-1, H, -1)),
         "route": (torch.randn(T, E), torch.zeros(E), 1, 1, A, True, 2.5),
         "experts": (torch.randn(T, D), *stacks, torch.rand(T, E).topk(A).indices, torch.rand(T, A)),
         "token_logprobs": (torch.randn(T, D), 0.02 * torch.randn(V, D), torch.randint(0, V, (T,))),
@@ -117,8 +120,9 @@ def paired(name: str, args: tuple[Any, ...]) -> Run:
 def whole_step(T: int) -> Run:
     """Forward, loss and backward of the whole model on T random tokens in sequences of SEQUENCE."""
     model = initialize(build(read_hf(MODEL, "benchmark")), 0)
-    tokens, targets = torch.randint(0, model.config.vocab_size, (2, T))
-    positions, cuts = torch.arange(T) % SEQUENCE, tuple(range(0, T + 1, SEQUENCE))
+    drawn = torch.randint(0, model.config.vocab_size, (T // SEQUENCE, SEQUENCE + 1)).tolist()
+    batch = pack([Sample(tokens=tuple(tokens), weights=(0.0, *(1.0,) * SEQUENCE)) for tokens in drawn])
+    operations = train_flops(model.config, batch, mtp=False)
     left, right = torch.randn(2, SIDE, SIDE)
     product = torch.empty(SIDE, SIDE)
 
@@ -128,25 +132,15 @@ def whole_step(T: int) -> Run:
         rate = 2 * SIDE**3 / (time.perf_counter() - start)
         start = time.perf_counter()
         model.zero_grad()
-        hidden = model(tokens, positions, PackedView(Segments(cuts, (-1,) * (len(cuts) - 1))))
+        hidden = model(batch.tokens, batch.positions, PackedView(batch.segments))
         head = model.lm_head.weight
         assert isinstance(head, Tensor)
-        token_logprobs(hidden, head, targets).mean().backward()
+        token_logprobs(hidden, head, batch.targets).mean().backward()
         seconds = time.perf_counter() - start
-        percent = 100 * operations(model, T) / seconds / rate
+        percent = 100 * operations / seconds / rate
         return {"tokens_per_second": T / seconds, "matmul_gflops": rate / 1e9, "percent_of_matmul": percent}
 
     return run
-
-
-def operations(model: Transformer, T: int) -> float:
-    """6 a token and active parameter; attention's two products, causal, forward and twice backward."""
-    config = model.config
-    routed = sum(p.numel() for name, p in model.named_parameters() if ".experts." in name)
-    idle = routed * (config.n_routed_experts - config.num_experts_per_tok) // config.n_routed_experts
-    active = sum(p.numel() for p in model.parameters()) - idle
-    width = config.num_attention_heads * (config.qk_nope_head_dim + config.qk_rope_head_dim + config.v_head_dim)
-    return T * (6.0 * active + 3.0 * config.num_hidden_layers * SEQUENCE * width)
 
 
 if __name__ == "__main__":

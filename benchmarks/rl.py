@@ -87,14 +87,15 @@ def main() -> None:
     parser.add_argument("--append", action="store_true", help="add the line to results.jsonl")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    results, note = {}, {}
+    results, notes = {}, {}
     for name in options.model:
         with tempfile.TemporaryDirectory() as folder:
             path = model_folder(name, Path(folder))
             for letter in options.workload:
                 measure = ablation if options.ablate else comparison
-                results[f"{name} {letter}"], note = measure(path, WORKLOADS[letter], options)
-    report("rl_ablation" if options.ablate else "rl", vars(options), results, note, append=options.append)
+                results[f"{name} {letter}"], notes[f"{name} {letter}"] = measure(path, WORKLOADS[letter], options)
+    benchmark = "rl_ablation" if options.ablate else "rl"
+    report(benchmark, vars(options), results, {"notes": notes}, append=options.append)
 
 
 def model_folder(name: str, folder: Path) -> Path:
@@ -233,10 +234,11 @@ def rival(options: Mapping[str, Any]) -> Iterator[Rival]:
 
 
 def comparison(folder: Path, workload: Workload, options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Seconds of both, by way of measuring; one TRL process at a time beside ours, as each keeps its threads."""
+    """Seconds of both, and what disturbed them, by way of measuring; one TRL process at a time beside ours, as each
+    keeps its threads."""
     recorded = Trainer(folder, workload).rollout()
     results: dict[str, Any] = {"agreement": agreement(folder, workload, recorded, options.threads)}
-    note: dict[str, Any] = {}
+    notes: dict[str, Any] = {}
     for kind, samples in (("replayed", recorded), ("end_to_end", None)):
         results[kind] = {}
         for way in options.trl:
@@ -245,13 +247,13 @@ def comparison(folder: Path, workload: Workload, options: argparse.Namespace) ->
             ours = Trainer(folder, workload)
             with rival(rival_options(folder, ours, samples, options.threads) | TRL_WAYS[way]) as theirs:
                 runs = {"porcelet": lambda: ours.step(samples), way: theirs.step}  # noqa: B023  run at once
-                measured, note = interleave(runs, options.rounds, max_stolen=options.max_stolen)
+                measured, notes[f"{kind} {way}"] = interleave(runs, options.rounds, max_stolen=options.max_stolen)
             ratio = measured[way]["seconds"] / measured["porcelet"]["seconds"]
             results[kind][way] = measured | {"times_faster": float(f"{ratio:.3g}")}
         if not results[kind]:
             continue
         results[kind]["least"] = min(way["times_faster"] for way in results[kind].values())
-    return results, note
+    return results, notes
 
 
 def rival_options(folder: Path, ours: Trainer, samples: Sequence[Sample] | None, threads: int) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -56,6 +56,7 @@ class Segments:
 
     def __post_init__(self) -> None:
         assert len(self.offsets) == len(self.prefixes) + 1 and self.offsets[0] == 0
+        assert all(a <= b for a, b in pairwise(self.offsets)), "a segment ends where the next one begins"
         assert all(-1 <= p < b and (p < 0 or self.prefixes[p] < 0) for b, p in enumerate(self.prefixes))
 
     @classmethod
@@ -68,7 +69,7 @@ class Segments:
 
     @cached_property
     def lengths(self) -> tuple[int, ...]:
-        return tuple(b - a for a, b in zip(self.offsets, self.offsets[1:], strict=False))
+        return tuple(b - a for a, b in pairwise(self.offsets))
 
     def plan(self, device: torch.device) -> Plan:
         """Made once a batch and device, not once a layer."""

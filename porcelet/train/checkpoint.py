@@ -27,6 +27,7 @@ from porcelet.config import TrainConfig
 from porcelet.errors import InputError, ModelError
 from porcelet.models.transformer import Transformer
 from porcelet.train.files import flush, writing
+from porcelet.train.inputs import input_hashes
 from porcelet.train.optim import Optimizer
 
 # Settings that a resumed run may change: they do not touch the numbers of a run, or they are the remedy for one that
@@ -49,9 +50,14 @@ class Header:
 
 
 def recipe_of(config: TrainConfig, model_fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything that decides a run's numbers, as flat JSON values under the names of a recipe."""
+    """Everything that decides a run's numbers, as flat JSON values under the names of a recipe.
+
+    Raises:
+        InputError: a file that the recipe names is not there.
+    """
     tables = {name: value for name, value in dataclasses.asdict(config).items() if name not in FREE_TO_CHANGE}
-    return json.loads(json.dumps(dict(_flat({**tables, "model": tables["model"] or dict(model_fields)}))))
+    tables |= {"model": tables["model"] or dict(model_fields), "inputs": input_hashes(config)}
+    return json.loads(json.dumps(dict(_flat(tables))))
 
 
 def _flat(tables: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -84,6 +84,8 @@ def _apply(config: TrainConfig, tables: Mapping[str, Any], source: str) -> Train
         changes["task"] = _task(config.task, tables["task"])
     if "reward" in tables:
         changes["rewards"] = tuple(_reward(table, f"{source} [[reward]]") for table in tables["reward"])
+        if not changes["rewards"]:
+            raise InputError(f"{source}: reward is an empty list; write a table [[reward]], or nothing")
     own = tables.get("train", {})
     nested = {"task", "rewards", *NESTED} & own.keys()
     if nested:
@@ -98,7 +100,9 @@ def _task(config: TaskConfig, table: Mapping[str, Any]) -> TaskConfig:
     return TaskConfig(name=str(name), options={**kept, **options})
 
 
-def _reward(table: Mapping[str, Any], place: str) -> RewardConfig:
+def _reward(table: Any, place: str) -> RewardConfig:
+    if not isinstance(table, dict):
+        raise InputError(f"{place} is {str(table)[:40]!r}; it must be a table")
     options = {name: value for name, value in table.items() if name not in ("name", "weight")}
     known = {name: value for name, value in table.items() if name in ("name", "weight")}
     return dataclasses.replace(override(RewardConfig(), known, place), options=options)

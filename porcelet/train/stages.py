@@ -7,6 +7,8 @@
     [stage.train]
     method = "sft"
 
+A stage may name the output of an earlier one: `model = "@cold-start"`, `conversations = ["@sampled/samples.jsonl"]`.
+
 A stage is a run of its own, with checkpoint, metrics and model in a folder of its own, and ends by its steps, never by
 the clock. On the command line `steps=3` is for all stages, `cold-start.steps=3` for one.
 """
@@ -28,7 +30,7 @@ from porcelet.train import checkpoint
 from porcelet.train.evaluate import evaluate_folder, save_evaluation
 from porcelet.train.loop import train
 from porcelet.train.pause import Paused
-from porcelet.train.recipe import combine, read_tables, tables_of
+from porcelet.train.recipe import TABLES, combine, read_tables, tables_of
 from porcelet.train.sources import Metrics
 
 
@@ -58,17 +60,33 @@ def read_stages(path: Path, overrides: Sequence[str] = ()) -> list[Stage]:
     for name, table in zip(names, listed, strict=True):
         own = {key: value for key, value in table.items() if key != "name"}
         words = tables_of(_settings_of(name, names, settings))
-        layers = (tables, str(path)), (own, f"{path} [[stage]] {name}"), (words, "command line")
-        config, fields = combine(*layers)
-        if "model" in own:
-            config = dataclasses.replace(config, model="")
-        elif "model" in own.get("train", {}):
-            fields = {}
-        elif stages:
-            config, fields = dataclasses.replace(config, model=stages[-1].config.output), {}
+        shared = dict(tables)
+        names_a_model = "model" in own.get("train", {}) or "model" in words.get("train", {})
+        if "model" not in own and (stages or names_a_model):  # it goes on from a model that exists
+            shared.pop("model", None)
+        if "model" not in own and stages:
+            shared["train"] = {**shared.get("train", {}), "model": stages[-1].config.output}
+        config, fields = combine((shared, str(path)), (own, f"{path} [[stage]] {name}"), (words, "command line"))
+        config = _found(config, stages, path)
         output = Path(config.output, f"{len(stages) + 1:02}-{name}")
         stages.append(Stage(name, dataclasses.replace(config, output=str(output)), fields))
     return stages
+
+
+def _found(config: TrainConfig, stages: Sequence[Stage], path: Path) -> TrainConfig:
+    """With the folders of earlier stages in the place of their names: "@cold-start", "@sampled/samples.jsonl"."""
+    outputs = {stage.name: stage.config.output for stage in stages}
+
+    def found(text: str) -> str:
+        name, slash, rest = text[1:].partition("/")
+        if not text.startswith("@"):
+            return text
+        if name not in outputs:
+            raise InputError(f"{path}: {text!r} names no earlier stage; there are: {', '.join(outputs) or 'none'}")
+        return outputs[name] + slash + rest
+
+    data = dataclasses.replace(config.data, conversations=tuple(map(found, config.data.conversations)))
+    return dataclasses.replace(config, model=found(config.model), data=data)
 
 
 def run_stages(
@@ -122,17 +140,22 @@ def _evaluate(stage: Stage) -> None:
 
 def _names(listed: Any, path: Path) -> list[str]:
     """The names of the stages, which become folders."""
-    if not isinstance(listed, list) or not all(isinstance(table, dict) for table in listed):
+    if not isinstance(listed, list) or not listed or not all(isinstance(table, dict) for table in listed):
         raise InputError(f"{path}: stage is {str(listed)[:40]!r}; it must be a list of tables [[stage]]")
     names = [str(table.get("name", "")) for table in listed]
     for name in names:
         if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name) or names.count(name) > 1:
             raise InputError(f"{path}: a stage's name is {name!r}; each needs its own, of small letters, digits and -")
+        if name in TABLES:
+            raise InputError(f"{path}: a stage's name is {name!r}, which is a table's; choose another")
     return names
 
 
 def _settings_of(name: str, names: Sequence[str], settings: Mapping[str, str]) -> dict[str, str]:
     """The words of the command line that are for a stage: those for all, then those under its name."""
+    bare = next((key for key in settings if key in names), None)
+    if bare:
+        raise InputError(f"command line: {bare!r} is a stage; write {bare}.KEY=VALUE")
     shared = {key: value for key, value in settings.items() if key.split(".")[0] not in names}
     own = {key.removeprefix(f"{name}."): value for key, value in settings.items() if key.startswith(f"{name}.")}
     return shared | own

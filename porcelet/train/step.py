@@ -109,5 +109,5 @@ def gradients(
         if not loss.isfinite():
             break
         loss.backward()
-        watch.flops += train_flops(run.model.config, batch, mtp="mtp" in own)
+        watch.flops += train_flops(run.model.config, batch, mtp="mtp" in own, frozen=bool(config.lora.rank))
     return join_parts(parts), [torch.cat(layer) for layer in zip(*routing, strict=True)]

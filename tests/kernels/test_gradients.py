@@ -2,32 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import jaxtyping
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from porcelet.kernels import OPS, Key, Op, cpu
-from porcelet.kernels.cpu import gradients_loss
+from porcelet.kernels.cpu import gradients, gradients_loss
 from porcelet.kernels.experts import experts, route
 from porcelet.kernels.loss import token_logprobs
-from porcelet.kernels.pointwise import concat, rms_norm, rope, silu_mul
+from porcelet.kernels.pointwise import rms_norm, rope, silu_mul
 from tests.kernels.cases import CASES
 from tests.kernels.test_cpu import HERE, NO_COMPILER
 
 pytestmark = pytest.mark.skipif(not cpu.available() and NO_COMPILER, reason="no compiler, hence no native module")
 
-TRAINED = ("rms_norm", "rope", "silu_mul", "concat", "route", "route_softmax", "experts", "token_logprobs")
+TRAINED = ("rms_norm", "rope", "silu_mul", "route", "route_softmax", "experts", "token_logprobs")
 CONSTANT = {"rope": (1, 2), "route": (1,)}  # arguments that never take a gradient: angles, and the bias of a choice
 ROUNDING = 3e-6  # of the largest value or, where all cancel, of one; the definition in float32 is off by up to 2e-6
 Outcome = tuple[Tensor, list[Tensor | None]]
 
 
+@pytest.fixture
+def unwrapped() -> Iterator[None]:
+    """No shapes are checked from outside, as where the package is used."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
 def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
 
 
 def differentiate(function: Callable[..., Any], args: tuple[Any, ...], fixed: tuple[int, ...] = ()) -> Outcome:
@@ -82,7 +91,6 @@ LARGER: dict[str, tuple[Any, ...]] = {
     "rms_norm": (normal(150, 3, 70), normal(70, seed=1), 1e-6),
     "rope": (normal(70, 5, 34), normal(70, 17, seed=1), normal(70, 17, seed=2), True),
     "silu_mul": (4 * normal(70, 530), normal(70, 530, seed=1)),
-    "concat": (normal(70, 5, 34), normal(70, 5, 17, seed=1)),
     "route": (normal(300, 16), normal(16, seed=1), 4, 2, 3, True, 2.5),
     "route_softmax": (normal(300, 16), 4, 2, 3, 16.0),
     "experts": make_experts(200),
@@ -148,12 +156,20 @@ def test_slices_and_transposes_are_read_where_they_lie() -> None:
     check(rms_norm, wide[:, 1:3, 5:22], normal(17, seed=1), 1e-6)
     check(rms_norm, normal(17, 20).T, normal(17, seed=1), 1e-6)
     check(rope, wide[..., 34:], normal(20, 8, seed=1), normal(20, 8, seed=2), True)
-    check(concat, wide[..., :7], wide[:, :1, 9:12].expand(-1, 4, -1))
     check(silu_mul, *normal(20, 60).chunk(2, dim=-1))
     check(token_logprobs, normal(20, 60)[:, ::2], normal(30, 40, seed=1).T, torch.arange(40)[::2])
     x, gate_up, down, indices, weights = make_experts(20)
     transposed = down.transpose(1, 2).contiguous().transpose(1, 2)
     check(experts, normal(20, 66)[:, 33:], gate_up, transposed, indices.T.contiguous().T, weights.T.contiguous().T)
+
+
+def test_blocks_of_heads_are_of_the_size_that_scratch_was_made_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """C++ adds up as many heads a block as Python says: another number is exact as well, in other bits."""
+    found = []
+    for block in (64, 1, 1000):
+        monkeypatch.setattr(gradients, "NORM_BLOCK", block)
+        found.append(check(rms_norm, *LARGER["rms_norm"]))
+    assert not same(found[0], found[1]) and not same(found[0], found[2])
 
 
 def test_a_gradient_of_one_value_for_all_is_read() -> None:
@@ -168,6 +184,19 @@ def test_a_gradient_of_one_value_for_all_is_read() -> None:
         assert torch.equal(found, expected)
 
 
+@pytest.mark.parametrize("needs_grad", [False, True])
+def test_norms_of_other_shapes_are_the_definitions(needs_grad: bool) -> None:
+    """One or four dimensions, a weight with gaps or in float64: what the definition gives, with a gradient or not."""
+    weight = normal(6, seed=1)
+    for x, scale in (
+        (normal(2, 3, 4, 6), weight),
+        (normal(6), weight),
+        (normal(5, 6), normal(12)[::2]),
+        (normal(5, 6), weight.double()),
+    ):
+        assert torch.equal(rms_norm(x.requires_grad_(needs_grad), scale, 1e-6), rms_norm.reference(x, scale, 1e-6))
+
+
 def test_experts_without_tokens_have_a_gradient_of_zero() -> None:
     """All tokens to two experts of nine: the others' gradients are exactly zero, not whatever memory held."""
     x, gate_up, down, _, weights = make_experts(30, experts=9, chosen=2)
@@ -176,6 +205,33 @@ def test_experts_without_tokens_have_a_gradient_of_zero() -> None:
     for gradient in (dgate_up, ddown):
         assert gradient is not None
         assert [bool(one.any()) for one in gradient] == [e in (2, 7) for e in range(9)]
+
+
+def test_tokens_without_experts_give_zeros() -> None:
+    """No choices at all: the sum over none, and gradients of zero."""
+    out, gradients = differentiate(experts, make_experts(5, chosen=0))
+    assert not out.any() and out.shape == (5, 33)
+    assert all(gradient is not None and not gradient.any() for gradient in gradients)
+
+
+@pytest.mark.usefixtures("unwrapped")
+def test_experts_refuse_shapes_that_do_not_fit() -> None:
+    """Native code would read past what is too short: weights, choices, rows, either stack; or an expert's slot."""
+    x, gate_up, down, indices, weights = make_experts(9)
+    for wrong in (
+        (x, gate_up, down, indices, weights[:1]),
+        (x, gate_up, down, indices, weights[:, :2]),
+        (x[:7], gate_up, down, indices, weights),
+        (x[:, :32], gate_up, down, indices, weights),
+        (x, gate_up[:, :41], down, indices, weights),
+        (x, gate_up[:5], down, indices, weights),
+        (x, gate_up, down[:, :32], indices, weights),
+        (x, gate_up, down, indices[:, 0], weights[:, 0]),
+        (x, gate_up, down, indices + 1, weights),
+        (x, gate_up, down, indices - 1, weights),
+    ):
+        with pytest.raises(AssertionError):
+            experts(wrong[0].clone().requires_grad_(), *wrong[1:])
 
 
 def test_one_token_and_one_expert() -> None:
@@ -230,6 +286,34 @@ def test_a_target_outside_the_vocabulary_is_refused() -> None:
     for target in (-100, 7):
         with pytest.raises(AssertionError, match="outside the vocabulary"):
             token_logprobs(normal(1, 3).requires_grad_(), normal(7, 3), torch.tensor([target]))
+
+
+@pytest.mark.usefixtures("unwrapped")
+@pytest.mark.parametrize("needs_grad", [False, True])
+def test_log_probabilities_need_a_target_for_every_row(needs_grad: bool) -> None:
+    """Native code would read past the targets, or rows of another width."""
+    for hidden, width, targets in ((3000, 4, (2,)), (3, 4, (4,)), (3, 4, (3, 1)), (3, 5, (3,))):
+        with pytest.raises(AssertionError, match="row"):
+            rows = normal(hidden, 4).requires_grad_(needs_grad)
+            token_logprobs(rows, normal(9, width), torch.zeros(targets, dtype=torch.int64))
+    with pytest.raises(AssertionError, match="row"):
+        token_logprobs(normal(3, 1, 4), normal(9, 4), torch.zeros(3, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_the_default_dtype_does_not_matter(name: str) -> None:
+    """Training in float32 has the same bits in a process whose new tensors are float64."""
+    expected = differentiate(OPS[name], LARGER[name], CONSTANT.get(name, ()))
+    frozen = differentiate(OPS[name], LARGER[name], (*CONSTANT.get(name, ()), 1))
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert same(differentiate(OPS[name], LARGER[name], CONSTANT.get(name, ())), expected)
+        assert same(differentiate(OPS[name], LARGER[name], (*CONSTANT.get(name, ()), 1)), frozen)
+        with torch.no_grad():
+            scored = OPS[name](*LARGER[name])
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert (scored[-1] if isinstance(scored, tuple) else scored).dtype == torch.float32
 
 
 def test_a_second_backward_pass_gives_the_same() -> None:

@@ -178,6 +178,17 @@ def test_large_scores_neither_overflow_nor_vanish() -> None:
             assert_exact(attend, inputs, Segments.of(T), 1e-4)  # scores of 180 are rounded to 1e-5
 
 
+def test_segments_are_in_order_and_cover_the_rows() -> None:
+    """Offsets that fall are no segments, and native code is given none that end before or behind the last row."""
+    for offsets in ((0, 20, 10), (0, -1, 5), (1, 5, 9)):
+        with pytest.raises(AssertionError):
+            Segments(offsets, (-1, -1))
+    if NATIVE:
+        for T in (8, 10):
+            with pytest.raises(AssertionError):
+                cpu.attention_packed_float(*leaves(T, 1, 1, 4, 4), Segments.of(4, 5), 0.3)
+
+
 def test_buckets_pad_a_quarter_at_most() -> None:
     """Lengths of one bucket differ by a quarter or seven rows; every row lies at its place."""
     segments = Segments.of(*range(1, 300, 3))

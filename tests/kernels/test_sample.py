@@ -86,6 +86,18 @@ def test_a_draw_does_not_depend_on_threads_or_neighbours(cut: dict[str, Any]) ->
         assert torch.equal(crowd[1], torch.cat([logprobs for _, logprobs in alone]))
 
 
+def test_log_probabilities_do_not_depend_on_the_default_dtype() -> None:
+    """The same bits in a process whose new tensors are float64."""
+    args = arguments(spread(1000), {})
+    tokens, logprobs = cpu.sample_cpu(*args)
+    torch.set_default_dtype(torch.float64)
+    try:
+        again = cpu.sample_cpu(*args)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(again[0], tokens) and torch.equal(again[1], logprobs)
+
+
 def test_the_largest_uniform_draws_the_last_token_with_weight() -> None:
     """Rounding never leads past the tokens that can be drawn."""
     logits = torch.zeros(1, 200)

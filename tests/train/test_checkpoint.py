@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import resource
 from pathlib import Path
 from typing import Any
@@ -160,3 +161,23 @@ def test_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(ModelError, match="step-2 cannot be read.*delete it"):
         train(config(tmp_path, steps=2), FIELDS, resume=True)
+
+
+def test_resume_with_other_inputs_is_refused(tmp_path: Path) -> None:
+    """Conversations that changed behind their name, and another base under adapters: both are named."""
+    train(config(tmp_path / "base", steps=1), FIELDS)
+    file = tmp_path / "talk.jsonl"
+    file.write_text('{"prompt": "1+1=", "completion": "2"}\n' * 8, encoding="utf-8")
+    run = config(tmp_path / "tuned", method="sft", model=str(tmp_path / "base"), conversations=(str(file),), rank=2)
+    train_until(dataclasses.replace(run, steps=4, checkpoint_every=1), {}, 2)
+    run = dataclasses.replace(run, steps=4, checkpoint_every=1)
+    file.write_text('{"prompt": "1+1=", "completion": "3"}\n' * 8, encoding="utf-8")
+    with pytest.raises(InputError, match=r"made with inputs.*talk\.jsonl='"):
+        train(run, {}, resume=True)
+    file.write_text('{"prompt": "1+1=", "completion": "2"}\n' * 8, encoding="utf-8")
+    (tmp_path / "base" / "model.safetensors").write_bytes(b"other")
+    with pytest.raises(InputError, match=r"made with inputs.*base='"):
+        train(run, {}, resume=True)
+    file.unlink()
+    with pytest.raises(InputError, match=r"talk\.jsonl cannot be read"):
+        train(run, {}, resume=True)

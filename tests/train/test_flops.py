@@ -34,9 +34,14 @@ DENSE = {
 SHAPES = {"v3": V3, "v3_plain_queries": V3 | {"q_lora_rank": None}, "v2": V2, "dense": DENSE}
 
 
-def counted(shape: ModelConfig, samples: list[Sample], batch: Packed, output: Path) -> tuple[int, int]:
+def counted(
+    shape: ModelConfig, samples: list[Sample], batch: Packed, output: Path, *, frozen: bool = False
+) -> tuple[int, int]:
     """Operations that torch sees in matrix products and in attention, where nothing is fused so that it sees all."""
     network = initialize(build(shape), 0)
+    if frozen:
+        network.requires_grad_(False)
+        network.model.embed_tokens.weight.requires_grad_()  # no product, and the first layer's input wants a gradient
     with definitions(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         view = PackedView(batch.segments)
         compute_loss(network, batch, view, config(output), Totals.of(samples))[0].backward()
@@ -68,6 +73,38 @@ def test_counts_are_those_that_torch_sees(tmp_path: Path, kind: str, num_prompt:
     own = train_flops(shape, batch, mtp=mtp) - mine - further
     assert own == 3 * shape.num_hidden_layers * shape.attention_flops(pairs)
     assert own * squares // pairs + whole == attention
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_frozen_weights_have_no_gradient_to_compute(tmp_path: Path, kind: str) -> None:
+    """Without the weights' gradients there are two products where there were three; attention is the same."""
+    shape = read_hf(SHAPES[kind] | {"tie_word_embeddings": False})
+    samples = [Sample(tokens=tuple(range(10, 22)), weights=(0.0, *(1.0,) * 11))]
+    batch, mtp = pack(samples), bool(shape.num_nextn_predict_layers)
+    products, _ = counted(shape, samples, batch, tmp_path, frozen=True)
+    assert train_flops(shape, batch, mtp=mtp, attention=False, frozen=True) == products
+    saved = train_flops(shape, batch, mtp=mtp) - train_flops(shape, batch, mtp=mtp, frozen=True)
+    assert 2 * saved == products
+
+
+def test_drawn_tokens_count_whatever_their_advantage(tmp_path: Path) -> None:
+    """An answer with a reference and an advantage of zero is computed for the KL term, and counts as computed."""
+    shape = read_hf(DENSE)
+    logprobs, zeros = (-1.0,) * 12, (0.0,) * 12
+    advantages = (0.0,) * 6 + (1.0,) * 6
+    samples = [
+        Sample(
+            tokens=tuple(range(10, 22)),
+            advantages=given,
+            old_logprobs=logprobs,
+            reference_logprobs=logprobs,
+            num_prompt=6,
+        )
+        for given in (zeros, advantages)
+    ]
+    batch = pack(samples)
+    products, _ = counted(shape, samples, batch, tmp_path)
+    assert train_flops(shape, batch, mtp=False, attention=False) == products
 
 
 def test_pairs_by_hand() -> None:

@@ -86,6 +86,22 @@ def test_stage_may_start_from_what_it_names(tmp_path: Path) -> None:
     assert read_stages(path)[2].config.model == "other" and not read_stages(path)[2].model_fields
     path.write_text(text + "[stage.model]\nhidden_size = 64\n", encoding="utf-8")
     assert read_stages(path)[2].config.model == "" and read_stages(path)[2].model_fields["hidden_size"] == 64
+    assert read_stages(recipe(tmp_path / "words"), ["again.model=mine"])[2].config.model == "mine"
+
+
+def test_stage_may_name_the_output_of_an_earlier_one(tmp_path: Path) -> None:
+    """Its model, or a file in its folder; adapters go on the model of the stage before; a later stage is refused."""
+    path = recipe(tmp_path / "run")
+    text = path.read_text(encoding="utf-8")
+    own = '[stage.train]\nmethod = "sft"\nmodel = "@start"\n[stage.data]\nconversations = ["@reinforce/a.jsonl"]\n'
+    path.write_text(text + own + "[stage.lora]\nrank = 2\n", encoding="utf-8")
+    start, reinforce, again = (stage.config for stage in read_stages(path))
+    assert again.model == start.output and again.data.conversations == (f"{reinforce.output}/a.jsonl",)
+    path.write_text(text + "[stage.lora]\nrank = 2\n", encoding="utf-8")
+    assert read_stages(path)[2].config.model == reinforce.output
+    path.write_text(text + '[stage.train]\nmodel = "@again"\n', encoding="utf-8")
+    with pytest.raises(InputError, match="'@again' names no earlier stage; there are: start, reinforce"):
+        read_stages(path)
 
 
 def test_recipe_without_stages_is_one_run(tmp_path: Path) -> None:
@@ -106,6 +122,10 @@ def test_recipe_without_stages_is_one_run(tmp_path: Path) -> None:
         ('[[stage]]\nname = "a/b"', "name is 'a/b'"),
         ('[[stage]]\nname = "a"\n[stage.trian]\nsteps = 1', r"\[\[stage\]\] a: unknown table 'trian'"),
         ('[[stage]]\nname = "a"\nsteps = 1', "unknown table 'steps'"),
+        ('[[stage]]\nname = "policy"', "which is a table's"),
+        ("stage = []", "it must be a list"),
+        ('reward = [3]\n[[stage]]\nname = "a"', r"\[\[reward\]\] is .3."),
+        ('reward = []\n[[stage]]\nname = "a"', "reward is an empty list"),
     ],
 )
 def test_malformed_stage_is_named(tmp_path: Path, text: str, named: str) -> None:
@@ -114,6 +134,12 @@ def test_malformed_stage_is_named(tmp_path: Path, text: str, named: str) -> None
     path.write_text(text, encoding="utf-8")
     with pytest.raises(InputError, match=named):
         read_stages(path)
+
+
+def test_word_that_is_a_stage_alone_is_refused(tmp_path: Path) -> None:
+    """`again=3` sets nothing."""
+    with pytest.raises(InputError, match=r"'again' is a stage; write again\.KEY=VALUE"):
+        read_stages(recipe(tmp_path / "run"), ["again=3"])
 
 
 def test_stages_resume_at_the_first_unfinished_one(tmp_path: Path) -> None:

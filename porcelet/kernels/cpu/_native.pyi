@@ -94,7 +94,16 @@ class Program:
         /,
     ) -> None: ...
     def rms_norm_backward(
-        self, x: Heads, grad: Heads, weight: int, out: tuple[int, int, int], heads: int, width: int, eps: float, /
+        self,
+        x: Heads,
+        grad: Heads,
+        weight: int,
+        out: tuple[int, int, int],
+        heads: int,
+        width: int,
+        block: int,
+        eps: float,
+        /,
     ) -> None: ...
     def rope_backward(
         self, grad: Heads, cosine: int, sine: int, dx: int, heads: int, half: int, interleaved: bool, /

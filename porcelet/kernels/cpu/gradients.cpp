@@ -50,11 +50,11 @@ const GradientBody& gradient_body(Isa isa) {
 }
 
 void rms_norm_backward(const RmsNormBackwardArgs& args, size_t rows, const Team& team) {
-    const size_t count = rows * args.heads, blocks = (count + NORM_BLOCK - 1) / NORM_BLOCK, width = args.width;
+    const size_t count = rows * args.heads, blocks = (count + args.block - 1) / args.block, width = args.width;
     each_row(blocks, team, [&](size_t block) {
         float* partial = args.partial + block * width;
         std::fill(partial, partial + width, 0.0f);
-        for (size_t i = block * NORM_BLOCK; i < std::min(count, (block + 1) * NORM_BLOCK); ++i) {
+        for (size_t i = block * args.block; i < std::min(count, (block + 1) * args.block); ++i) {
             const size_t row = i / args.heads, head = i % args.heads;
             args.body->rms_norm(args.x + row * args.x_stride + head * args.x_head_stride, args.weight,
                                 args.grad + row * args.grad_stride + head * args.grad_head_stride, args.dx + i * width, partial, width,

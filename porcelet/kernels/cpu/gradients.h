@@ -9,7 +9,7 @@
 
 namespace porcelet {
 
-// dx [rows, heads, width], dweight [width]. `partial` [blocks of NORM_BLOCK heads, width].
+// dx [rows, heads, width], dweight [width]. `partial` [blocks, width]: the part of `block` heads each in the weight's gradient.
 struct RmsNormBackwardArgs {
     const GradientBody* body;
     const float* x;
@@ -18,11 +18,9 @@ struct RmsNormBackwardArgs {
     size_t grad_stride, grad_head_stride;
     const float* weight;
     float *dx, *dweight, *partial;
-    size_t heads, width;
+    size_t heads, width, block;
     float eps;
 };
-
-constexpr size_t NORM_BLOCK = 64;
 
 // dx [rows, heads, 2 half]; cosine and sine are [rows, half].
 struct RopeBackwardArgs {

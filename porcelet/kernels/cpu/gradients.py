@@ -15,15 +15,15 @@ from torch.autograd.function import once_differentiable
 
 from porcelet.kernels import Key
 from porcelet.kernels.cpu.matrices import route_float, route_softmax_float
-from porcelet.kernels.cpu.pointwise import concat_float, rms_norm_float, rope_float, silu_mul_float
+from porcelet.kernels.cpu.pointwise import knows_norm, rms_norm_float, rope_float, silu_mul_float
 from porcelet.kernels.cpu.target import Target, at_once, available, heads_of, num_heads, rows_of
 from porcelet.kernels.experts import route, route_softmax
-from porcelet.kernels.pointwise import concat, rms_norm, rope, silu_mul
+from porcelet.kernels.pointwise import rms_norm, rope, silu_mul
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
-NORM_BLOCK = 64  # heads whose part in the weight's gradient is added up before it meets the others'; as in gradients.h
+NORM_BLOCK = 64  # heads whose part in the weight's gradient is added up before it meets the others'
 
 
 def trains(key: Key) -> bool:
@@ -55,14 +55,14 @@ def _rms_norm_backward(target: Target, x: Tensor, weight: Tensor, grad: Tensor, 
     partial = target.empty(-(-len(x) * heads // NORM_BLOCK), width)
     out = dx.data_ptr(), dweight.data_ptr(), partial.data_ptr()
     inputs = heads_of(target.dense(x)), heads_of(target.dense(grad)), weight.data_ptr()
-    target.program.rms_norm_backward(*inputs, out, heads, width, eps)
+    target.program.rms_norm_backward(*inputs, out, heads, width, NORM_BLOCK, eps)
     return dx, dweight
 
 
 @rms_norm.body("cpu_gradient", when=trains, available=available)
 def rms_norm_gradient(x: Float[Tensor, "*rows W"], weight: Float[Tensor, "W"], eps: float) -> Float[Tensor, "*rows W"]:
     """Saves its inputs alone: the backward pass reads a row once for both its sums."""
-    if x.dim() not in (2, 3) or weight.dtype != torch.float32 or not weight.is_contiguous():
+    if not knows_norm(x, weight):
         return rms_norm.reference(x, weight, eps)
     return _RmsNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
 
@@ -126,26 +126,6 @@ def silu_mul_gradient(gate: Float[Tensor, "*rows F"], up: Float[Tensor, "*rows F
     if gate.dim() != 2 or gate.shape != up.shape or up.dtype != torch.float32:
         return silu_mul.reference(gate, up)
     return _SiluMul.apply(gate, up)  # type: ignore[no-untyped-call]
-
-
-class _Concat(Function):
-    @staticmethod
-    def forward(ctx: Any, first: Tensor, second: Tensor) -> Tensor:
-        ctx.widths = first.shape[-1], second.shape[-1]
-        return at_once(concat_float, len(first), first.numel() + second.numel(), first, second)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
-        return grad.split(ctx.widths, dim=-1)
-
-
-@concat.body("cpu_gradient", when=trains, available=available)
-def concat_gradient(first: Float[Tensor, "*rows A"], second: Float[Tensor, "*rows B"]) -> Float[Tensor, "*rows AB"]:
-    """One pass from any strides; the gradients are views."""
-    if first.dim() not in (2, 3) or second.dtype != torch.float32:
-        return concat.reference(first, second)
-    return _Concat.apply(first, second)  # type: ignore[no-untyped-call]
 
 
 class _Route(Function):

@@ -32,20 +32,22 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Sorted:
     """Assignments in order of their expert: `pieces` lists (expert, first, end) of the experts that have any, `order`
-    [T·A] the assignments, `tokens` [T·A] their tokens, `place` [T·A] where an assignment went."""
+    [T·A] the assignments, `tokens` [T·A] their tokens, `place` [T, A] where an assignment went."""
 
     pieces: list[tuple[int, int, int]]
     order: Int[Tensor, "TA"]
     tokens: Int[Tensor, "TA"]
-    place: Int[Tensor, "TA"]
+    place: Int[Tensor, "T A"]
 
     def take(self, x: Float[Tensor, "T W"]) -> Float[Tensor, "TA W"]:
         """Every assignment's token's row."""
         return at_once(_take, len(self.tokens), len(self.tokens) * x.shape[1], x, self.tokens)
 
-    def add_up(self, rows: Float[Tensor, "TA W"], top_k: int) -> Float[Tensor, "T W"]:
-        """The sum of every token's rows."""
-        return at_once(_add_up, len(rows) // top_k, rows.numel(), rows, self.place, top_k)
+    def add_up(self, rows: Float[Tensor, "TA W"]) -> Float[Tensor, "T W"]:
+        """The sum of every token's rows, zero for tokens without any."""
+        if not len(rows):
+            return rows.new_zeros(len(self.place), rows.shape[1])
+        return at_once(_add_up, len(self.place), rows.numel(), rows, self.place)
 
 
 class _Experts(Function):
@@ -61,7 +63,7 @@ class _Experts(Function):
             torch.mm(hidden[first:end], down[expert].T, out=rows[first:end])
         ctx.save_for_backward(x, gate_up, down, weights, products)
         ctx.by_expert = by_expert
-        return by_expert.add_up(rows, indices.shape[1])
+        return by_expert.add_up(rows)
 
     @staticmethod
     @once_differentiable
@@ -80,7 +82,7 @@ class _Experts(Function):
         if needs_x:
             for expert, first, end in by_expert.pieces:
                 torch.mm(dproducts[first:end], gate_up[expert], out=rows[first:end])
-            dx = by_expert.add_up(rows, weights.shape[1])
+            dx = by_expert.add_up(rows)
         return dx, dgate_up, ddown, None, dweights
 
 
@@ -99,8 +101,9 @@ def _outer(stack: Tensor, by_expert: Sorted, left: Tensor, right: Tensor) -> Ten
 def _sort(indices: Int[Tensor, "T A"], num_experts: int) -> Sorted:
     assert indices.dtype == torch.int64 and (not indices.numel() or 0 <= indices.min() <= indices.max() < num_experts)
     starts, count = torch.empty(num_experts + 1, dtype=torch.int64), indices.numel()
-    order, tokens, place = (torch.empty(count, dtype=torch.int64) for _ in range(3))
+    order, tokens = torch.empty(count, dtype=torch.int64), torch.empty(count, dtype=torch.int64)
     indices = indices.contiguous()
+    place = torch.empty_like(indices)
 
     def append(target: Target) -> None:
         out = order.data_ptr(), tokens.data_ptr(), place.data_ptr()
@@ -118,9 +121,9 @@ def _take(target: Target, x: Tensor, tokens: Tensor) -> Tensor:
     return out
 
 
-def _add_up(target: Target, rows: Tensor, place: Tensor, top_k: int) -> Tensor:
-    out = target.empty(len(rows) // top_k, rows.shape[1])
-    target.program.sum_rows(rows.data_ptr(), place.data_ptr(), out.data_ptr(), top_k, rows.shape[1])
+def _add_up(target: Target, rows: Tensor, place: Tensor) -> Tensor:
+    out = target.empty(len(place), rows.shape[1])
+    target.program.sum_rows(rows.data_ptr(), place.data_ptr(), out.data_ptr(), place.shape[1], rows.shape[1])
     return out
 
 
@@ -160,4 +163,7 @@ def experts_gradient(
     assert isinstance(gate_up, Tensor) and isinstance(down, Tensor)
     if any(tensor.dtype != torch.float32 for tensor in (gate_up, down, weights)):
         return experts.reference(x, gate_up, down, indices, weights)
+    E, D, F = down.shape
+    assert gate_up.shape == (E, 2 * F, D) and x.shape == (len(indices), D), "stacks as wide as the rows"
+    assert indices.dim() == 2 and indices.shape == weights.shape, "a weight for every choice"
     return _Experts.apply(x, gate_up, down, indices, weights.contiguous())  # type: ignore[no-untyped-call]

@@ -33,9 +33,9 @@ class _Logprobs(Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-        logprobs, log_sums, chunk = torch.empty(len(hidden)), torch.empty(len(hidden)), _chunk(weight)
+        logprobs, log_sums, chunk = hidden.new_empty(len(hidden)), hidden.new_empty(len(hidden)), _chunk(weight)
         num_saved = SAVED_BYTES // chunk.nbytes
-        saved = torch.empty(min(len(hidden), num_saved * len(chunk)), len(weight))
+        saved = hidden.new_empty(min(len(hidden), num_saved * len(chunk)), len(weight))
         for rows in _split(hidden, chunk):
             logits = saved[rows] if rows.stop <= len(saved) else chunk[: rows.stop - rows.start]
             torch.mm(hidden[rows], weight.T, out=logits)
@@ -66,8 +66,8 @@ class _Logprobs(Function):
 class _LogprobsOfFrozenHead(Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-        logprobs, log_sums, chunk = torch.empty(len(hidden)), torch.empty(len(hidden)), _chunk(weight)
-        slope, ones = torch.empty(hidden.shape), torch.ones(len(chunk))  # slope: the gradient of each log-probability
+        logprobs, log_sums, chunk = hidden.new_empty(len(hidden)), hidden.new_empty(len(hidden)), _chunk(weight)
+        slope, ones = hidden.new_empty(hidden.shape), hidden.new_ones(len(chunk))  # slope: of each log-probability
         for rows in _split(hidden, chunk):
             logits = torch.mm(hidden[rows], weight.T, out=chunk[: rows.stop - rows.start])
             _measure(logits, targets[rows], log_sums[rows], logprobs[rows])
@@ -90,7 +90,7 @@ def token_logprobs_gradient(
     """Two passes over the logits forward, one backward."""
     if weight.dtype != torch.float32:
         return token_logprobs.reference(hidden, weight, targets)
-    _check(weight, targets)
+    _check(hidden, weight, targets)
     function = _Logprobs if weight.requires_grad else _LogprobsOfFrozenHead
     return function.apply(hidden, weight, targets.contiguous())  # type: ignore[no-untyped-call]
 
@@ -102,21 +102,19 @@ def token_logprobs_float(
     """The bits that training gets."""
     if weight.dtype != torch.float32:
         return token_logprobs.reference(hidden, weight, targets)
-    _check(weight, targets)
-    logprobs, log_sums, chunk, targets = (
-        torch.empty(len(hidden)),
-        torch.empty(len(hidden)),
-        _chunk(weight),
-        targets.contiguous(),
-    )
+    _check(hidden, weight, targets)
+    logprobs, log_sums, chunk = hidden.new_empty(len(hidden)), hidden.new_empty(len(hidden)), _chunk(weight)
+    targets = targets.contiguous()
     for rows in _split(hidden, chunk):
         logits = torch.mm(hidden[rows], weight.T, out=chunk[: rows.stop - rows.start])
         _measure(logits, targets[rows], log_sums[rows], logprobs[rows])
     return logprobs
 
 
-def _check(weight: Tensor, targets: Tensor) -> None:
+def _check(hidden: Tensor, weight: Tensor, targets: Tensor) -> None:
     """Native code does not look at what it is given."""
+    assert hidden.dim() == 2 and targets.shape == (len(hidden),), "a target for every row"
+    assert weight.shape == (len(weight), hidden.shape[1]), "a head as wide as the rows"
     assert targets.dtype == torch.int64 and targets.is_cpu and weight.is_cpu
     assert not targets.numel() or 0 <= targets.min() <= targets.max() < len(weight), (
         "a target is outside the vocabulary"
@@ -125,7 +123,7 @@ def _check(weight: Tensor, targets: Tensor) -> None:
 
 def _chunk(weight: Float[Tensor, "V D"]) -> Float[Tensor, "chunk V"]:
     """Room for one chunk's logits."""
-    return torch.empty(max(1, CHUNK_BYTES // (4 * len(weight))), len(weight))
+    return weight.new_empty(max(1, CHUNK_BYTES // (4 * len(weight))), len(weight))
 
 
 def _split(hidden: Float[Tensor, "T D"], chunk: Float[Tensor, "chunk V"]) -> Iterator[slice]:

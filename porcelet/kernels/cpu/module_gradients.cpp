@@ -5,12 +5,12 @@
 namespace {
 
 RmsNormBackwardArgs rms_norm_backward_args(Heads x, Heads grad, uintptr_t weight, std::tuple<uintptr_t, uintptr_t, uintptr_t> out,
-                                           size_t heads, size_t width, float eps) {
+                                           size_t heads, size_t width, size_t block, float eps) {
     const auto [first, stride, head_stride] = x;
     const auto [grad_first, grad_stride, grad_head] = grad;
     const auto [dx, dweight, partial] = out;
     return {&gradient_body(select_isa()), at<float>(first), stride, head_stride, at<float>(grad_first), grad_stride, grad_head,
-            at<float>(weight), at<float>(dx), at<float>(dweight), at<float>(partial), heads, width, eps};
+            at<float>(weight), at<float>(dx), at<float>(dweight), at<float>(partial), heads, width, block, eps};
 }
 
 RopeBackwardArgs rope_backward_args(Heads grad, uintptr_t cosine, uintptr_t sine, uintptr_t dx, size_t heads, size_t half,

@@ -19,11 +19,11 @@ if available():
     from porcelet.kernels.cpu import _native
 
 
-def _is_plain_float(key: Key) -> bool:
+def trains_or_scores(key: Key) -> bool:
     return key.device == "cpu" and key.dtype == torch.float32 and key.format in ("Tensor", "Parameter")
 
 
-@attention_packed.body("cpu_packed", when=_is_plain_float, available=available)
+@attention_packed.body("cpu_packed", when=trains_or_scores, available=available)
 def attention_packed_float(
     q: Float[Tensor, "T H Hd"],
     k: Float[Tensor, "T K Hd"],

@@ -15,16 +15,30 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
 
-@native(rms_norm, "cpu_float", is_float)
-def rms_norm_float(
-    target: Target, x: Float[Tensor, "*rows W"], weight: Float[Tensor, "W"], eps: float
-) -> Float[Tensor, "*rows W"]:
-    """One pass a row."""
-    assert weight.dtype == torch.float32 and weight.is_contiguous() and weight.shape == x.shape[-1:]
+def knows_norm(x: Tensor, weight: Tensor) -> bool:
+    """Whether these are rows, or heads of rows, and one weight for all, in float32."""
+    plain = weight.dtype == torch.float32 and weight.is_contiguous()
+    return plain and x.dim() in (2, 3) and weight.shape == x.shape[-1:]
+
+
+def _rms_norm(target: Target, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    if not knows_norm(x, weight):
+        raise NotRecordable(f"a norm's inputs are {tuple(x.shape)}, and {tuple(weight.shape)} in {weight.dtype}")
     out = target.empty(*x.shape)
     heads = heads_of(target.dense(x))
     target.program.rms_norm(heads, weight.data_ptr(), out.data_ptr(), num_heads(x), x.shape[-1], eps)
     return out
+
+
+rms_norm.instruction(when=is_float, available=available)(_rms_norm)
+
+
+@rms_norm.body("cpu_float", when=is_float, available=available)
+def rms_norm_float(x: Float[Tensor, "*rows W"], weight: Float[Tensor, "W"], eps: float) -> Float[Tensor, "*rows W"]:
+    """One pass a row."""
+    if not knows_norm(x, weight):
+        return rms_norm.reference(x, weight, eps)
+    return at_once(_rms_norm, len(x), x.numel(), x, weight, eps)
 
 
 @native(rope, "cpu_float", is_float)

@@ -35,7 +35,7 @@ def sample_cpu(
     rows, temperature, top_k = rows.contiguous(), temperature.contiguous(), top_k.contiguous()
     top_p, min_p, uniform = top_p.contiguous(), min_p.contiguous(), uniform.double().contiguous()
     cuts = top_k.data_ptr(), top_p.data_ptr(), min_p.data_ptr()
-    tokens, logprobs = torch.empty(len(rows), dtype=torch.int64), torch.empty(len(rows))
+    tokens, logprobs = torch.empty(len(rows), dtype=torch.int64), logits.new_empty(len(rows))
     _native.sample(
         logits.data_ptr(),
         (rows.data_ptr(), temperature.data_ptr(), *cuts, uniform.data_ptr()),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -164,12 +165,16 @@ def _documents(sources: Iterable[str], key: str) -> Iterator[Document]:
 
 
 def _limited(sources: Iterable[str], key: str, max_megabytes: float) -> Iterator[str]:
-    """Texts until they are so many megabytes; 0 is all."""
+    """Texts until they are so many megabytes in UTF-8; 0 is all."""
+    from porcelet.errors import InputError
+
+    if not 0 <= max_megabytes < math.inf:
+        raise InputError(f"max_megabytes is {max_megabytes}; a number of megabytes, or 0 for all")
     size = 0
     for document in _documents(sources, key):
         if max_megabytes and size >= max_megabytes * 1e6:
             return
-        size += len(document.text)
+        size += len(document.text.encode())
         yield document.text
 
 
@@ -187,19 +192,14 @@ class _Count:
 
 def _write_jsonl(output: Path, documents: Iterable[Document]) -> int:
     """Write documents to a file that appears when it is complete; how many there were."""
-    from porcelet.errors import InputError
+    from porcelet.train.corpus.outputs import appearing
     from porcelet.train.corpus.readers import as_line
 
-    if output.exists():
-        raise InputError(f"{output} exists; delete it or choose another output")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = output.with_name(output.name + ".unfinished")
     number = 0
-    with unfinished.open("w", encoding="utf-8") as file:
+    with appearing(output) as unfinished, unfinished.open("w", encoding="utf-8") as file:
         for document in documents:
             file.write(as_line(document))
             number += 1
-    unfinished.rename(output)
     return number
 
 

@@ -1,8 +1,8 @@
-"""Supervised fine-tuning: conversations from JSON Lines files, with the mask of what the assistant said.
+"""Supervised fine-tuning: conversations from JSON Lines or tables, with the mask of what the assistant said.
 
-    file → one JSON object a line → messages → chat format → tokens and mask → Sample → the one loop
+    file → its rows (corpus/readers.py) → messages → chat format → tokens and mask → Sample → the one loop
 
-A line is one of
+A row, in JSON Lines a line, is one of
 
     {"messages": [...], "tools"?: [...]}                      OpenAI's form; reasoning_content and tool_calls included
     {"prompt": text, "completion": text}
@@ -21,16 +21,15 @@ ignored), and one sample for each answer of a conversation.
 
 from __future__ import annotations
 
-import json
 import logging
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from porcelet.config import ModelConfig, TrainConfig
 from porcelet.errors import InputError, ModelError
+from porcelet.train.corpus.readers import rows
 from porcelet.train.hashing import hashed
 from porcelet.train.rendering import Renderer, question_and_answer
 from porcelet.types import Sample
@@ -110,9 +109,8 @@ def read_conversations(config: TrainConfig, model: ModelConfig, renderer: Render
     """
     context = min(config.data.context, model.max_position_embeddings)
     kept, num_long, num_cut = list[Rendering](), 0, 0
-    for path in map(Path, config.data.conversations):
-        for number, values in _lines(path):
-            place = f"{path}, line {number}"
+    for source in config.data.conversations:
+        for place, values in rows(source):
             whole = render(values, renderer, place, config.data.train_on)
             renderer.require_end(whole.tokens[whole.mask.rindex(1)], model.eos_token_ids, place)
             fitting = _fit(whole, context, config, place)
@@ -196,24 +194,3 @@ def _fit(rendering: Rendering, context: int, config: TrainConfig, place: str) ->
         )
     cut = Rendering(rendering.tokens[:context], rendering.mask[:context])
     return cut if config.data.too_long == "cut" and any(cut.mask) else None
-
-
-def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Number and object of every line that is not empty."""
-    try:
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield number, _object(line, f"{path}, line {number}")
-    except (OSError, UnicodeDecodeError) as problem:
-        raise InputError(f"{path} cannot be read: {problem}") from problem
-
-
-def _object(line: str, place: str) -> dict[str, Any]:
-    try:
-        values = json.loads(line)
-    except (ValueError, RecursionError) as problem:
-        raise InputError(f"{place} is not JSON: {problem}") from problem
-    if not isinstance(values, dict):
-        raise InputError(f"{place} is a {type(values).__name__}; a JSON object a line was expected")
-    return values

@@ -14,10 +14,11 @@ of that model's dense MLPs and shared experts. Ours can have them, but "all-line
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from safetensors import SafetensorError
@@ -49,6 +50,7 @@ PLAIN: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(
         ("layer_replication", "trainable_token_indices", "megatron_config", "arrow_config"), ([], {}, None)
     ),
+    "alora_invocation_tokens": (None,),
     # The others begin by changing the base.
     "init_lora_weights": (True, False, "gaussian", "orthogonal", None),
 }
@@ -84,11 +86,14 @@ def find_targets(model: Transformer, targets: Sequence[str]) -> dict[str, Linear
     """The layers whose names are one of `targets` or end with one behind a dot; "all-linear" is all that PEFT can load.
 
     Raises:
-        InputError: a target that fits no layer, or fits what has no adapter here.
+        InputError: a target that fits no layer, or fits what has no adapter here, or "all-linear" beside others.
     """
     layers = dict(adaptable(model))
     if tuple(targets) == (ALL_LINEAR,):
         return {name: layer for name, layer in layers.items() if peft_loads(model, name)}
+    if ALL_LINEAR in targets:
+        others = ", ".join(target for target in targets if target != ALL_LINEAR)
+        raise InputError(f"target {ALL_LINEAR!r} stands alone; it was given with {others or 'itself'}: name either")
     found: dict[str, Linear] = {}
     for target in targets:
         fitting = {name: layer for name, layer in layers.items() if _fits(name, target)}
@@ -166,10 +171,15 @@ def read_adapter(folder: Path) -> Adapter:
     except (OSError, SafetensorError) as problem:
         raise ModelError(f"{folder / WEIGHTS} cannot be read: {problem}") from problem
     rank, alpha = values.get("r"), values.get("lora_alpha")
-    if not isinstance(rank, int) or not isinstance(alpha, int | float) or rank < 1:
+    if not (_is_positive(rank) and isinstance(rank, int) and _is_positive(alpha)):
         raise ModelError(f"{folder / CONFIG}: r is {rank!r} and lora_alpha {alpha!r}; two positive numbers expected")
     matrices = _pairs(tensors, rank, folder / WEIGHTS)
     return Adapter(rank, float(alpha), matrices, base=str(values.get("base_model_name_or_path") or ""))
+
+
+def _is_positive(value: Any) -> TypeGuard[float]:
+    """Whether a value of JSON is a positive, finite number; true is one to Python alone."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -239,13 +249,15 @@ def merge(base: Path, adapter: Path, output: Path) -> None:
     """Write the model in the folder `base` with an adapter in it, as a model of its own.
 
     Raises:
-        InputError: `output` is one of the other two, or `base` no folder.
+        InputError: `output` is one of the other two or holds something, or `base` is no folder.
         ModelError: model or adapter cannot be read, or they do not belong together.
     """
     if output.resolve() in (base.resolve(), adapter.resolve()):
         raise InputError(f"output {output} is what is to be merged; choose another")
     if not base.is_dir():
         raise InputError(f"base {base} is not a folder; a run that starts from another form merges by [lora] merge")
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise InputError(f"output {output} exists; delete it or choose another")
     read = read_adapter(adapter)
     model = load(base)
     apply_adapter(model, read, str(adapter))

@@ -44,6 +44,14 @@ def test_from_texts_to_a_store(tmp_path: Path, source: Path) -> None:
     assert "intact" in data("verify", tmp_path / "store").stdout
 
 
+def test_a_limit_counts_bytes(tmp_path: Path) -> None:
+    """Learning ends with the document that reaches the limit; a Chinese letter is three bytes."""
+    for name, text in (("a.txt", "你" * 400), ("b.txt", "zyzyzyzy" * 50)):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    data("tokenizer", tmp_path, "-o", tmp_path / "tokenizer", "--vocab", 300, "--max-megabytes", 0.001)
+    assert '"zy' not in (tmp_path / "tokenizer" / "tokenizer.json").read_text(encoding="utf-8")
+
+
 def test_cleaning_says_what_it_dropped(tmp_path: Path, source: Path) -> None:
     """Repeated, nearly repeated and leaked documents, counted and, where leaked, named; the rest stays in order."""
     said = data("clean", source, "-o", tmp_path / "clean.jsonl", "--similarity", 0.9).stdout
@@ -71,6 +79,14 @@ def test_cleaning_says_what_it_dropped(tmp_path: Path, source: Path) -> None:
     ("arguments", "code", "said"),
     [
         (["tokenizer", "SOURCE", "-o", "OUT", "--vocab", "100"], 2, "the vocabulary size is 100"),
+        (["tokenizer", "EMPTY", "-o", "OUT"], 2, "no text to learn"),
+        (["tokenizer", "SOURCE", "-o", "OUT", "--max-megabytes", "-1"], 2, "max_megabytes is -1"),
+        (["tokenizer", "SOURCE", "-o", "OUT", "--max-megabytes", "nan"], 2, "max_megabytes is nan"),
+        *(([command, "SOURCE", "-o", "SOURCE"], 2, "exists") for command in ("tokenizer", "clean")),
+        *(([command, "SOURCE", "-o", "SOURCE/x"], 2, "cannot be written") for command in ("tokenizer", "clean")),
+        *(([command, "SOURCE", "-o", "/proc/x"], 2, "cannot be written") for command in ("tokenizer", "clean")),
+        (["tokenize", "SOURCE", "-o", "/proc/x", "--tokenizer", "."], 2, "cannot be written"),
+        (["clean", "HALF", "-o", "OUT"], 2, "half.jsonl:1: 'text' is not Unicode"),
         (["tokenize", "SOURCE", "-o", "OUT", "--tokenizer", "nowhere"], 3, "does not exist"),
         (["tokenize", "nothing.jsonl", "-o", "OUT", "--tokenizer", "nowhere"], 3, "does not exist"),
         (["verify", "nowhere"], 3, "is not a token store"),
@@ -90,8 +106,17 @@ def test_mistakes_are_one_line(
     """Each names the value and ends with the exit code of its kind."""
     import re
 
-    words = {"SOURCE": str(source), "OUT": str(tmp_path / "out")}
-    monkeypatch.setattr(sys, "argv", ["porcelet", "data", *(words.get(word, word) for word in arguments)])
+    (tmp_path / "half.jsonl").write_text('{"text": "a\\ud800"}', encoding="utf-8")
+    (tmp_path / "empty.txt").touch()
+    words = {
+        "SOURCE": source,
+        "OUT": tmp_path / "out",
+        "HALF": tmp_path / "half.jsonl",
+        "EMPTY": tmp_path / "empty.txt",
+    }
+    for word, path in words.items():
+        arguments = [argument.replace(word, str(path)) for argument in arguments]
+    monkeypatch.setattr(sys, "argv", ["porcelet", "data", *arguments])
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == code

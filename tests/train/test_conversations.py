@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -115,19 +116,19 @@ def test_three_forms_of_a_line_are_one_conversation(renderers: dict[str, Rendere
 
 
 REFUSED: list[tuple[str, str]] = [
-    ("[1]", "a.jsonl, line 2 is a list"),
-    ("{", "a.jsonl, line 2 is not JSON"),
-    ('{"text": "a"}', "line 2: the fields are text; a conversation has messages or"),
-    ('{"question": "a", "answer": "b", "reasonning": "c"}', "line 2: unknown field 'reasonning'; known here: answer"),
-    ('{"prompt": "a", "completion": 1}', "line 2: completion is a int"),
-    ('{"messages": "a"}', "line 2: messages is a str"),
-    ('{"messages": []}', r"line 2: messages\[0\] is not the assistant's"),
-    ('{"messages": [{"role": "user", "content": "a"}]}', r"line 2: messages\[0\] is not the assistant's"),
-    ('{"messages": [{"role": "assistant", "content": "a", "prefix": true}]}', r"line 2: messages\[0\].prefix"),
+    ("[1]", "a.jsonl:2: .* is not a JSON object"),
+    ("{", "a.jsonl:2: not JSON"),
+    ('{"text": "a"}', "a.jsonl:2: the fields are text; a conversation has messages or"),
+    ('{"question": "a", "answer": "b", "reasonning": "c"}', "a.jsonl:2: unknown field 'reasonning'; known here"),
+    ('{"prompt": "a", "completion": 1}', "a.jsonl:2: completion is a int"),
+    ('{"messages": "a"}', "a.jsonl:2: messages is a str"),
+    ('{"messages": []}', r"a.jsonl:2: messages\[0\] is not the assistant's"),
+    ('{"messages": [{"role": "user", "content": "a"}]}', r"a.jsonl:2: messages\[0\] is not the assistant's"),
+    ('{"messages": [{"role": "assistant", "content": "a", "prefix": true}]}', r"a.jsonl:2: messages\[0\].prefix"),
     ('{"messages": [{"role": "usr", "content": "a"}, {"role": "assistant", "content": "a"}]}', r"messages\[0\].role"),
-    ('{"messages": [{"role": "assistant", "content": "a"}], "tools": 1}', "line 2: tools is a int"),
-    ('{"question": "a", "answer": "b", "reasoning": "c"}', "line 2: reasoning_content: the chat format V3 has no"),
-    ('{"prompt": "' + 70 * "a" + '", "completion": ""}', "line 2: the conversation has 74 tokens, more than 64"),
+    ('{"messages": [{"role": "assistant", "content": "a"}], "tools": 1}', "a.jsonl:2: tools is a int"),
+    ('{"question": "a", "answer": "b", "reasoning": "c"}', "a.jsonl:2: reasoning_content: the chat format V3 has no"),
+    ('{"prompt": "' + 70 * "a" + '", "completion": ""}', "a.jsonl:2: the conversation has 74 tokens, more than 64"),
 ]  # fmt: skip
 
 
@@ -155,9 +156,21 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     """One that is not there, and one without a conversation."""
     with pytest.raises(InputError, match="a.jsonl: no conversation is left"):
         read(tmp_path, "")
-    with pytest.raises(InputError, match="b.jsonl cannot be read"):
+    with pytest.raises(InputError, match="b.jsonl does not exist"):
         run = config(tmp_path, method="sft", conversations=(str(tmp_path / "b.jsonl"),))
         read_conversations(run, model().config, Renderer(tmp_path))
+
+
+def test_files_are_read_as_a_corpus_is(tmp_path: Path) -> None:
+    """A byte order mark, gzip and a folder: the same conversations."""
+    plain = read(tmp_path, *lines_of(10, 30))
+    content = (tmp_path / "a.jsonl").read_bytes()
+    (tmp_path / "marked.jsonl").write_bytes("\ufeff".encode() + content)
+    (tmp_path / "packed").mkdir()
+    (tmp_path / "packed" / "a.jsonl.gz").write_bytes(gzip.compress(content))
+    for name in ("marked.jsonl", "packed/a.jsonl.gz", "packed"):
+        run = config(tmp_path, method="sft", conversations=(str(tmp_path / name),))
+        assert read_conversations(run, model().config, Renderer(tmp_path)).renderings == plain.renderings
 
 
 def test_end_that_the_model_does_not_know_is_refused(tmp_path: Path) -> None:
@@ -165,7 +178,7 @@ def test_end_that_the_model_does_not_know_is_refused(tmp_path: Path) -> None:
     make_tokenizer(tmp_path)
     run = config(tmp_path, method="sft", conversations=(write(tmp_path, '{"prompt": "a", "completion": "b"}'),))
     with pytest.raises(
-        ModelError, match="line 1: the chat format ends an answer with '<｜end▁of▁sentence｜>'.*'<｜▁pad▁｜>'"
+        ModelError, match="a.jsonl:1: the chat format ends an answer with '<｜end▁of▁sentence｜>'.*'<｜▁pad▁｜>'"
     ):
         read_conversations(run, model(eos_token_ids=(2,)).config, Renderer(tmp_path))
 

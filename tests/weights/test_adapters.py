@@ -97,19 +97,36 @@ def test_written_adapter_comes_back(tmp_path: Path) -> None:
         merge(tmp_path / "base", tmp_path, tmp_path)
 
 
+def test_merging_replaces_nothing(tmp_path: Path) -> None:
+    """A folder that holds something, another model for one, and a file stay as they are."""
+    base, output = tmp_path / "base", tmp_path / "output"
+    write_adapter(tmp_path / "adapter", random_adapter(saved(LLAMA, base), "q_proj"))
+    output.write_text("mine", encoding="utf-8")
+    with pytest.raises(InputError, match="output .*/output exists"):
+        merge(base, tmp_path / "adapter", output)
+    output.unlink()
+    merge(base, tmp_path / "adapter", output)
+    with pytest.raises(InputError, match="output .*/output exists"):
+        merge(base, tmp_path / "adapter", output)
+
+
 REFUSED: dict[str, Any] = {
     "use_rslora": True, "use_dora": True, "bias": "all", "modules_to_save": ["lm_head"], "alpha_pattern": {"q": 1},
     "rank_pattern": {"q": 1}, "target_parameters": ["mlp.experts.gate_up_proj"], "init_lora_weights": "pissa",
-    "fan_in_fan_out": True, "lora_bias": True, "peft_type": "IA3", "r": 0, "lora_alpha": None,
+    "fan_in_fan_out": True, "lora_bias": True, "peft_type": "IA3", "alora_invocation_tokens": [5, 17],
 }  # fmt: skip
+UNUSABLE: list[tuple[str, Any]] = [
+    ("r", 0), ("r", True), ("lora_alpha", None), ("lora_alpha", float("nan")), ("lora_alpha", float("inf")),
+    ("lora_alpha", -3), ("lora_alpha", True),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_unsupported_setting_is_named(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(("name", "value"), [*REFUSED.items(), *UNUSABLE])
+def test_unsupported_setting_is_named(tmp_path: Path, name: str, value: Any) -> None:
     """What would change the numbers is never read over."""
     write_adapter(tmp_path, random_adapter(build(LLAMA), "q_proj"))
     values = json.loads((tmp_path / "adapter_config.json").read_text(encoding="utf-8"))
-    (tmp_path / "adapter_config.json").write_text(json.dumps(values | {name: REFUSED[name]}), encoding="utf-8")
+    (tmp_path / "adapter_config.json").write_text(json.dumps(values | {name: value}), encoding="utf-8")
     with pytest.raises(ModelError, match=f"adapter_config.json: .*{name} "):
         read_adapter(tmp_path)
 
@@ -143,6 +160,12 @@ def test_target_without_effect_is_refused(target: str) -> None:
     """Head, embedding, router, routed experts, MTP layer, misspelt names: none is ignored in silence."""
     with pytest.raises(InputError, match=f"target '{target}' .*; this model has q_a_proj, q_b_proj"):
         find_targets(build(V3), ("q_b_proj", target))
+
+
+def test_all_linear_stands_alone() -> None:
+    """Beside another target it is no name of a layer, and the message does not say so."""
+    with pytest.raises(InputError, match=r"'all-linear' stands alone; it was given with q_a_proj"):
+        find_targets(build(V3), ("all-linear", "q_a_proj"))
 
 
 def test_all_linear_is_what_peft_can_load() -> None:

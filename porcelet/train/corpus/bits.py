@@ -55,11 +55,14 @@ def held_out_bits(
     A document is cut at every `context` tokens; 0 is all that the model can read at once, 4096 at most.
 
     Raises:
-        InputError: the source has no text, or cannot be read.
+        InputError: the source has no text, or cannot be read; `context` is more than the model reads.
         ModelError: the model or its tokenizer cannot be used.
     """
     model, tokenizer = load(folder), Tokenizer.from_folder(folder)
-    context = context or min(model.config.max_position_embeddings, 4096)
+    longest = model.config.max_position_embeddings
+    if context > longest:
+        raise InputError(f"context is {context}; the model reads {longest} tokens at most (max_position_embeddings)")
+    context = context or min(longest, 4096)
     texts = sorted((document.text for document in documents(source, key)), key=hashed)
     logprobs: list[float] = []
     num_documents = num_bytes = 0

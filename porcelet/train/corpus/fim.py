@@ -15,7 +15,6 @@ from porcelet.tokenizer import Tokenizer
 from porcelet.train.hashing import hashed
 
 BEGIN, HOLE, END = "<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"
-V3_RATE = 0.1
 
 
 def cut(text: str, *key: object) -> tuple[str, str, str]:

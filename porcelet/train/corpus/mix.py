@@ -1,21 +1,18 @@
 """Several sources in given shares, with random access: what is drawn at a position depends on (seed, position) alone.
 
 Positions come in blocks of 4096. A block holds each source a fixed number of times, its weight's share, in an order
-shuffled by hash. So how often a source was drawn before any position is a multiplication and a place in the block, and
+shuffled by hash. So how often a source was drawn before any position is a multiplication and a count in the block, and
 nothing has to be replayed or stored when a run resumes. A weight is therefore kept to one part in 4096.
 
-A draw names a source and how often that source was drawn before. The source turns the second number into an item;
-`shuffled` does it for one of finite size: epoch after epoch, each in another order, no item left out or met twice. A
-source never runs out: it begins its next epoch, while others may still be in their first.
+A draw names a source and how often that source was drawn before, so neighbouring draws of a source are neighbours in
+it. A source never runs out: it begins its next epoch, while others may still be in their first.
 """
 
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
 from collections.abc import Sequence
 from functools import lru_cache
-from itertools import accumulate
 
 import numpy as np
 
@@ -35,7 +32,6 @@ class Mixture:
             InputError: a weight is negative or not finite, all are zero, or one is too small to be kept at all.
         """
         self._counts = _shares(weights)
-        self._starts = [0, *accumulate(self._counts)]
         self._seed = seed
         self._order = lru_cache(maxsize=2)(self._make_order)
 
@@ -44,18 +40,17 @@ class Mixture:
         block, place = divmod(position, BLOCK)
         if len(self._counts) == 1:
             return 0, position
-        slot = self._order(block)[place]
-        source = bisect_right(self._starts, slot) - 1
-        return source, block * self._counts[source] + slot - self._starts[source]
+        source, count = self._order(block)[place]
+        return source, block * self._counts[source] + count
 
-    def _make_order(self, block: int) -> list[int]:
-        return Permutation(BLOCK, "mixture", self._seed, block)(np.arange(BLOCK)).tolist()
-
-
-def shuffled(count: int, size: int, *key: object) -> tuple[int, int]:
-    """(epoch, item) of the draw number `count` from a source of `size` items."""
-    epoch, place = divmod(count, size)
-    return epoch, Permutation(size, *key, epoch).at(place)
+    def _make_order(self, block: int) -> list[tuple[int, int]]:
+        """The source at each place of a block, and how often the block has it at earlier ones."""
+        slots = Permutation(BLOCK, "mixture", self._seed, block)(np.arange(BLOCK))
+        sources = np.repeat(np.arange(len(self._counts)), self._counts)[slots]
+        counts = np.empty(BLOCK, np.int64)
+        for source in range(len(self._counts)):
+            counts[sources == source] = np.arange(self._counts[source])
+        return list(zip(sources.tolist(), counts.tolist(), strict=True))
 
 
 def _shares(weights: Sequence[float]) -> list[int]:

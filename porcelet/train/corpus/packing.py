@@ -6,7 +6,8 @@ predictions s·T to (s+1)·T of that row, which goes on with the next epoch wher
 its number and resuming needs nothing else. Within a document it is cut at every `context` predictions, and where the
 step ends; a piece begins with the last token of the one before, so no target is lost.
 
-With several stores a mixture (mix.py) draws, for windows of `context` predictions each, the store whose row goes on.
+With several stores a mixture (mix.py) draws, for windows of `context` predictions each, the store whose row goes on. A
+step joins a store's windows, which follow each other, so that they cut no document.
 
 A piece is a sample that sees nothing but itself. Without document masks (V3's way, report section 4.1) the pieces of a
 step are joined up to `context` tokens instead, and see the documents before them. Nothing then asks the end of one
@@ -125,10 +126,15 @@ class Pretraining:
         if len(self._rows) == 1:
             yield from ((self._rows[0], piece) for piece in self._rows[0].pieces(start, stop))
             return
+        ranges: dict[int, tuple[int, int]] = {}
         for window in range(start // self._context, -(-stop // self._context)):
             source, count = self._mixture.draw(window)
             low = max(start - window * self._context, 0) + count * self._context
             high = min(stop - window * self._context, self._context) + count * self._context
+            first, end = ranges.get(source, (low, low))
+            assert end == low, "a store's windows follow each other"
+            ranges[source] = first, high
+        for source, (low, high) in ranges.items():
             yield from ((self._rows[source], piece) for piece in self._rows[source].pieces(low, high))
 
     def _epoch(self, step: int) -> float:
@@ -151,13 +157,13 @@ def _joined(parts: Sequence[tuple[Row, Piece]], context: int) -> list[Sample]:
     """Samples of up to context + 1 tokens, whatever documents they are from; each begins with its predecessor's end."""
     tokens: list[int] = []
     weights: list[float] = []
-    previous: Piece | None = None
+    previous: tuple[Row, int, int] | None = None
     for row, piece in parts:
-        follows = previous and (previous.number, previous.stop) == (piece.number, piece.start)
+        follows = previous == (row, piece.number, piece.start)
         part = row.tokens(piece)[1 if follows else 0 :]
         tokens += part
         weights += [0.0] * (0 if follows else 1) + [1.0] * (piece.stop - piece.start)
-        previous = piece
+        previous = row, piece.number, piece.stop
     samples = []
     for start in range(0, len(tokens) - 1, context):
         cut = slice(start, start + context + 1)

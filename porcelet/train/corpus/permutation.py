@@ -35,10 +35,6 @@ class Permutation:
             values[outside] = self._shuffle(values[outside])
         return values.astype(np.int64)
 
-    def at(self, position: int) -> int:
-        """What lies at one position."""
-        return int(self(np.array([position]))[0])
-
     def _shuffle(self, values: UInt64[np.ndarray, "N"]) -> UInt64[np.ndarray, "N"]:
         bits = np.uint64(self._half_bits)
         mask = np.uint64((1 << self._half_bits) - 1)

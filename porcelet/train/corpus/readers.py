@@ -53,7 +53,16 @@ def documents(source: str | Path, key: str = "text") -> Iterator[Document]:
             text = row.get(key)
             if not isinstance(text, str):
                 raise InputError(f"{place}: {key!r} is {_short(text)}; a text was expected; keys: {', '.join(row)}")
+            _require_unicode(text, f"{place}: {key!r}")
             yield Document(text, place)
+
+
+def _require_unicode(text: str, place: str) -> None:
+    """JSON can escape half of a surrogate pair, which is no character."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as problem:
+        raise InputError(f"{place} is not Unicode: {problem}") from problem
 
 
 def rows(source: str | Path) -> Iterator[tuple[str, Row]]:
@@ -141,7 +150,7 @@ def _jsonl(path: Path) -> Iterator[tuple[str, Row]]:
 def _object(line: bytes, place: str) -> Row:
     try:
         row = json.loads(line.decode("utf-8-sig"))
-    except ValueError as problem:
+    except (ValueError, RecursionError) as problem:
         raise InputError(f"{place}: not JSON: {problem}") from problem
     if not isinstance(row, dict):
         raise InputError(f"{place}: {_short(row)} is not a JSON object")

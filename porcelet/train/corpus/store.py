@@ -7,8 +7,7 @@
 
 Neither the begin nor the end of a document is stored; packing adds them. Fill-in-the-middle is decided here, once, by
 the document's position, since it changes how many tokens a document has. A store appears under its name when it is
-complete; what a killed run left is removed by the next. Opening checks the header's hash and the files' sizes,
-`verify` every byte.
+complete. Opening checks the hashes of header and tokenizer and the files' sizes, `verify` every byte.
 """
 
 from __future__ import annotations
@@ -29,6 +28,7 @@ import numpy as np
 from porcelet.errors import InputError, ModelError
 from porcelet.tokenizer import Tokenizer
 from porcelet.train.corpus.fim import FillInTheMiddle
+from porcelet.train.corpus.outputs import appearing
 from porcelet.train.corpus.readers import Document
 
 if TYPE_CHECKING:
@@ -93,20 +93,31 @@ def write_store(
     """Tokenize documents into a new store at `path`.
 
     Raises:
-        InputError: `path` exists, there is no document, or a document cannot be encoded.
+        InputError: `path` exists or cannot be written, there is no text, or a document cannot be encoded.
         ModelError: the tokenizer cannot be read, or lacks a token that is needed.
     """
-    if path.exists():
-        raise InputError(f"{path} exists; delete it or choose another output")
+    with appearing(path) as unfinished:
+        _write(unfinished, documents, tokenizer_folder, sources, fim_rate, seed, report)
+    return open_store(path)
+
+
+def _write(
+    folder: Path,
+    documents: Iterable[Document],
+    tokenizer_folder: Path,
+    sources: Sequence[str],
+    fim_rate: float,
+    seed: int,
+    report: Callable[[int, int], None],
+) -> None:
+    folder.mkdir()
     tokenizer, (bos, eos) = Tokenizer.from_folder(tokenizer_folder), sentence_ends(tokenizer_folder)
     encoder = FillInTheMiddle(tokenizer, fim_rate, seed)
     dtype = "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
-    unfinished = path.with_name(path.name + ".unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    offsets, num_bytes = _write_tokens(unfinished, dtype, documents, encoder, report)
-    if len(offsets) == 1:
-        raise InputError(f"there is no document to write to {path}; check the sources: {', '.join(sources)}")
+    offsets, num_bytes = _write_tokens(folder, dtype, documents, encoder, report)
+    if not offsets[-1]:
+        what = "no text in the documents" if len(offsets) > 1 else "no document"
+        raise InputError(f"there is {what} to tokenize; check the sources: {', '.join(sources)}")
     header = Header(
         version=VERSION,
         dtype=dtype,
@@ -117,17 +128,15 @@ def write_store(
         eos=eos,
         vocab_size=tokenizer.vocab_size,
         tokenizer_sha256=tokenizer_sha256(tokenizer_folder),
-        content_sha256=_content_sha256(unfinished),
+        content_sha256=_content_sha256(folder),
         sources=tuple(sources),
         fim_rate=fim_rate,
         seed=seed,
     )
     for name in TOKENIZER_FILES:
         if (tokenizer_folder / name).exists():
-            shutil.copyfile(tokenizer_folder / name, unfinished / name)
-    _write_header(unfinished, header)
-    unfinished.rename(path)
-    return open_store(path)
+            shutil.copyfile(tokenizer_folder / name, folder / name)
+    _write_header(folder, header)
 
 
 def open_store(path: Path) -> Store:
@@ -151,6 +160,8 @@ def open_store(path: Path) -> Store:
         found = (path / name).stat().st_size if (path / name).exists() else 0
         if found != size:
             raise ModelError(f"{path / name} has {found} bytes instead of {size}; tokenize again")
+    if tokenizer_sha256(path) != header.tokenizer_sha256:
+        raise ModelError(f"{path / 'tokenizer.json'} is not the one its tokens were made with; tokenize again")
     return Store(path, header)
 
 
@@ -182,8 +193,15 @@ def sentence_ends(folder: Path) -> tuple[int, int]:
 
 
 def tokenizer_sha256(folder: Path) -> str:
-    """The hash that says which vocabulary ids belong to."""
-    return hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest()
+    """The hash that says which vocabulary ids belong to.
+
+    Raises:
+        ModelError: the folder has no tokenizer.json that can be read.
+    """
+    try:
+        return hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest()
+    except OSError as problem:
+        raise ModelError(f"{folder / 'tokenizer.json'} cannot be read: {problem.strerror}") from problem
 
 
 def _token_text(value: Any) -> str:

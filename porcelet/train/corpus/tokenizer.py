@@ -12,7 +12,7 @@ format, of reasoning and of fill-in-the-middle. As in V3, only the first three a
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
@@ -22,6 +22,7 @@ from porcelet.chat import V3_TEMPLATE
 from porcelet.errors import InputError
 from porcelet.tokenizer import Tokenizer
 from porcelet.train.corpus import fim
+from porcelet.train.corpus.outputs import appearing
 
 SPECIAL = ("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>")
 ADDED = ("<｜User｜>", "<｜Assistant｜>", "<think>", "</think>", fim.HOLE, fim.BEGIN, fim.END)
@@ -41,7 +42,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path, *, digi
     a token may join.
 
     Raises:
-        InputError: the size leaves no room for bytes and special tokens, or `digits` is none of 1, 2, 3.
+        InputError: the size leaves no room for bytes and special tokens, `digits` is none of 1, 2, 3, there is no text
+            to learn from, or `folder` exists or cannot be written.
     """
     if vocab_size < MIN_VOCAB:
         raise InputError(f"the vocabulary size is {vocab_size}; bytes and special tokens take {MIN_VOCAB}")
@@ -56,11 +58,12 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path, *, digi
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    builder.train_from_iterator(texts, trainer)
-    builder.add_tokens([AddedToken(token, special=False, normalized=False) for token in ADDED])
-    folder.mkdir(parents=True, exist_ok=True)
-    builder.save(str(folder / "tokenizer.json"))
-    _write_settings(folder)
+    with appearing(folder) as unfinished:
+        unfinished.mkdir()
+        builder.train_from_iterator(_some(texts), trainer)
+        builder.add_tokens([AddedToken(token, special=False, normalized=False) for token in ADDED])
+        builder.save(str(unfinished / "tokenizer.json"))
+        _write_settings(unfinished)
     return Tokenizer.from_folder(folder)
 
 
@@ -71,6 +74,16 @@ def bytes_per_token(tokenizer: Tokenizer, texts: Iterable[str]) -> float:
         num_bytes += len(text.encode())
         num_tokens += len(tokenizer.encode(text))
     return num_bytes / num_tokens if num_tokens else 0.0
+
+
+def _some(texts: Iterable[str]) -> Iterator[str]:
+    """The texts that are not empty, of which there must be one."""
+    filled = filter(None, texts)
+    first = next(filled, None)
+    if first is None:
+        raise InputError("there is no text to learn a tokenizer from; check the sources")
+    yield first
+    yield from filled
 
 
 def _pre_tokenizer(digits: int) -> pre_tokenizers.PreTokenizer:

@@ -41,7 +41,7 @@ def test_documents_that_hold_a_question_are_dropped() -> None:
     report = Report()
     evaluation = Evaluation.of([question, "too short to look for"])
     kept = [document.place for document in decontaminate(documents, evaluation, report)]
-    assert kept == ["twelve", "short"] and report.num_kept == 2 and evaluation.num_unchecked == 1
+    assert kept == ["twelve", "short"] and evaluation.num_unchecked == 1
     assert [place for place, _ in report.dropped] == ["whole", "thirteen"]
     assert report.dropped[0][1] == pytest.approx(8 / 108) and report.dropped[1][1] == pytest.approx(1 / 61)
 

@@ -16,7 +16,7 @@ from tests.train.corpus.tiny_corpus import tokenizer_folder
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    return train_tokenizer(["some text"], MIN_VOCAB, tmp_path_factory.mktemp("tokenizer"))
+    return train_tokenizer(["some text"], MIN_VOCAB, tmp_path_factory.mktemp("fim") / "tokenizer")
 
 
 @given(text=st.text(), key=st.integers(0, 2**40))
@@ -39,11 +39,11 @@ def test_a_rearranged_document_can_be_put_together_again(tokenizer: Tokenizer, t
 
 def test_the_rate_is_kept_and_the_rest_is_left_alone(tokenizer: Tokenizer) -> None:
     """Of 4000 documents at V3's rate a tenth is rearranged, the same ones each time; the others are as they were."""
-    encoder = FillInTheMiddle(tokenizer, fim.V3_RATE, seed=1)
+    encoder = FillInTheMiddle(tokenizer, 0.1, seed=1)
     ids = [encoder.encode("some text", position) for position in range(4000)]
     plain = [tokens == tokenizer.encode("some text") for tokens in ids]
     assert 0.085 < plain.count(False) / 4000 < 0.115
-    assert ids == [FillInTheMiddle(tokenizer, fim.V3_RATE, seed=1).encode("some text", i) for i in range(4000)]
+    assert ids == [FillInTheMiddle(tokenizer, 0.1, seed=1).encode("some text", i) for i in range(4000)]
     places = {cut("0123456789", 1, position)[0] for position in range(2000)}
     assert len(places) == 11
 

@@ -42,7 +42,7 @@ def expected(texts: list[str], encode: dict[str, int]) -> Counter[tuple[int, int
 
 @settings(max_examples=40, deadline=None)
 @given(
-    lengths=st.lists(st.integers(0, 40), min_size=1, max_size=12),
+    lengths=st.lists(st.integers(0, 40), min_size=1, max_size=12).filter(any),
     context=st.integers(2, 12),
     tokens_per_step=st.integers(1, 50),
     document_mask=st.booleans(),
@@ -112,6 +112,31 @@ def test_stores_are_mixed_by_weight(tmp_path: Path) -> None:
     by_size = Pretraining([small, large], tokens_per_step=1024, context=16, seed=0)
     found = Counter(token for step in range(64) for _, token in predictions(by_size(step)[0]))
     assert abs(found[a] / (found[a] + found[b]) - 1 / 11) < 0.005
+
+
+@pytest.mark.parametrize("document_mask", [True, False])
+def test_no_store_goes_on_in_another(tmp_path: Path, document_mask: bool) -> None:
+    """Documents of the same number and length in two stores: a token is predicted behind its own predecessor alone."""
+    texts = [["abcdefghijklmnopqrstuvwxyz"[:21]], ["ABCDEFGHIJKLMNOPQRSTUVWXYZ"[:21]]]
+    both = [store_of(tmp_path, part, name) for part, name in zip(texts, "ab", strict=True)]
+    source = Pretraining(both, tokens_per_step=18, context=6, seed=0, document_mask=document_mask)
+    wanted: set[tuple[int, int]] = set()
+    for store in both:
+        tokens = [BOS, *store.document(0).tolist(), EOS]
+        wanted |= set(zip(tokens, tokens[1:], strict=False))
+    for step in range(200):
+        pairs = predictions(source(step)[0])
+        assert len(pairs) == 18 and set(pairs) <= wanted
+
+
+def test_samples_of_several_stores_are_as_long_as_those_of_one(tmp_path: Path) -> None:
+    """Windows that follow each other cut no document, so a step has about as few samples as from one store."""
+    texts = [letter * 997 for letter in "abcdefghij"]
+    both = [store_of(tmp_path, part, name) for part, name in ((texts[:5], "a"), (texts[5:], "b"))]
+    stores = (both, [store_of(tmp_path, texts)])
+    sources = [Pretraining(each, tokens_per_step=2048, context=64, seed=0) for each in stores]
+    numbers = [sum(len(source(step)[0]) for step in range(20)) for source in sources]
+    assert numbers[0] < 1.1 * numbers[1]
 
 
 def test_unusable_settings_are_refused(tmp_path: Path) -> None:

@@ -66,6 +66,8 @@ def test_rows_come_whole(tmp_path: Path) -> None:
         ("a.jsonl", b'\n{"body": "ok"}\n', r"a\.jsonl:2: 'text' is None.*keys: body"),
         ("a.jsonl", b'{"text": 3}', r"a\.jsonl:1: 'text' is 3"),
         ("a.jsonl", b'{"text": "\xff"}', r"a\.jsonl:1: not JSON"),
+        ("a.jsonl", b'\n{"text": "a\\ud800"}', r"a\.jsonl:2: 'text' is not Unicode: .*surrogates"),
+        ("a.jsonl", b'\n{"text": ' + b"[" * 100_000, r"a\.jsonl:2: not JSON: .*recursion"),
         ("a.jsonl.gz", b"no gzip", r"a\.jsonl\.gz: cannot be read behind line 0"),
         ("a.jsonl.gz", gzip.compress(os.urandom(1000).hex().encode())[:300], r"a\.jsonl\.gz: cannot be read"),
         ("a.txt", b"\xff\xfe", r"a\.txt cannot be read as UTF-8"),

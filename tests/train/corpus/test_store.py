@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,11 +48,42 @@ def test_a_killed_run_leaves_nothing_in_the_way(tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         write_store(tmp_path / "store", broken(), tokenizer_folder(tmp_path))
-    assert not (tmp_path / "store").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["tokenizer"]
     store = store_of(tmp_path, TEXTS)
-    assert store.header.num_documents == 4 and not (tmp_path / "store.unfinished").exists()
+    assert store.header.num_documents == 4
     with pytest.raises(InputError, match="exists"):
         store_of(tmp_path, TEXTS)
+
+
+def test_two_writers_do_not_share_a_place(tmp_path: Path) -> None:
+    """What a living process still writes stays, what a dead one left goes; who is second to end is told so."""
+    with subprocess.Popen(["true"]) as dead:
+        pass
+    living, left = (tmp_path / f"store.{pid}.unfinished" for pid in (os.getppid(), dead.pid))
+    living.mkdir()
+    left.mkdir()
+    (left / "tokens.bin").write_bytes(b"some")
+    store = store_of(tmp_path, TEXTS)
+    assert living.is_dir() and not left.exists()
+
+    def overtaken() -> Iterator[Document]:
+        yield Document("a", "1")
+        shutil.copytree(store.path, tmp_path / "other")
+
+    with pytest.raises(InputError, match="other exists"):
+        write_store(tmp_path / "other", overtaken(), store.path)
+    verify(open_store(tmp_path / "other"))
+
+
+@pytest.mark.parametrize("change", ["missing", "another"])
+def test_a_store_without_its_tokenizer_is_refused(tmp_path: Path, change: str) -> None:
+    """Its ids mean nothing; the message names the store's own file."""
+    file = store_of(tmp_path, TEXTS).path / "tokenizer.json"
+    file.write_text(file.read_text(encoding="utf-8") + "\n", encoding="utf-8")
+    if change == "missing":
+        file.unlink()
+    with pytest.raises(ModelError, match=r"/store/tokenizer\.json (cannot be read: No such|is not the one)"):
+        open_store(tmp_path / "store")
 
 
 def test_damage_is_found(tmp_path: Path) -> None:
@@ -80,6 +114,8 @@ def test_no_document_and_no_end_are_refused(tmp_path: Path) -> None:
     folder = tokenizer_folder(tmp_path)
     with pytest.raises(InputError, match="no document"):
         write_store(tmp_path / "a", [], folder, sources=["nowhere"])
+    with pytest.raises(InputError, match="no text in the documents"):
+        write_store(tmp_path / "a", [Document("", "a.txt")], folder)
     with pytest.raises(InputError, match=r"b\.jsonl:3: .*surrogate"):
         write_store(tmp_path / "b", [Document("\ud800", "b.jsonl:3")], folder)
     (folder / "tokenizer_config.json").write_text("{}", encoding="utf-8")

@@ -24,7 +24,7 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("tokenizer")
+    path = tmp_path_factory.mktemp("texts") / "tokenizer"
     train_tokenizer(TEXTS * 5, 400, path)
     return path
 
@@ -95,3 +95,15 @@ def test_sizes_that_cannot_be_are_refused(tmp_path: Path) -> None:
         train_tokenizer(TEXTS, MIN_VOCAB - 1, tmp_path)
     with pytest.raises(InputError, match="digits"):
         train_tokenizer(TEXTS, 400, tmp_path, digits=4)
+
+
+def test_nothing_is_learnt_from_no_text_and_nothing_is_replaced(tmp_path: Path) -> None:
+    """Empty texts leave no folder behind; a folder that is there, a model's for one, keeps its tokenizer."""
+    with pytest.raises(InputError, match="no text to learn"):
+        train_tokenizer(["", ""], 400, tmp_path / "a")
+    assert not any(tmp_path.iterdir())
+    train_tokenizer(TEXTS, 400, tmp_path / "a")
+    before = (tmp_path / "a/tokenizer.json").read_bytes()
+    with pytest.raises(InputError, match="a exists"):
+        train_tokenizer(TEXTS, 300, tmp_path / "a")
+    assert (tmp_path / "a/tokenizer.json").read_bytes() == before

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 
 from porcelet import hub
 from porcelet.config import TrainConfig
 from porcelet.errors import InputError
+from porcelet.train.corpus.readers import files_of
 from porcelet.train.corpus.store import open_store
 
 
@@ -17,13 +19,19 @@ def input_hashes(config: TrainConfig) -> dict[str, str]:
     Raises:
         InputError: one of them is not there.
     """
-    found = {name: _hash(Path(name)) for name in config.data.conversations}
+    found = {name: _hash_all(files_of(name)) for name in config.data.conversations}
     found |= {name: open_store(Path(name)).header.content_sha256 for name in config.data.corpus}
     if config.lora.rank:
         base = hub.resolve(config.model)
-        files = sorted(base.glob("*.safetensors")) if base.is_dir() else [base]
-        found[config.model] = hashlib.sha256("".join(map(_hash, files)).encode()).hexdigest()
+        found[config.model] = _hash_all(sorted(base.glob("*.safetensors")) if base.is_dir() else [base])
     return found
+
+
+def _hash_all(paths: Iterable[Path]) -> str:
+    """One hash of some files in their order; of a folder, of all in it."""
+    files = [file for path in paths for file in (sorted(path.rglob("*.arrow")) if path.is_dir() else [path])]
+    hashes = [_hash(file) for file in files]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 def _hash(path: Path) -> str:

@@ -179,5 +179,5 @@ def test_resume_with_other_inputs_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"made with inputs.*base='"):
         train(run, {}, resume=True)
     file.unlink()
-    with pytest.raises(InputError, match=r"talk\.jsonl cannot be read"):
+    with pytest.raises(InputError, match=r"talk\.jsonl does not exist"):
         train(run, {}, resume=True)

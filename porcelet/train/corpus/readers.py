@@ -45,7 +45,7 @@ def documents(source: str | Path, key: str = "text") -> Iterator[Document]:
         InputError: nothing is there, or something that cannot be read.
         MissingExtraError: the format needs a package that is not installed.
     """
-    for path in _paths(source):
+    for path in files_of(source):
         if _kind(path) in TEXTS:
             yield Document(_text(path), str(path))
             continue
@@ -71,7 +71,7 @@ def rows(source: str | Path) -> Iterator[tuple[str, Row]]:
     Raises:
         InputError, MissingExtraError: as `documents`; also for a text file, which has no rows.
     """
-    for path in _paths(source):
+    for path in files_of(source):
         if _kind(path) in TEXTS:
             raise InputError(f"{path} is a text; rows come from {', '.join(TABLES)} or a dataset's folder")
         yield from _rows(path)
@@ -80,7 +80,7 @@ def rows(source: str | Path) -> Iterator[tuple[str, Row]]:
 # ---- which files ----------------------------------------------------------------------------------------------------
 
 
-def _paths(source: str | Path) -> Iterator[Path]:
+def files_of(source: str | Path) -> Iterator[Path]:
     """The files of a source, and folders that are datasets, in an order that is the same everywhere."""
     path = Path(source)
     if not path.exists():

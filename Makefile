@@ -40,10 +40,13 @@ format: $(READY) ## Put the code into its format
 
 bench: $(READY) ## Run the benchmarks and append their results
 	$(BIN)/porcelet pull
+	$(BIN)/python -m benchmarks.attention --append
 	$(BIN)/python -m benchmarks.decode --append
+	$(BIN)/python -m benchmarks.gradients --append
 	$(BIN)/python -m benchmarks.kernels --append
 	$(BIN)/python -m benchmarks.load --append
 	$(BIN)/python -m benchmarks.mla --append
+	$(BIN)/python -m benchmarks.rewards --append
 	$(BIN)/python -m benchmarks.start --append
 	$(BIN)/python -m benchmarks.step --append
 	$(BIN)/python -m benchmarks.train --append

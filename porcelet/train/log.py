@@ -7,7 +7,6 @@ be taken back, so the steps it has are noted and not sent again.
 
 from __future__ import annotations
 
-import importlib
 import json
 import logging
 import math
@@ -19,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from porcelet.config import TrainConfig
-from porcelet.errors import MissingExtraError, ModelError
+from porcelet.errors import ModelError
+from porcelet.train.extras import optional
 from porcelet.train.files import write_durably, writing
 from porcelet.train.types import Metrics
 
@@ -96,7 +96,7 @@ def metrics_file(path: Path, first: int) -> Sink:
 
 def tensorboard(folder: Path, first: int) -> Sink:
     """TensorBoard's event files."""
-    _required("tensorboard")
+    optional("tensorboard")
     from torch.utils.tensorboard import SummaryWriter
 
     writer = SummaryWriter(str(folder), purge_step=first + 1)
@@ -111,7 +111,7 @@ def tensorboard(folder: Path, first: int) -> Sink:
 
 def trackio(config: TrainConfig, recipe: Mapping[str, Any], first: int) -> Sink:
     """A run of a trackio project, under the name of the output folder."""
-    module, note = _required("trackio"), Path(config.output) / "trackio.step"
+    module, note = optional("trackio", "track"), Path(config.output) / "trackio.step"
     sent = _noted(note) if first and note.exists() else 0
     run = config.output.strip("/").replace("/", "-")
     module.init(project=config.log.trackio, name=run, config=dict(recipe), resume="allow" if sent else "never")
@@ -133,13 +133,6 @@ def _noted(note: Path) -> int:
             f"{note} cannot be read: {problem}; write the last step that trackio has into it, or delete it to send a "
             "new run there"
         ) from problem
-
-
-def _required(package: str) -> Any:
-    try:
-        return importlib.import_module(package)
-    except ImportError as problem:
-        raise MissingExtraError(package, "train") from problem
 
 
 def _lines_up_to(path: Path, last: int) -> list[str]:

@@ -87,7 +87,7 @@ def test_trackio_is_sent_every_step_once(tmp_path: Path, monkeypatch: pytest.Mon
 def test_missing_package_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is not installed is asked for in one line, before the first step."""
     monkeypatch.setitem(sys.modules, "trackio", None)
-    with pytest.raises(MissingExtraError, match=r"trackio is not installed.*porcelet\[train\]"):
+    with pytest.raises(MissingExtraError, match=r"trackio is not installed.*porcelet\[track\]"):
         written(tmp_path, 0, range(1, 2), trackio="project")
 
 

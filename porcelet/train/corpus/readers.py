@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import glob
 import gzip
-import importlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from porcelet.errors import InputError, MissingExtraError
+from porcelet.errors import InputError
+from porcelet.train.extras import optional
 
 TEXTS = (".txt", ".md", ".rst")
 TABLES = (".jsonl", ".parquet", ".arrow")
@@ -158,12 +158,12 @@ def _object(line: bytes, place: str) -> Row:
 
 
 def _parquet(path: Path) -> Iterator[tuple[str, Row]]:
-    parquet = _optional("pyarrow.parquet")
+    parquet = optional("pyarrow.parquet")
     yield from _batches(path, lambda: parquet.ParquetFile(path).iter_batches(batch_size=BATCH_ROWS))
 
 
 def _arrow(path: Path) -> Iterator[tuple[str, Row]]:
-    arrow = _optional("pyarrow")
+    arrow = optional("pyarrow")
     yield from _batches(path, lambda: arrow.ipc.open_stream(arrow.memory_map(str(path))))
 
 
@@ -174,25 +174,18 @@ def _batches(path: Path, read: Any) -> Iterator[tuple[str, Row]]:
             for row in batch.to_pylist():
                 number += 1
                 yield f"{path}:{number}", row
-    except (OSError, _optional("pyarrow").ArrowException) as problem:
+    except (OSError, optional("pyarrow").ArrowException) as problem:
         raise InputError(f"{path}: cannot be read behind row {number}: {problem}") from problem
 
 
 def _dataset(path: Path) -> Iterator[tuple[str, Row]]:
     """A folder written by `save_to_disk`: memory-mapped, with its own order of rows."""
     try:
-        dataset = _optional("datasets").load_from_disk(str(path))
+        dataset = optional("datasets").load_from_disk(str(path))
     except (OSError, ValueError, KeyError) as problem:
         raise InputError(f"{path} is not a dataset that `datasets` can read: {problem}") from problem
     for number, row in enumerate(dataset, start=1):
         yield f"{path}:{number}", row
-
-
-def _optional(module: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as problem:
-        raise MissingExtraError(module.partition(".")[0], "train") from problem
 
 
 def _short(value: object) -> str:

@@ -24,7 +24,7 @@ from porcelet.train.rewards.arithmetic import countdown
 from porcelet.train.rewards.children import ChildReward
 from porcelet.train.rewards.judge import Term
 from porcelet.train.rewards.outside import OUTSIDE
-from porcelet.train.rewards.program import code
+from porcelet.train.rewards.program import programs
 from porcelet.train.rewards.text import exact, form, language, length
 from porcelet.train.sandbox import check_limits
 
@@ -71,8 +71,8 @@ def _term(config: RewardConfig, unsafe_sandbox: bool) -> Term:
     if name == "code":
         if "unsafe_sandbox" in options:  # a recipe may come from anywhere
             raise InputError("reward code: going without a sandbox is said on the command line, by --unsafe-sandbox")
-        check_options(code, options, f"reward {name}")
-        return Term(name, code(**options, unsafe_sandbox=unsafe_sandbox), config.weight, only_if, concurrent=True)
+        check_options(programs, options, f"reward {name}")
+        return Term(name, programs(**options, unsafe_sandbox=unsafe_sandbox), config.weight, only_if, concurrent=True)
     return Term(name, _child(name, options), config.weight, only_if, concurrent=True)
 
 

@@ -49,7 +49,9 @@ main()
 """
 
 
-def code(*, seconds: float = 5.0, memory_mb: int = 512, partial: bool = False, unsafe_sandbox: bool = False) -> Reward:
+def programs(
+    *, seconds: float = 5.0, memory_mb: int = 512, partial: bool = False, unsafe_sandbox: bool = False
+) -> Reward:
     """1 if all tests pass; with `partial`, the share of the cases that do. `seconds` and `memory_mb` hold for each.
 
     Raises:

@@ -27,7 +27,7 @@ from porcelet.errors import InputError
 from porcelet.train.sandbox.filter import seccomp_filter
 from porcelet.train.sandbox.limits import LAUNCHER, Limits, launched
 
-WORK = "/work"
+WORK = "/box"
 NOBODY = "65534"
 FIRST_UID, NUM_UIDS = 64000, 1000
 NAMESPACES = ("--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try")

@@ -64,7 +64,7 @@ def test_it_owns_nothing_and_sees_no_files_of_ours(tmp_path: Path) -> None:
 import os
 for path in ("/etc/passwd", "/etc/shadow", {str(secret)!r}, {str(Path.home())!r} + "/.bashrc", "/sys/kernel", "/run"):
     print(os.path.exists(path))
-print(os.getuid() < 64000, sorted(os.listdir("/work")))
+print(os.getuid() < 64000, sorted(os.listdir("/box")))
 """
     assert said(program).split("\n") == ["False"] * 6 + ["False ['main.py']"]
 
@@ -78,7 +78,7 @@ for path in ("/usr/x", "/x", "/dev/x", "/etc/x", "/launch.py", "/proc/sys/kernel
         print(path)
     except OSError:
         pass
-for path in ("/work/x", "/tmp/x", "/dev/shm/x"):
+for path in ("/box/x", "/tmp/x", "/dev/shm/x"):
     open(path, "w").write("x")
 try:
     for i in range(100):
@@ -86,7 +86,7 @@ try:
 except OSError as problem:
     print(i, problem.strerror)
 try:
-    open("/work/large", "wb").write(bytes(20 << 20))
+    open("/box/large", "wb").write(bytes(20 << 20))
 except OSError as problem:
     print(problem.strerror)
 """

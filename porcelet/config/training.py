@@ -213,14 +213,20 @@ class LogConfig:
     """Where metrics go besides metrics.jsonl: TensorBoard's files in `output`/tensorboard, or a trackio project.
 
     Rollouts are written to `output`/rollouts; those of the newest `rollouts` steps behind a checkpoint stay there.
+
+    `report` is a language: after every finished stage, what has been done so far is a page in it, report.html in the
+    recipe's `output`.
     """
 
     tensorboard: bool = False
     trackio: str = ""
     rollouts: int = 100
+    report: str = ""  # en | fr | zh; empty: no page
 
     def __post_init__(self) -> None:
         _at_least(self, 0, "rollouts")
+        if self.report:
+            _one_of(self, "report", ("en", "fr", "zh"))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,7 +30,9 @@ from porcelet.train import checkpoint
 from porcelet.train.evaluate import evaluate_folder, save_evaluation
 from porcelet.train.loop import train
 from porcelet.train.pause import Paused
+from porcelet.train.plots import require_packages
 from porcelet.train.recipe import TABLES, combine, read_tables, tables_of
+from porcelet.train.report import write_report
 from porcelet.train.schedule import check_room
 from porcelet.train.types import Metrics
 
@@ -106,12 +108,15 @@ def run_stages(
     unsafe_sandbox: bool = False,
 ) -> Path:
     """Run the stages that are not finished; the last one's model. `watched` opens the report of one stage;
-    `unsafe_sandbox` lets rewards run code without a sandbox.
+    `unsafe_sandbox` lets rewards run code without a sandbox. With `[log] report` a page about all that is finished is
+    written after each.
 
-    Raises what `train` raises.
+    Raises what `train` raises, and MissingExtraError before the first step where the page cannot be drawn.
     """
     end, num_run = time.monotonic() + 60 * minutes, 0
-    for stage in stages:
+    if any(stage.config.log.report for stage in stages):
+        require_packages()
+    for i, stage in enumerate(stages, 1):
         if resume and is_finished(stage):
             _evaluate(stage, unsafe_sandbox)
             continue
@@ -122,7 +127,10 @@ def run_stages(
             own = stage.config, stage.model_fields
             train(*own, report, resume=resume, minutes=left, unsafe_sandbox=unsafe_sandbox)
         _evaluate(stage, unsafe_sandbox)
+        _report(stages[:i])
         num_run += 1
+    if not num_run:  # it was killed before its last page, or a page is wanted only now
+        _report(stages)
     return Path(stages[-1].config.output)
 
 
@@ -147,6 +155,19 @@ def _evaluate(stage: Stage, unsafe_sandbox: bool) -> None:
     path = folder / "evaluation.json"
     if config.evaluate.num_problems and not path.exists():
         save_evaluation(evaluate_folder(folder, config, unsafe_sandbox=unsafe_sandbox), path)
+
+
+def report_path(stage: Stage) -> Path:
+    """Where the page about a recipe's stages is written."""
+    output = Path(stage.config.output)
+    return (output.parent if stage.name else output) / "report.html"
+
+
+def _report(finished: Sequence[Stage]) -> None:
+    """Write the page about the stages up to the last of these, if that one's recipe wants it."""
+    path, language = report_path(finished[-1]), finished[-1].config.log.report
+    if language:
+        write_report([Path(stage.config.output) for stage in finished], path, language, path.resolve().parent.name)
 
 
 def _names(listed: Any, path: Path) -> list[str]:

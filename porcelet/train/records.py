@@ -11,17 +11,19 @@ from typing import Any
 from porcelet.errors import InputError, ModelError
 from porcelet.train import checkpoint
 from porcelet.train.evaluate import Evaluation, read_evaluation
+from porcelet.train.rendering import Renderer
 
 
 @dataclass(frozen=True)
-class Stage:
-    """One stage's folder as the report shows it."""
+class Record:
+    """One stage, whatever its method."""
 
     name: str
     metrics: Sequence[Mapping[str, float]]
     sessions: Sequence[Mapping[str, Any]]
     recipe: Mapping[str, Any]  # flat; empty where none is kept
     evaluation: Evaluation | None
+    opens_reasoning: bool  # every prompt ended with the beginning of the reasoning
 
     @property
     def num_steps(self) -> int:
@@ -44,7 +46,7 @@ class Stage:
         return sum(line.get(name, 0.0) for line in self.metrics)
 
 
-def read_stage(folder: Path) -> Stage:
+def read_record(folder: Path) -> Record:
     """What the folder of a run says.
 
     Raises:
@@ -54,12 +56,14 @@ def read_stage(folder: Path) -> Stage:
     if not (folder / "metrics.jsonl").is_file():
         raise InputError(f"{folder} holds no metrics.jsonl; give the output folders of runs or stages")
     evaluated = folder / "evaluation.json"
-    return Stage(
+    speaks = (folder / "tokenizer.json").is_file()
+    return Record(
         folder.resolve().name,
         _lines(folder / "metrics.jsonl"),
         _lines(folder / "sessions.jsonl"),
         _recipe(folder),
         read_evaluation(evaluated) if evaluated.is_file() else None,
+        speaks and Renderer(folder).opens_reasoning,
     )
 
 

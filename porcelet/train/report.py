@@ -23,8 +23,7 @@ from porcelet.train.estimate import Estimate
 from porcelet.train.evaluate import Shown
 from porcelet.train.files import write_durably
 from porcelet.train.plots import draw_curves, draw_stages, smoothed, window_of
-from porcelet.train.records import Stage, read_stage
-from porcelet.train.rendering import END_THINK, THINK
+from porcelet.train.records import Record, read_record
 from porcelet.train.words import WORDS
 
 # What is drawn, in this order, of whatever a stage logged, by the title in words.py.
@@ -85,7 +84,7 @@ def write_report(folders: Sequence[Path], output: Path, language: str = "en", na
     if not folders:
         raise InputError("there is no folder to report on; give the output folders of runs or stages")
     words = WORDS[language]
-    stages = [read_stage(folder) for folder in folders]
+    stages = [read_record(folder) for folder in folders]
     found = [stage.evaluation for stage in stages if stage.evaluation]
     page = Environment(
         loader=PackageLoader("porcelet.train", ""), autoescape=True, trim_blocks=True, undefined=StrictUndefined
@@ -114,7 +113,7 @@ def _grouped(number: int) -> str:
     return f"{number:,}".replace(",", "\u202f")  # as SI writes it
 
 
-def _facts(stages: Sequence[Stage], name: str, words: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _facts(stages: Sequence[Record], name: str, words: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What the head says of the run as a whole, under its names; what is not known is left out."""
     sessions = [session for stage in stages for session in stage.sessions]
 
@@ -140,7 +139,7 @@ def _facts(stages: Sequence[Stage], name: str, words: Mapping[str, Any]) -> list
     return [(label, value) for label, value in facts if value]
 
 
-def _overview(stages: Sequence[Stage], words: Mapping[str, Any]) -> list[Plot]:
+def _overview(stages: Sequence[Record], words: Mapping[str, Any]) -> list[Plot]:
     """What the model could do after each stage that was evaluated."""
     found = [(stage.name, stage.evaluation) for stage in stages if stage.evaluation]
     if not found:
@@ -175,7 +174,7 @@ def _stages_plot(
     return Plot(title, list(curves), numbers, svg, words["stage"].lower())
 
 
-def _plots(stage: Stage, words: Mapping[str, Any]) -> list[Plot]:
+def _plots(stage: Record, words: Mapping[str, Any]) -> list[Plot]:
     """What a stage logged, over its steps."""
     plots: list[Plot] = []
     best = BEST if any("reward" in line for line in stage.metrics) else {**BEST, **LOSSES}
@@ -213,25 +212,18 @@ def _numbers(
     return said + str(words["best"]).format(value=f"{value:.3g}", place=place)
 
 
-def _side_by_side(stages: Sequence[Stage]) -> list[tuple[str, list[Said]]]:
+def _side_by_side(stages: Sequence[Record]) -> list[tuple[str, list[Said]]]:
     """Each shown question with its answers, stage by stage."""
     answers: dict[str, list[Said]] = {}
     for stage in stages:
-        shown = stage.evaluation.shown if stage.evaluation else ()
-        opens = any(_is_open(one.text) for one in shown)
-        for one in shown:
-            answers.setdefault(one.question, []).append(_said(stage.name, one, opens))
+        for shown in stage.evaluation.shown if stage.evaluation else ():
+            answers.setdefault(shown.question, []).append(_said(stage, shown))
     return list(answers.items())
 
 
-def _is_open(text: str) -> bool:
-    """Whether an answer ends reasoning that it did not begin: its chat format begins it at the end of each prompt."""
-    return END_THINK in text and not text.lstrip().startswith(THINK)
-
-
-def _said(stage: str, shown: Shown, opens_reasoning: bool) -> Said:
-    splitter = Splitter(opens_reasoning)
+def _said(stage: Record, shown: Shown) -> Said:
+    splitter = Splitter(stage.opens_reasoning)
     events = splitter.push(shown.text) + splitter.flush()
     reasoning = "".join(event.text for event in events if isinstance(event, Reasoning))
     content = "".join(event.text for event in events if isinstance(event, Content))
-    return Said(stage, shown.is_right, reasoning.strip("\n"), content.strip("\n"))
+    return Said(stage.name, shown.is_right, reasoning.strip("\n"), content.strip("\n"))

@@ -27,7 +27,7 @@ WORDS: dict[str, dict[str, Any]] = {
             "reward": "Reward", "length": "Length of an answer, in tokens",
             "waste": "Lost work, as shares", "clip": "Tokens whose ratio was clipped, as a share",
             "distance": "Distance to the teacher, in nats a token", "kept": "Answers kept in a step",
-            "balance": "Balance of the experts: MaxVio, 0 is even", "rate": "Learning rate",
+            "balance": "Balance of the experts (MaxVio; 0 is even)", "rate": "Learning rate",
         },
         "metrics": {
             "loss": "loss", "cross_entropy": "cross-entropy", "reward": "mean reward",
@@ -60,7 +60,7 @@ WORDS: dict[str, dict[str, Any]] = {
             "reward": "Récompense", "length": "Longueur d’une réponse, en jetons",
             "waste": "Travail perdu, en parts", "clip": "Part des jetons au rapport écrêté",
             "distance": "Distance au professeur, en nats par jeton", "kept": "Réponses gardées par pas",
-            "balance": "Équilibre des experts : MaxVio, 0 est égal", "rate": "Taux d’apprentissage",
+            "balance": "Équilibre des experts (MaxVio ; 0 : parfait)", "rate": "Taux d’apprentissage",
         },
         "metrics": {
             "loss": "perte", "cross_entropy": "entropie croisée", "reward": "récompense moyenne",
@@ -91,7 +91,7 @@ WORDS: dict[str, dict[str, Any]] = {
             "reward": "奖励", "length": "回答长度（词元）",
             "waste": "无效工作（比例）", "clip": "比率被裁剪的词元（比例）",
             "distance": "与教师的距离（奈特每词元）", "kept": "每步保留的回答",
-            "balance": "专家均衡：MaxVio，0 为完全均衡", "rate": "学习率",
+            "balance": "专家均衡（MaxVio；0 为完全均衡）", "rate": "学习率",
         },
         "metrics": {
             "loss": "损失", "cross_entropy": "交叉熵", "reward": "平均奖励",

@@ -15,7 +15,8 @@ from porcelet.config import LogConfig
 from porcelet.errors import InputError, MissingExtraError, ModelError
 from porcelet.train.evaluate import Attempt, read_evaluation, save_evaluation, summarize
 from porcelet.train.loop import train
-from porcelet.train.records import read_stage
+from porcelet.train.records import read_record
+from porcelet.train.rendering import make_tokenizer
 from porcelet.train.report import PLOTS, write_report
 from porcelet.train.stages import Stage, read_stages, run_stages
 from porcelet.train.words import WORDS
@@ -27,9 +28,11 @@ pytest.importorskip("matplotlib")
 HOSTILE = "</pre><script>alert(1)</script>"
 
 
-def run_folder(folder: Path, *, evaluated: bool = True, text: str = "", **logged: float) -> Path:
+def run_folder(
+    folder: Path, *, evaluated: bool = True, text: str = "", chat_format: str = "V3", **logged: float
+) -> Path:
     """A finished run of 8 steps, that says `text` to each of 6 problems."""
-    folder.mkdir()
+    make_tokenizer(folder, chat_format)
     lines = [{"step": i, "reward": i / 8, "tokens": 1000, "seconds": 3.0, **logged} for i in range(1, 9)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     session = {"step": 0, "time": "2026-01-02T03:04:05+0000", "device": "cpu", "threads": 3, "torch": "2.0"}
@@ -143,19 +146,20 @@ def test_stage_without_a_model_has_a_row_with_blanks(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "reasoning", "content"),
+    ("chat_format", "text", "reasoning", "content"),
     [
-        ("<think>\n1 + 1\n</think>\n\n2", "1 + 1", "2"),
-        ("1 + 1</think>2", "1 + 1", "2"),  # R1's chat format opens the reasoning itself
-        ("<think>for ever", "for ever", None),
-        ("2", None, "2"),
+        ("V3", "<think>\n1 + 1\n</think>\n\n2", "1 + 1", "2"),
+        ("V3", "2", None, "2"),
+        ("R1", "1 + 1</think>2", "1 + 1", "2"),  # every prompt ends with <think>
+        ("R1", "for ever", "for ever", None),
     ],
 )
 def test_reasoning_is_told_from_the_answer(
-    tmp_path: Path, text: str, reasoning: str | None, content: str | None
+    tmp_path: Path, chat_format: str, text: str, reasoning: str | None, content: str | None
 ) -> None:
     """Each in a block of its own, whether or not the prompt began the reasoning, and whether or not it ends."""
-    outline = Outline(write_report([run_folder(tmp_path / "sft", text=text)], tmp_path / "report.html"))
+    folder = run_folder(tmp_path / "sft", text=text, chat_format=chat_format)
+    outline = Outline(write_report([folder], tmp_path / "report.html"))
     blocks = [own["class"] for tag, own in outline.tags if tag == "pre"]
     wanted = [("reasoning", reasoning), ("answer", content)]
     assert blocks == [kind for kind, said in wanted if said] * 6
@@ -171,7 +175,7 @@ def test_all_that_is_drawn_is_logged(tmp_path: Path) -> None:
     output = train(
         config(tmp_path / "rl", **changes), {}, seen.append, reward=lambda _, answer: float(len(answer.text))
     )
-    stages = [read_stage(start), read_stage(output)]
+    stages = [read_record(start), read_record(output)]
     drawn = {name for stage in stages for line in stage.metrics for name in line}
     of_others = {"distance", "kept"}  # logged by distillation and by sampling alone
     assert {name for names in PLOTS.values() for name in names} - of_others <= drawn
@@ -235,7 +239,7 @@ def test_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     path = run_folder(tmp_path / "sft") / "metrics.jsonl"
     with path.open("a", encoding="utf-8") as file:
         file.write('{"step": 9, "rew')
-    assert read_stage(tmp_path / "sft").num_steps == 8
+    assert read_record(tmp_path / "sft").num_steps == 8
     path.write_text("{\n", encoding="utf-8")
     with pytest.raises(ModelError, match=r"metrics\.jsonl cannot be read"):
-        read_stage(tmp_path / "sft")
+        read_record(tmp_path / "sft")

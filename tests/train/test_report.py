@@ -168,20 +168,22 @@ def test_reasoning_is_told_from_the_answer(
 
 
 def test_all_that_is_drawn_is_logged(tmp_path: Path) -> None:
-    """A real run of reinforcement learning from a pre-trained model has every plot, and the minutes of its steps."""
+    """Real runs, of reinforcement learning and distillation from a pre-trained model, have every plot, and the minutes
+    of their steps."""
     start = train(config(tmp_path / "start", steps=1), FIELDS)
     seen: list[dict[str, float]] = []
     changes: dict[str, Any] = {"method": "grpo", "model": str(start), "steps": 2, "group_size": 4, "max_new_tokens": 3}
     output = train(
         config(tmp_path / "rl", **changes), {}, seen.append, reward=lambda _, answer: float(len(answer.text))
     )
-    stages = [read_record(start), read_record(output)]
+    changes |= {"method": "distill", "steps": 1, "teacher": str(start)}
+    distilled = train(config(tmp_path / "distilled", **changes), {})
+    stages = [read_record(folder) for folder in (start, output, distilled)]
     drawn = {name for stage in stages for line in stage.metrics for name in line}
-    of_others = {"distance", "kept"}  # logged by distillation and by sampling alone
-    assert {name for names in PLOTS.values() for name in names} - of_others <= drawn
+    assert {name for names in PLOTS.values() for name in names} - {"kept"} <= drawn  # which sampling alone logs
     outlines = [Outline(write_report([folder], tmp_path / "report.html")) for folder in (start, output)]
     assert [outline.names().count("svg") for outline in outlines] == [4, 7]
-    assert [stage.recipe["method"] for stage in stages] == ["pretrain", "grpo"]
+    assert [stage.recipe["method"] for stage in stages] == ["pretrain", "grpo", "distill"]
     assert stages[1].minutes == pytest.approx(sum(line["seconds"] for line in seen) / 60)
 
 

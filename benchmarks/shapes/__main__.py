@@ -31,7 +31,7 @@ def main() -> None:
     before = processor_times()
     with tempfile.TemporaryDirectory() as folder:
         shape = SHAPES[options.name].measure(Setting(Path(folder), options.seeds, options.quick))
-    note = {"stolen_percent": round(100 * stolen_share(before, processor_times()), 2)}
+    note = {"stolen_percent": round(100 * stolen_share(before, processor_times()), 2), **shape.facts}
     print(table(shape))
     report(f"shapes_{options.name}", vars(options), results(shape), note, append=options.append)
 

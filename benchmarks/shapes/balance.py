@@ -46,7 +46,7 @@ def measure(setting: Setting) -> Shape:
             ("none", "nothing", ""),
         )
     ]
-    return Shape(found, [*times, *(_equal(found, name) for name in ("published_loss", "none"))])
+    return Shape(found, [*times, *(_equal(found, name) for name in ("published_loss", "none"))], corpus.facts)
 
 
 def _equal(found: Mapping[str, Values], name: str) -> Claim:

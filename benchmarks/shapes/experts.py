@@ -47,6 +47,7 @@ def measure(setting: Setting) -> Shape:
             Claim("gshard", "loss, dense less GShard", "0.193", paired(dense, gshard, _less), _is_positive),
             Claim("deepseek_moe", "loss, GShard less DeepSeekMoE", "0.059", paired(gshard, ours, _less), _is_positive),
         ],
+        corpus.facts,
     )
 
 

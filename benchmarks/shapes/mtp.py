@@ -51,6 +51,7 @@ def measure(setting: Setting) -> Shape:
                 lambda difference: difference <= EQUAL * plain,
             ),
         ],
+        corpus.facts,
     )
 
 

@@ -42,7 +42,7 @@ def measure(setting: Setting) -> Shape:
         shares,
         lambda share: share < 1,
     )
-    return Shape({**swept, **found}, [claim])
+    return Shape({**swept, **found}, [claim], corpus.facts)
 
 
 def best_rates(setting: Setting, corpus: Corpus, steps: int) -> tuple[list[str], dict[str, dict[str, list[float]]]]:

@@ -40,6 +40,14 @@ class Corpus:
         """What a recipe has to be told."""
         return [f"data.corpus={self.training.path}", f"data.context={CONTEXT}"]
 
+    @property
+    def facts(self) -> dict[str, str]:
+        """Hashes of the tokens: another version of Python has other texts."""
+        return {
+            "training_sha256": self.training.header.content_sha256,
+            "held_out_sha256": self.held_out.header.content_sha256,
+        }
+
 
 def make_corpus(folder: Path) -> Corpus:
     """The library as two stores in `folder`."""

@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from porcelet.config import TrainConfig
@@ -16,7 +16,7 @@ from porcelet.train.loop import train
 from porcelet.train.recipe import read_recipe
 
 HERE = Path(__file__).parent
-QUICK_STEPS = 4
+QUICK_STEPS = 2
 
 Values = dict[str, list[float]]  # metric → a value a seed
 Trial = Callable[[int, Path], Mapping[str, float]]  # seed, an empty folder → metrics
@@ -55,10 +55,11 @@ class Claim:
 
 @dataclass(frozen=True)
 class Shape:
-    """What was measured, variant by variant, and what follows."""
+    """What was measured, variant by variant, what follows, and what it depends on besides this program."""
 
     measured: Mapping[str, Values]
     claims: Sequence[Claim]
+    facts: Mapping[str, str] = field(default_factory=dict)
 
 
 def take_turns(setting: Setting, variants: Mapping[str, Trial]) -> dict[str, Values]:

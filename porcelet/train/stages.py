@@ -21,12 +21,14 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from porcelet.config import TrainConfig, parse_settings
 from porcelet.errors import InputError
 from porcelet.train import checkpoint
+from porcelet.train.collect import collect, is_collected
 from porcelet.train.evaluate import evaluate_folder, save_evaluation
 from porcelet.train.loop import train
 from porcelet.train.pause import Paused
@@ -73,12 +75,17 @@ def _read(path: Path, overrides: Sequence[str]) -> list[Stage]:
         if "model" not in own and (stages or names_a_model):  # it goes on from a model that exists
             shared.pop("model", None)
         if "model" not in own and stages:
-            shared["train"] = {**shared.get("train", {}), "model": stages[-1].config.output}
+            shared["train"] = {**shared.get("train", {}), "model": _model_after(stages[-1])}
         config, fields = combine((shared, str(path)), (own, f"{path} [[stage]] {name}"), (words, "command line"))
         config = _found(config, stages, path)
         output = Path(config.output, f"{len(stages) + 1:02}-{name}")
         stages.append(Stage(name, dataclasses.replace(config, output=str(output)), fields))
     return stages
+
+
+def _model_after(stage: Stage) -> str:
+    """The model that there is after a stage: its own, or the one it drew from."""
+    return stage.config.model if stage.config.method == "sample" else stage.config.output
 
 
 def _found(config: TrainConfig, stages: Sequence[Stage], path: Path) -> TrainConfig:
@@ -94,7 +101,8 @@ def _found(config: TrainConfig, stages: Sequence[Stage], path: Path) -> TrainCon
         return outputs[name] + slash + rest
 
     data = dataclasses.replace(config.data, conversations=tuple(map(found, config.data.conversations)))
-    return dataclasses.replace(config, model=found(config.model), data=data)
+    policy = dataclasses.replace(config.policy, teacher=found(config.policy.teacher))
+    return dataclasses.replace(config, model=found(config.model), data=data, policy=policy)
 
 
 def run_stages(
@@ -119,8 +127,8 @@ def run_stages(
         if num_run and not left:
             raise Paused(f"time is over before stage {stage.name}; continue with --resume", asked=True)
         with watched(stage) as report:
-            own = stage.config, stage.model_fields
-            train(*own, report, resume=resume, minutes=left, unsafe_sandbox=unsafe_sandbox)
+            run = collect if stage.config.method == "sample" else partial(train, model_fields=stage.model_fields)
+            run(stage.config, report=report, resume=resume, minutes=left, unsafe_sandbox=unsafe_sandbox)
         _evaluate(stage, unsafe_sandbox)
         num_run += 1
     return Path(stages[-1].config.output)
@@ -132,6 +140,8 @@ def is_finished(stage: Stage) -> bool:
     Raises:
         InputError: it was run by another recipe.
     """
+    if stage.config.method == "sample":
+        return is_collected(stage.config)
     output = Path(stage.config.output)
     found = checkpoint.newest(output)
     if not found:
@@ -145,7 +155,7 @@ def _evaluate(stage: Stage, unsafe_sandbox: bool) -> None:
     """Measure a finished stage's model, once."""
     folder, config = Path(stage.config.output), stage.config
     path = folder / "evaluation.json"
-    if config.evaluate.num_problems and not path.exists():
+    if config.evaluate.num_problems and config.method != "sample" and not path.exists():
         save_evaluation(evaluate_folder(folder, config, unsafe_sandbox=unsafe_sandbox), path)
 
 

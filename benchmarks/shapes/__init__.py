@@ -9,7 +9,7 @@
     traces    countdown learnt from searches or from solutions alone    Stream of Search, arXiv 2404.03683
     grpo      reinforcement behind supervised training                  DeepSeekMath, arXiv 2402.03300; CS224R
 
-Each trains a few models of 0.4 to 1.1 M parameters on one thread and holds a claim against its published direction: it
+Each trains a few models of 0.5 to 1.1 M parameters on one thread and holds a claim against its published direction: it
 "holds" in every seed, in the mean alone, or it does not hold, and that is said. The sizes of effects are not expected
 to be the published ones. Variants and seeds take turns. Text is the standard library of the running Python, which every
 machine has; its hash is in the result, as another version gives other numbers.

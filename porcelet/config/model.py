@@ -131,8 +131,7 @@ class ModelConfig:
             required += ["kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"]
             required += [] if self.q_lora_rank is None else ["q_lora_rank"]
         if self.n_routed_experts:
-            required += ["n_routed_experts", "num_experts_per_tok", "moe_intermediate_size", "n_shared_experts"]
-            required += ["n_group", "topk_group"]
+            required += ["n_routed_experts", "num_experts_per_tok", "moe_intermediate_size", "n_group", "topk_group"]
         for name in required:
             value = getattr(self, name)
             require(is_count(value), f"model config: {name} is {value!r}; it must be a positive integer")
@@ -146,6 +145,8 @@ class ModelConfig:
         experts, layers = self.n_routed_experts, self.num_hidden_layers
         require(type(experts) is int and experts >= 0, f"model config: n_routed_experts is {experts!r}")
         require(layers <= MAX_LAYERS, f"model config: num_hidden_layers is {layers}; at most {MAX_LAYERS} are built")
+        shared = self.n_shared_experts
+        require(shared == 0 or is_count(shared), f"model config: n_shared_experts is {shared!r}")
         dense = self.first_k_dense_replace
         require(type(dense) is int and dense >= 0, f"model config: first_k_dense_replace is {dense!r}")
         ids = (*self.eos_token_ids, *(() if self.bos_token_id is None else (self.bos_token_id,)))

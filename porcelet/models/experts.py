@@ -63,15 +63,18 @@ class Experts(nn.Module):
 
 
 class MoE(nn.Module):
-    """Routed experts plus the shared ones, which are one MLP of n_shared_experts times their width."""
+    """Routed experts plus the shared ones, which are one MLP of n_shared_experts times their width; there may be
+    none."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.gate = Gate(config)
         self.experts = Experts(config)
-        self.shared_experts = MLP(config.hidden_size, config.n_shared_experts * config.moe_intermediate_size)
+        shared_width = config.n_shared_experts * config.moe_intermediate_size
+        self.shared_experts = MLP(config.hidden_size, shared_width) if shared_width else None
 
     def forward(self, x: Float[Tensor, "T D"], view: View) -> Float[Tensor, "T D"]:
         indices, weights = self.gate(x, view)
         view.routing.append(indices)
-        return add(self.experts(x, indices, weights), self.shared_experts(x))
+        routed: Tensor = self.experts(x, indices, weights)
+        return add(routed, self.shared_experts(x)) if self.shared_experts else routed

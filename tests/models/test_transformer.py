@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -174,3 +175,19 @@ def test_counts_of_the_published_v2_and_v2_lite() -> None:
     assert round(lite.num_parameters() / 1e9, 1) == 15.7
     assert 2.4e9 <= lite.num_active_parameters() - lite.vocab_size * lite.hidden_size < 2.5e9
     assert (large.cache_values_per_token(), lite.cache_values_per_token()) == (34560, 15552)
+
+
+def test_a_mixture_without_shared_experts_is_the_routed_ones_alone(tokens: Tensor) -> None:
+    """The logits are those of the same model with shared experts that say nothing."""
+    silent = initialize(build(V3), seed=1).eval()
+    alone = build(dataclasses.replace(V3, n_shared_experts=0)).eval()
+    for name, parameter in silent.named_parameters():
+        if "shared_experts.down_proj" in name:
+            parameter.data.zero_()
+    alone.load_state_dict(
+        {name: value for name, value in silent.state_dict().items() if "shared" not in name or "shared_head" in name}
+    )
+    positions, view = torch.arange(LENGTH), PackedView(Segments.of(LENGTH))
+    with torch.inference_mode():
+        assert difference(alone(tokens[0], positions, view), silent(tokens[0], positions, view)) == 0
+    assert alone.config.num_parameters(mtp=True) == sum(t.numel() for t in [*alone.parameters(), *alone.buffers()])

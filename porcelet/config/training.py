@@ -256,8 +256,10 @@ class TrainConfig:
 
     `model` is what to start from: a folder, a GGUF file or a name in the store. Without one, `ModelConfig` fields come
     from the recipe's [model] table, and the new model speaks in `chat_format`: V3's, or R1's, which thinks before it
-    answers. `output` receives `checkpoint/` (exact resume), `metrics.jsonl` and, at the end, the model in Hugging Face
-    form. A step's samples go through the model in pieces of about `tokens_per_pass` tokens, which bounds memory; 0 is
+    answers. It reads letter by letter, and numbers of up to `digits` digits at once.
+
+    `output` receives `checkpoint/` (exact resume), `metrics.jsonl` and, at the end, the model in Hugging Face form. A
+    step's samples go through the model in pieces of about `tokens_per_pass` tokens, which bounds memory; 0 is
     all at once. `mtp_weight` and `bias_update_speed` take their late values once the share `*_late_from` of the steps
     is done.
 
@@ -270,6 +272,7 @@ class TrainConfig:
     method: str = "pretrain"
     model: str = ""
     chat_format: str = "V3"  # V3 | R1
+    digits: int = 1  # that a token may join; V3: 3
     output: str = "runs/run"
     steps: int = 300
     seed: int = 0
@@ -304,6 +307,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _one_of(self, "method", METHODS)
         _one_of(self, "chat_format", ("V3", "R1"))
+        _within(self, 1, 3, "digits")
         _one_of(self, "dtype", ("float32", "bfloat16", "fp8"))
         _one_of(self, "on_spike", ("stop", "skip"))
         _one_of(self, "device", ("cpu", "cuda"))

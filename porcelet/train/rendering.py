@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 
-from tokenizers import AddedToken, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Builder
 
 from porcelet.chat import R1_TEMPLATE, V3_TEMPLATE, ChatFormat, Rendered
@@ -79,14 +79,16 @@ def question_and_answer(question: str, answer: str, reasoning: str = "") -> list
     return [{"role": "user", "content": question}, {"role": "assistant", "content": answer, **thought}]
 
 
-def make_tokenizer(folder: Path, chat_format: str = "V3") -> None:
+def make_tokenizer(folder: Path, chat_format: str = "V3", digits: int = 1) -> None:
     """Write a tokenizer that `transformers` reads too: V3's special tokens, every byte, no merges; R1's thinking tokens
-    if that is the chat format."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    if that is the chat format. Numbers of up to `digits` digits without leading zeros are tokens (V3: 3)."""
+    alphabet = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *map(str, range(10, 10**digits))]
     marks = [USER, ASSISTANT, *([THINK, END_THINK] if chat_format == "R1" else [])]
     vocabulary = {token: i for i, token in enumerate([BOS, EOS, PAD, *alphabet, *marks])}
-    builder = Builder(models.BPE(vocab=vocabulary, merges=[]))
-    builder.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    builder = Builder(models.BPE(vocab=vocabulary, merges=[], ignore_merges=digits > 1))  # a whole token is taken whole
+    letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    numbers = pre_tokenizers.Split(Regex(rf"\p{{N}}{{1,{digits}}}"), "isolated")
+    builder.pre_tokenizer = pre_tokenizers.Sequence([numbers, letters]) if digits > 1 else letters
     builder.decoder = decoders.ByteLevel()
     builder.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in (BOS, EOS, PAD)])
     builder.add_tokens([AddedToken(token, special=False, normalized=False) for token in marks])

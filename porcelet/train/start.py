@@ -42,7 +42,7 @@ def start_model(config: TrainConfig, model_fields: Mapping[str, Any], output: Pa
         if config.data.corpus:
             copy_text_files(open_store(Path(config.data.corpus[0])).path, output)
         else:
-            make_tokenizer(output, config.chat_format)
+            make_tokenizer(output, config.chat_format, config.digits)
         return numerics.apply(initialize(build(_model_config(model_fields, output)), config.seed), config.dtype)
     path = hub.resolve(config.model)
     write_text_files(path, output)
@@ -56,8 +56,11 @@ def _refuse_idle(config: TrainConfig) -> None:
     """Settings that would do nothing, or too late."""
     if not config.lora.rank and config.lora != LoraConfig():
         raise InputError("[lora] says how to adapt, but its rank is 0, which trains the whole model; give a rank")
-    if not config.model and config.data.corpus and config.chat_format != "V3":
-        raise InputError(f"chat_format is {config.chat_format!r}, but a corpus brings its own; leave chat_format out")
+    if not config.model and config.data.corpus and (config.chat_format, config.digits) != ("V3", 1):
+        raise InputError(
+            f"chat_format is {config.chat_format!r} and digits {config.digits}, but a corpus brings its own tokenizer; "
+            "leave them out"
+        )
     if config.data.held_out and not Path(config.data.held_out).exists():
         raise InputError(f"[data] held_out is {config.data.held_out!r}, which is not there")
 

@@ -3,12 +3,13 @@
 Problems are made backwards, by combining numbers at random, so each can be solved; many answers are right, and the
 reward evaluates them. Worked solutions come as a model may be meant to think:
 
-    optimal       3*7=21 21+12=33 yes                 the solution alone
-    self-correct  3*7=21 21-12=9 no                   a wrong turn, noticed; then the solution
-    search        3+7=10 10+12=22 10*12=120 no        dead ends, one a line, then the line that finds it
+    optimal       3*7=21,12 21+12=33 yes              the solution alone
+    self-correct  3*7=21,12 21-12=9 no                a wrong turn, noticed; then the solution
+    search        3+7=10,12 10+12=22 10*12=120 no     dead ends, one a line, then the line that finds it
     mixed         any of the three
 
-A line of a search is a path from the start: the steps until two numbers are left, then all that these two give. Depth
+Behind a step stand the numbers that are left besides its result: what comes next can be read off there. A line of a
+search is a path from the start: the steps until two numbers are left, then all that these two give. Depth
 first or breadth first, and by which order the steps are tried, is chosen by hash ("Stream of Search",
 arXiv:2404.03683). Lines stand for themselves, so a trace that is too long loses some of its dead ends, never the
 solution. Left out: steps through negative numbers and fractions; an answer may use them all the same.
@@ -154,7 +155,7 @@ def write_trace(numbers: tuple[int, ...], solution: Path, mode: str, max_trace: 
     target = solution[-1].value
     if mode == "search":
         return "\n".join(_searched(numbers, solution, target, max_trace, key))
-    last = " ".join(map(str, solution)) + " yes"
+    last = _written(numbers, solution) + " yes"
     if mode == "optimal":
         return last
     wrong = _wrong_turn(numbers, target, key)
@@ -164,29 +165,41 @@ def write_trace(numbers: tuple[int, ...], solution: Path, mode: str, max_trace: 
 def _wrong_turn(numbers: tuple[int, ...], target: int, key: int) -> str:
     """A path, taken at random, that ends beside the target; empty if it hit."""
     path: Path = ()
-    while len(numbers) > 1:
-        step = pick(steps(numbers), key, "wrong", len(numbers))
-        path, numbers = (*path, step), remaining(numbers, step)
-    return "" if numbers[0] == target else " ".join(map(str, path)) + " no"
+    rest = numbers
+    while len(rest) > 1:
+        step = pick(steps(rest), key, "wrong", len(rest))
+        path, rest = (*path, step), remaining(rest, step)
+    return "" if rest[0] == target else _written(numbers, path) + " no"
+
+
+def _written(numbers: tuple[int, ...], path: Path) -> str:
+    """A path's steps, each but the last with what is left besides its result."""
+    texts = []
+    for step in path:
+        numbers = remaining(numbers, step)
+        others = list(numbers)
+        others.remove(step.value)
+        texts.append(",".join([str(step), *map(str, others)]))
+    return " ".join(texts)
 
 
 def _searched(numbers: tuple[int, ...], solution: Path, target: int, max_trace: int, key: int) -> list[str]:
     """Lines of a search up to the first that finds the target, thinned to `max_trace` characters."""
     lines, last = [], ""
     for path, rest in itertools.islice(_paths(numbers, target, key), MAX_PATHS):
-        line, found = _line(path, rest, target)
+        line, found = _line(numbers, path, rest, target)
         if found:
             last = line
             break
         lines.append(line)
     if not last or len(last) > max_trace:
-        last = " ".join(map(str, solution)) + " yes"
+        last = _written(numbers, solution) + " yes"
     return [*_thinned(lines, max_trace - len(last), key), last]
 
 
-def _line(path: Path, rest: tuple[int, ...], target: int) -> tuple[str, bool]:
+def _line(numbers: tuple[int, ...], path: Path, rest: tuple[int, ...], target: int) -> tuple[str, bool]:
     """The path, then what its last two numbers give, up to the target."""
-    tried = [str(step) for step in path]
+    tried = [_written(numbers, path)] if path else []
     for step in steps(rest):
         tried.append(str(step))
         if step.value == target:

@@ -24,12 +24,24 @@ def test_only_answer_and_stop_carry_weight(tmp_path: Path) -> None:
     assert tuple(whole.tokens) == sample.tokens and whole.trainable == [weight == 1 for weight in sample.weights]
 
 
-def test_transformers_reads_the_tokenizer_and_the_chat_format(tmp_path: Path) -> None:
+def test_numbers_may_be_one_token(tmp_path: Path) -> None:
+    """Of up to so many digits, without leading zeros; longer ones are cut from the left, all else is letters."""
+    make_tokenizer(tmp_path, "R1", digits=2)
+    tokenizer = Renderer(tmp_path).tokenizer
+    texts = {"7 12*99": "7| |12|*|99", "1234567": "12|34|56|7", "007": "0|0|7", "x10y": "x|10|y"}
+    for text, expected in texts.items():
+        assert "|".join(tokenizer.decode([token]) for token in tokenizer.encode(text)) == expected
+    make_tokenizer(tmp_path / "three", digits=3)
+    assert len(Renderer(tmp_path / "three").tokenizer.encode("999 1000")) == 1 + 1 + 2
+
+
+@pytest.mark.parametrize("digits", [1, 3])
+def test_transformers_reads_the_tokenizer_and_the_chat_format(tmp_path: Path, digits: int) -> None:
     """Same ids for any text and any conversation, and the special tokens in their roles."""
     transformers = pytest.importorskip("transformers")
-    make_tokenizer(tmp_path)
+    make_tokenizer(tmp_path, digits=digits)
     theirs, ours = transformers.AutoTokenizer.from_pretrained(tmp_path), Renderer(tmp_path)
-    for text in ("12+34=", "Grüße, 你好 \n\t 🐷", bytes(range(128)).decode()):
+    for text in ("12+34=", "1234567 007", "Grüße, 你好 \n\t 🐷", bytes(range(128)).decode()):
         ids = ours.tokenizer.encode(text)
         assert theirs.encode(text, add_special_tokens=False) == ids
         assert theirs.decode(ids) == ours.tokenizer.decode(ids) == text

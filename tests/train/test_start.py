@@ -71,6 +71,7 @@ def test_number_format_without_its_kernels_is_refused(
     [
         ({"alpha": 4.0}, "its rank is 0"),
         ({"corpus": ("store",), "chat_format": "R1"}, "a corpus brings its own"),
+        ({"corpus": ("store",), "digits": 3}, "digits 3, but a corpus brings its own"),
         ({"held_out": "nowhere"}, "held_out is 'nowhere'"),
     ],
 )

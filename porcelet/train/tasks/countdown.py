@@ -12,7 +12,8 @@ Behind a step stand the numbers that are left besides its result: what comes nex
 search is a path from the start: the steps until two numbers are left, then all that these two give. Depth
 first or breadth first, and by which order the steps are tried, is chosen by hash ("Stream of Search",
 arXiv:2404.03683). Lines stand for themselves, so a trace that is too long loses some of its dead ends, never the
-solution. Left out: steps through negative numbers and fractions; an answer may use them all the same.
+solution. Left out: steps through negative numbers, fractions and values above twice the greatest target; an answer may
+use them all the same.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from porcelet.train.tasks.problem import GeneratedTask, Problem
 
 TRACES = ("none", "optimal", "self-correct", "search")
 MAX_TRIES = 1000  # random combinations to find a target within bounds
+REACH = 2  # times the greatest target: what no step exceeds
 MAX_BREADTH = 4  # numbers
 MAX_PATHS = 64  # dead ends that a search goes through before it is led to the solution
 
@@ -66,29 +68,31 @@ def countdown(
     if trace not in (*TRACES, "mixed"):
         raise InputError(f"trace is {trace!r}; known: {', '.join((*TRACES, 'mixed'))}")
 
+    limit = max(REACH * max_target, max_number)
+
     def generate(seed: int, position: int) -> Problem:
         key = hashed(seed, position)
-        numbers, solution = _solvable(key, num_numbers, max_number, max_target)
+        numbers, solution = _solvable(key, num_numbers, max_number, max_target, limit)
         target = solution[-1].value
         mode = pick(TRACES[1:], key, "mode") if trace == "mixed" else trace
         return Problem(
             question=f"{' '.join(map(str, numbers))} = {target}",
             answer=to_expression(solution),
-            trace=write_trace(numbers, solution, mode, max_trace, key),
+            trace=write_trace(numbers, solution, mode, max_trace, key, limit),
             data={"numbers": list(numbers), "target": target},
         )
 
     return GeneratedTask(generate, num_held_out)
 
 
-def _solvable(key: int, num_numbers: int, max_number: int, max_target: int) -> tuple[tuple[int, ...], Path]:
+def _solvable(key: int, num_numbers: int, max_number: int, max_target: int, limit: int) -> tuple[tuple[int, ...], Path]:
     """Numbers in order (an order would let a held-out problem be trained on in another), and a way to a target."""
     for attempt in range(MAX_TRIES):
         numbers = tuple(sorted(1 + hashed(key, attempt, i) % max_number for i in range(num_numbers)))
         path: Path = ()
         rest = numbers
         while len(rest) > 1:
-            step = pick(steps(rest), key, attempt, "step", len(rest))
+            step = pick(steps(rest, limit), key, attempt, "step", len(rest))
             path, rest = (*path, step), remaining(rest, step)
         if 1 <= rest[0] <= max_target:
             return numbers, path
@@ -98,16 +102,16 @@ def _solvable(key: int, num_numbers: int, max_number: int, max_target: int) -> t
     )
 
 
-def steps(numbers: tuple[int, ...]) -> list[Step]:
-    """All that two of the numbers give without leaving the natural numbers; the greater one stands first, save in a
-    sum and a product."""
+def steps(numbers: tuple[int, ...], limit: int) -> list[Step]:
+    """All that two of the numbers give within 0 ... limit, a number each; the greater one stands first, save in a sum
+    and a product. A difference is always among them."""
     found = []
     for small, large in sorted(set(itertools.combinations(sorted(numbers), 2))):
         found += [Step(small, "+", large, small + large), Step(small, "*", large, small * large)]
         found.append(Step(large, "-", small, large - small))
         if small and large % small == 0:
             found.append(Step(large, "/", small, large // small))
-    return found
+    return [step for step in found if step.value <= limit]
 
 
 def remaining(numbers: tuple[int, ...], step: Step) -> tuple[int, ...]:
@@ -148,26 +152,25 @@ def _joined(left: tuple[str, str], sign: str, right: tuple[str, str]) -> str:
     )
 
 
-def write_trace(numbers: tuple[int, ...], solution: Path, mode: str, max_trace: int, key: int) -> str:
+def write_trace(numbers: tuple[int, ...], solution: Path, mode: str, max_trace: int, key: int, limit: int) -> str:
     """The thought that leads to `solution`, in one of the modes."""
     if mode == "none":
         return ""
-    target = solution[-1].value
     if mode == "search":
-        return "\n".join(_searched(numbers, solution, target, max_trace, key))
+        return "\n".join(_searched(numbers, solution, max_trace, key, limit))
     last = _written(numbers, solution) + " yes"
     if mode == "optimal":
         return last
-    wrong = _wrong_turn(numbers, target, key)
+    wrong = _wrong_turn(numbers, solution[-1].value, key, limit)
     return f"{wrong}\n{last}" if wrong and len(wrong) + 1 + len(last) <= max_trace else last
 
 
-def _wrong_turn(numbers: tuple[int, ...], target: int, key: int) -> str:
+def _wrong_turn(numbers: tuple[int, ...], target: int, key: int, limit: int) -> str:
     """A path, taken at random, that ends beside the target; empty if it hit."""
     path: Path = ()
     rest = numbers
     while len(rest) > 1:
-        step = pick(steps(rest), key, "wrong", len(rest))
+        step = pick(steps(rest, limit), key, "wrong", len(rest))
         path, rest = (*path, step), remaining(rest, step)
     return "" if rest[0] == target else _written(numbers, path) + " no"
 
@@ -183,11 +186,11 @@ def _written(numbers: tuple[int, ...], path: Path) -> str:
     return " ".join(texts)
 
 
-def _searched(numbers: tuple[int, ...], solution: Path, target: int, max_trace: int, key: int) -> list[str]:
+def _searched(numbers: tuple[int, ...], solution: Path, max_trace: int, key: int, limit: int) -> list[str]:
     """Lines of a search up to the first that finds the target, thinned to `max_trace` characters."""
-    lines, last = [], ""
-    for path, rest in itertools.islice(_paths(numbers, target, key), MAX_PATHS):
-        line, found = _line(numbers, path, rest, target)
+    lines, last, target = [], "", solution[-1].value
+    for path, rest in itertools.islice(_paths(numbers, target, key, limit), MAX_PATHS):
+        line, found = _line(numbers, path, rest, target, limit)
         if found:
             last = line
             break
@@ -197,10 +200,10 @@ def _searched(numbers: tuple[int, ...], solution: Path, target: int, max_trace: 
     return [*_thinned(lines, max_trace - len(last), key), last]
 
 
-def _line(numbers: tuple[int, ...], path: Path, rest: tuple[int, ...], target: int) -> tuple[str, bool]:
+def _line(numbers: tuple[int, ...], path: Path, rest: tuple[int, ...], target: int, limit: int) -> tuple[str, bool]:
     """The path, then what its last two numbers give, up to the target."""
     tried = [_written(numbers, path)] if path else []
-    for step in steps(rest):
+    for step in steps(rest, limit):
         tried.append(str(step))
         if step.value == target:
             return " ".join([*tried, "yes"]), True
@@ -217,7 +220,7 @@ def _thinned(lines: list[str], room: int, key: int) -> list[str]:
     return [line for i, line in enumerate(lines) if i in kept]
 
 
-def _paths(numbers: tuple[int, ...], target: int, key: int) -> Iterator[tuple[Path, tuple[int, ...]]]:
+def _paths(numbers: tuple[int, ...], target: int, key: int, limit: int) -> Iterator[tuple[Path, tuple[int, ...]]]:
     """Paths that leave two numbers, depth first or breadth first; of many numbers the breadth is too great."""
     nodes: deque[tuple[Path, tuple[int, ...]]] = deque([((), numbers)])
     depth_first = len(numbers) > MAX_BREADTH or bool(hashed(key, "depth first") % 2)
@@ -226,7 +229,7 @@ def _paths(numbers: tuple[int, ...], target: int, key: int) -> Iterator[tuple[Pa
         if len(rest) == 2:
             yield path, rest
             continue
-        ordered = _ordered(steps(rest), target, key)
+        ordered = _ordered(steps(rest, limit), target, key)
         for step in reversed(ordered) if depth_first else ordered:
             nodes.append(((*path, step), remaining(rest, step)))
 

@@ -299,7 +299,7 @@ class TrainConfig:
     task: TaskConfig = field(default_factory=TaskConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
-    rewards: tuple[RewardConfig, ...] = (RewardConfig(),)
+    rewards: tuple[RewardConfig, ...] = ()  # none: the task's own
     lora: LoraConfig = field(default_factory=LoraConfig)
     log: LogConfig = field(default_factory=LogConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)

@@ -36,7 +36,7 @@ from porcelet.train.log import open_log
 from porcelet.train.measure import Stopwatch, record_session
 from porcelet.train.pause import Paused, watching
 from porcelet.train.rendering import Renderer
-from porcelet.train.rewards import Answer, Term, judge, load_rewards, summarize
+from porcelet.train.rewards import Answer, Term, judge, rewards_of, summarize
 from porcelet.train.sampler import make_engine
 from porcelet.train.sources import check_room
 from porcelet.train.start import claim, write_text_files
@@ -160,7 +160,7 @@ def _open(config: TrainConfig, output: Path, *, unsafe_sandbox: bool) -> Collect
     write_text_files(path, output)
     task, renderer, model = load_task(config.task.name, config.task.options), Renderer(output), load(path)
     check_room(config, model.config, renderer, task)
-    rewards = load_rewards(config.rewards, unsafe_sandbox=unsafe_sandbox)
+    rewards = rewards_of(config, unsafe_sandbox=unsafe_sandbox)
     return Collector(make_engine(model, config.policy), task, renderer, config, rewards)
 
 

@@ -21,7 +21,7 @@ from porcelet.train.answers import ask
 from porcelet.train.estimate import Estimate, estimate, pass_at_k
 from porcelet.train.hashing import hashed
 from porcelet.train.rendering import Renderer
-from porcelet.train.rewards import Answer, Term, judge, load_rewards
+from porcelet.train.rewards import Answer, Term, judge, rewards_of
 from porcelet.train.tasks import Problem, load_task
 from porcelet.types import SamplingParams
 
@@ -64,7 +64,7 @@ def evaluate_folder(folder: Path, config: TrainConfig, *, unsafe_sandbox: bool =
     """
     wanted = config.evaluate
     problems = load_task(config.task.name, config.task.options).held_out[: wanted.num_problems]
-    rewards = load_rewards(config.rewards, unsafe_sandbox=unsafe_sandbox)
+    rewards = rewards_of(config, unsafe_sandbox=unsafe_sandbox)
     engine = Engine.load(folder, EngineConfig(weights="float32"))
     return evaluate(engine, Renderer(folder), problems, rewards, wanted, config.policy.max_new_tokens)
 

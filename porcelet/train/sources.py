@@ -16,7 +16,7 @@ from porcelet.train.corpus.packing import Pretraining
 from porcelet.train.corpus.store import open_store, tokenizer_sha256
 from porcelet.train.reference import Reference
 from porcelet.train.rendering import Renderer
-from porcelet.train.rewards import Reward, Term, load_rewards
+from porcelet.train.rewards import Reward, Term, rewards_of
 from porcelet.train.rollout import Rollout, require_room
 from porcelet.train.sampler import make_engine
 from porcelet.train.tasks import FiniteTask, Task, load_task
@@ -53,7 +53,7 @@ def make_source(
     if config.method in ROLLOUTS:
         check_room(config, model.config, renderer, task)
         own = (Term("reward", reward),) if reward else ()
-        rewards = own or load_rewards(config.rewards, unsafe_sandbox=unsafe_sandbox)
+        rewards = own or rewards_of(config, unsafe_sandbox=unsafe_sandbox)
         engine, reference = make_engine(model, config.policy), _reference(config, model)
         return Rollout(engine, model, task, renderer, config, rewards, reference, _teacher(config, model))
     first = renderer.sample(task.draw(config.seed, 0))

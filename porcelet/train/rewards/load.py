@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from porcelet.config import RewardConfig
+from porcelet.config import RewardConfig, TrainConfig
 from porcelet.errors import InputError, MissingExtraError
 from porcelet.train.options import check_options, nearest
 from porcelet.train.rewards.answer import Reward
@@ -27,6 +27,7 @@ from porcelet.train.rewards.outside import OUTSIDE
 from porcelet.train.rewards.program import programs
 from porcelet.train.rewards.text import exact, form, language, length
 from porcelet.train.sandbox import check_limits
+from porcelet.train.tasks.gym import PREFIX
 
 HERE: dict[str, Callable[..., Reward]] = {
     "exact": exact,
@@ -39,6 +40,21 @@ EXTRAS = {"math": "math_verify", "reasoning-gym": "reasoning_gym"}  # the module
 SECONDS = {"reasoning-gym": 30.0}  # it makes the problem once more, and slow families take seconds for that
 DEFAULT_SECONDS = 5.0
 DEFAULT_MEMORY_MB = 4096
+
+
+def rewards_of(config: TrainConfig, *, unsafe_sandbox: bool = False) -> tuple[Term, ...]:
+    """The rewards of a run: those that its recipe names, else the one that can judge its task's answers.
+
+    Raises what `load_rewards` raises.
+    """
+    return load_rewards(config.rewards or (own_reward(config.task.name),), unsafe_sandbox=unsafe_sandbox)
+
+
+def own_reward(task: str) -> RewardConfig:
+    """The reward of a task's own: where many answers are right, none that compares texts."""
+    if task.startswith(PREFIX):
+        return RewardConfig(name="reasoning-gym")
+    return RewardConfig(name="countdown" if task == "countdown" else "exact")
 
 
 def load_rewards(configs: Sequence[RewardConfig], *, unsafe_sandbox: bool = False) -> tuple[Term, ...]:

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
-from porcelet.config import RewardConfig
+from porcelet.config import RewardConfig, TaskConfig, TrainConfig
 from porcelet.errors import InputError
-from porcelet.train.rewards import judge, load_rewards
+from porcelet.train.rewards import judge, load_rewards, rewards_of
 from porcelet.train.tasks import Problem
 from tests.train.rewards.answers import said
 
@@ -73,3 +74,19 @@ def test_a_users_file_that_cannot_be_used_is_refused(tmp_path: Path, text: str, 
     (tmp_path / "mine.py").write_text(text, encoding="utf-8")
     with pytest.raises(InputError, match=named):
         load_rewards([RewardConfig(name=f"{tmp_path}/mine.py:reward")])
+
+
+@pytest.mark.parametrize(
+    ("task", "answer", "own"),
+    [("sums", "3", "exact"), ("countdown", "2+1", "countdown"), ("reasoning-gym:gcd", "3", "reasoning-gym")],
+)
+def test_a_task_without_a_reward_is_judged_by_its_own(task: str, answer: str, own: str) -> None:
+    """By text where one answer is right; by what it comes to where many are. Rewards that are named stand alone."""
+    config = TrainConfig(task=TaskConfig(name=task))
+    (term,) = rewards_of(config)
+    assert term.name == own
+    if own != "reasoning-gym":
+        problem = Problem("1 2 = 3", answer="1+2" if own == "countdown" else "3", data={"numbers": [1, 2], "target": 3})
+        assert [one.total for one in judge([term], [problem] * 2, [said(answer), said("4")])] == [1.0, 0.0]
+    named = rewards_of(dataclasses.replace(config, rewards=(RewardConfig(name="format"),)))
+    assert [one.name for one in named] == ["format"]

@@ -57,10 +57,12 @@ def countdown(
     max_target: int = 50,
     trace: str = "mixed",
     max_trace: int = 96,
+    num_training: int = 0,
     num_held_out: int = 200,
 ) -> GeneratedTask:
     """`num_numbers` numbers up to `max_number`, a target up to `max_target`; a trace has at most `max_trace` characters
-    unless the solution alone is longer."""
+    unless the solution alone is longer. Training draws from `num_training` problems again and again, as where worked
+    solutions are few; 0: from all there are."""
     if not 2 <= num_numbers <= 8:
         raise InputError(f"num_numbers is {num_numbers}; it must lie in 2 ... 8")
     if max_number < 2 or max_target < 1:
@@ -82,7 +84,7 @@ def countdown(
             data={"numbers": list(numbers), "target": target},
         )
 
-    return GeneratedTask(generate, num_held_out)
+    return GeneratedTask(generate, num_held_out, num_training)
 
 
 def _solvable(key: int, num_numbers: int, max_number: int, max_target: int, limit: int) -> tuple[tuple[int, ...], Path]:

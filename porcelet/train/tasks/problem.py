@@ -79,17 +79,23 @@ def split(problems: Iterable[Problem], remedy: str) -> FiniteTask:
 @dataclass(frozen=True)
 class GeneratedTask:
     """Problems made on demand: `generate(seed, position)` is a pure function. A held-out one takes ten of them to find,
-    which counts where a problem takes seconds to make."""
+    which counts where a problem takes seconds to make. With `num_training`, streams draw from so many problems, the
+    same for all seeds, with replacement."""
 
     generate: Callable[[int, int], Problem]
     num_held_out: int
+    num_training: int = 0
 
     def __post_init__(self) -> None:
+        if self.num_training < 0:
+            raise InputError(f"the number of training problems is {self.num_training}; 0 (no limit) is the least")
         if self.num_held_out < 1:
             raise InputError(f"num_held_out is {self.num_held_out}; it must be at least 1")
 
     def draw(self, seed: int, position: int) -> Problem:
         """The training problem at a position of the stream."""
+        if self.num_training:
+            seed, position = hashed("training"), hashed(seed, position) % self.num_training
         for attempt in range(MAX_DRAWS):
             problem = self.generate(hashed(seed, attempt) if attempt else seed, position)
             if not is_held_out(problem):

@@ -73,6 +73,16 @@ def test_a_search_tries_before_it_finds_and_a_correction_errs_once() -> None:
     assert {problem.trace for problem in drawn(5, trace="none")} == {""}
 
 
+def test_worked_problems_may_be_few() -> None:
+    """All seeds draw from the same ones, again and again; what is held out stays as it was, and is none of them."""
+    few, all_of_them = load_task("countdown", {"num_training": 50}), load_task("countdown", {})
+    drawn = {few.draw(seed, i) for seed in (0, 1) for i in range(1000)}
+    assert 45 <= len(drawn) <= 50 and few.held_out == all_of_them.held_out
+    assert not {problem.question for problem in drawn} & {problem.question for problem in few.held_out}
+    with pytest.raises(InputError, match="number of training problems is -1"):
+        load_task("countdown", {"num_training": -1})
+
+
 @pytest.mark.parametrize("num_numbers", [3, 6])
 def test_traces_are_bounded(num_numbers: int) -> None:
     """A trace that is too long loses dead ends, never its solution."""

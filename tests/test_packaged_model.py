@@ -6,12 +6,15 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from porcelet import hub
+from porcelet.chat.builtin import R1_TEMPLATE
 from porcelet.config import EngineConfig
+from porcelet.engine.codec import open_codec
 from porcelet.engine.engine import Engine
 from porcelet.train.answers import ask
 from porcelet.train.rendering import Renderer
@@ -71,6 +74,17 @@ def test_it_solves_what_its_card_shows(engine: Engine, folder: Path) -> None:
     params = SamplingParams(max_tokens=256, temperature=0.6, top_p=0.95, n=NUM_SAMPLES, seed=1)
     for one, found in zip(problems, answers(engine, folder, problems, params), strict=True):
         assert sum(solves(one, answer) for answer in found) > NUM_SAMPLES / 2, one.question
+
+
+def test_each_question_stands_by_itself(folder: Path) -> None:
+    """A conversation's last question makes the prompt it would make alone; the model was trained on no other."""
+    tokenizer, form = open_codec(folder)
+    question = {"role": "user", "content": "3 7 12 = 33"}
+    earlier = [{"role": "user", "content": "2 5 9 = 19"}, {"role": "assistant", "content": "2*5+9"}]
+    alone = form.render([question], tokenizer)
+    assert alone.opens_reasoning and form.render([*earlier, question], tokenizer).tokens == alone.tokens
+    assert alone.tokens == replace(form, template=R1_TEMPLATE).render([question], tokenizer).tokens
+    assert form.thinking(tokenizer) == "always"
 
 
 # ---- on the command line --------------------------------------------------------------------------------------------

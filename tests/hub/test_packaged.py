@@ -12,6 +12,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from porcelet import hub
+from porcelet.chat.builtin import R1_TEMPLATE
 from porcelet.errors import InputError, ModelError
 from porcelet.hub import packaged
 from porcelet.hub.packaged.__main__ import MAX_BYTES, pack
@@ -108,6 +109,8 @@ def run(tmp_path: Path, tiny_folder: Path) -> Path:
     """The output folder of a training run, as far as it matters here."""
     shutil.copytree(tiny_folder, tmp_path / "run")
     (tmp_path / "run" / "metrics.jsonl").write_text("{}\n")
+    text = tmp_path / "run" / "tokenizer_config.json"
+    text.write_text(json.dumps(json.loads(text.read_text()) | {"chat_template": R1_TEMPLATE}))
     return tmp_path / "run"
 
 
@@ -141,10 +144,13 @@ def test_a_run_becomes_a_model(run: Path, folder: Path) -> None:
 
 
 def test_what_is_no_finished_run_is_refused(run: Path, folder: Path) -> None:
-    """A missing file and a value that float16 cannot hold are named."""
+    """A missing file, a strange chat template and a value that float16 cannot hold are named."""
     weights = load_file(run / "model.safetensors")
     save_file(weights | {"model.norm.weight": np.full(16, 1e6, np.float32)}, run / "model.safetensors")
     with pytest.raises(ModelError, match="model.norm.weight has values beyond float16"):
+        pack(run, folder)
+    (run / "tokenizer_config.json").write_text("{}")
+    with pytest.raises(ModelError, match="chat_template has no 'for message"):
         pack(run, folder)
     (run / "model.safetensors").unlink()
     with pytest.raises(ModelError, match="has no model.safetensors"):

@@ -2,7 +2,8 @@
 
 The run's files replace those in the model's folder and manifest.json notes their hashes; the card stays, it is written
 by hand. Weights are stored as float16, half of a run's float32: no weight of a trained model is near its bounds, and
-what rounding takes is far below what sampling adds.
+what rounding takes is far below what sampling adds. The chat template leaves out all turns before the last question: a
+model that was trained on single questions solves none after another one.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import argparse
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
@@ -20,7 +22,12 @@ from porcelet.hub import packaged, store
 from porcelet.hub.gather import CONFIG, TOKENIZER, WEIGHTS
 
 MAX_BYTES = 8_000_000
-COPIED = (TOKENIZER, "tokenizer_config.json")
+TEXT = "tokenizer_config.json"
+LOOP = "for message in messages %}"
+LAST = (
+    '{%- set last = namespace(at=0) %}{%- for message in messages %}{%- if message.role == "user" %}'
+    "{%- set last.at = loop.index0 %}{%- endif %}{%- endfor %}"
+)
 
 
 def pack(run: Path, folder: Path) -> None:
@@ -29,16 +36,24 @@ def pack(run: Path, folder: Path) -> None:
     Raises:
         ModelError: `run` holds no finished model, or one that is too large or does not fit float16.
     """
-    for name in (CONFIG, WEIGHTS, *COPIED):
+    names = (CONFIG, WEIGHTS, TOKENIZER, TEXT)
+    for name in names:
         if not (run / name).is_file():
             raise ModelError(f"{run} has no {name}; give the output folder of a finished run")
-    config = json.loads((run / CONFIG).read_text(encoding="utf-8")) | {"torch_dtype": "float16"}
-    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    config, text = (json.loads((run / name).read_text(encoding="utf-8")) for name in (CONFIG, TEXT))
+    if LOOP not in text.get("chat_template", ""):
+        raise ModelError(f"{run / TEXT}: its chat_template has no {LOOP!r}; train with chat_format R1")
+    text["chat_template"] = LAST + text["chat_template"].replace(LOOP, LOOP.replace("messages", "messages[last.at:]"))
+    _write_json(folder / CONFIG, config | {"torch_dtype": "float16"})
+    _write_json(folder / TEXT, text)
     _write_weights(run / WEIGHTS, folder / WEIGHTS)
-    for name in COPIED:
-        shutil.copyfile(run / name, folder / name)
-    names = sorted((CONFIG, WEIGHTS, *COPIED, packaged.CARD))
-    store.finish(folder, packaged.SOURCE, "", {name: store.sha256_of(folder / name) for name in names})
+    shutil.copyfile(run / TOKENIZER, folder / TOKENIZER)
+    hashes = {name: store.sha256_of(folder / name) for name in sorted((*names, packaged.CARD))}
+    store.finish(folder, packaged.SOURCE, "", hashes)
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _write_weights(source: Path, target: Path) -> None:

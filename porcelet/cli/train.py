@@ -40,7 +40,7 @@ def train(
     """
     start = time.monotonic()
     from porcelet.train.pause import Paused
-    from porcelet.train.stages import read_stages, run_stages
+    from porcelet.train.stages import read_stages, report_path, run_stages
 
     stages = read_stages(recipe, overrides or [])
     left = minutes - (time.monotonic() - start) / 60 if minutes else float("inf")
@@ -53,6 +53,8 @@ def train(
         return
     print(f"model: {output}   metrics: {output / 'metrics.jsonl'}")
     config = stages[-1].config
+    if config.log.report:
+        print(f"report: {report_path(stages[-1])}")
     if config.lora.rank:
         print(f"adapter: {output / 'adapter'}")
     if config.lora.rank and not config.lora.merge:

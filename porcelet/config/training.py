@@ -18,7 +18,8 @@ from typing import Any
 
 from porcelet.errors import InputError
 
-METHODS = ("pretrain", "sft", "grpo")
+METHODS = ("pretrain", "sft", "grpo", "distill", "sample")
+DRAWING = ("grpo", "distill", "sample")  # methods whose samples a model draws
 POLICY_LOSSES = ("grpo", "dr_grpo", "dapo", "gspo", "rloo")
 
 
@@ -131,6 +132,10 @@ class PolicyConfig:
     answers worse than their group's mean whose tokens have become less likely by more than that many nats a token since
     they were drawn (V3.2).
 
+    With method = "distill" the policy learns from `teacher`, a model with the same tokenizer, instead of rewards, which
+    are only logged: each token's advantage is log p_teacher - log p_student. With method = "sample" nothing is learnt:
+    `keep` of each problem's right answers are written down (train/collect.py).
+
     `redraws` is how often a step draws further problems in the place of groups without a signal (DAPO's dynamic
     sampling). Answers within `overlong_buffer` tokens of `max_new_tokens` lose up to 1 (DAPO, eq. 13); with
     `overlong_filter`, answers that were cut off are not learnt from at all.
@@ -153,12 +158,14 @@ class PolicyConfig:
     redraws: int = 0
     overlong_buffer: int = 0
     overlong_filter: bool = False
+    teacher: str = ""
+    keep: int = 1  # right answers a problem
 
     def __post_init__(self) -> None:
         _one_of(self, "loss", POLICY_LOSSES)
         _one_of(self, "sampler_weights", ("float32", "int8"))
         _one_of(self, "kl_estimator", ("k3", "unbiased"))
-        _at_least(self, 1, "max_new_tokens", "updates_per_rollout", "minibatches")
+        _at_least(self, 1, "max_new_tokens", "updates_per_rollout", "minibatches", "keep")
         _positive(self, "temperature")
         _at_least(self, 0, "clip_low", "clip_high", "kl_weight", "reference_every", "importance_cap", "redraws")
         _at_least(self, 0, "off_policy_limit")
@@ -213,14 +220,20 @@ class LogConfig:
     """Where metrics go besides metrics.jsonl: TensorBoard's files in `output`/tensorboard, or a trackio project.
 
     Rollouts are written to `output`/rollouts; those of the newest `rollouts` steps behind a checkpoint stay there.
+
+    `report` is a language: after every finished stage, what has been done so far is a page in it, report.html in the
+    recipe's `output`.
     """
 
     tensorboard: bool = False
     trackio: str = ""
     rollouts: int = 100
+    report: str = ""  # en | fr | zh; empty: no page
 
     def __post_init__(self) -> None:
         _at_least(self, 0, "rollouts")
+        if self.report:
+            _one_of(self, "report", ("en", "fr", "zh"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -307,17 +320,27 @@ class TrainConfig:
         _within(self, 0, 1, "bias_late_from")
         if not 1 <= self.context_extension < math.inf:
             raise InputError(f"context_extension is {self.context_extension}; it must be at least 1")
-        if self.method == "grpo" and self.samples_per_step % self.policy.group_size:
+        if self.method in DRAWING:
+            self._check_groups()
+        if (self.method == "distill") != bool(self.policy.teacher):
             raise InputError(
-                f"samples_per_step {self.samples_per_step} is not a multiple of group_size {self.policy.group_size}"
+                f"method is {self.method!r} and [policy] teacher {self.policy.teacher!r}; distillation needs one, and "
+                "nothing else does"
             )
-        num_groups = self.samples_per_step // self.policy.group_size
-        if self.method == "grpo" and self.policy.minibatches > num_groups:
-            raise InputError(f"minibatches is {self.policy.minibatches}; a step has {num_groups} groups to cut")
+        if self.method == "sample" and not self.model:
+            raise InputError("method is 'sample', which draws from a model that exists; name one with [train] model")
         if self.lora.rank and not self.model:
             raise InputError("[lora] adapts a model that exists; name one with [train] model")
         if self.lora.rank and self.dtype != "float32":
             raise InputError(f"dtype is {self.dtype!r}; adapters are trained in float32")
+
+    def _check_groups(self) -> None:
+        size = self.policy.group_size
+        if self.samples_per_step % size:
+            raise InputError(f"samples_per_step {self.samples_per_step} is not a multiple of group_size {size}")
+        num_groups = self.samples_per_step // size
+        if self.policy.minibatches > num_groups:
+            raise InputError(f"minibatches is {self.policy.minibatches}; a step has {num_groups} groups to cut")
 
 
 def _one_of(config: object, name: str, allowed: tuple[str, ...]) -> None:

@@ -114,7 +114,7 @@ def read_header(folder: Path, recipe: Mapping[str, Any]) -> Header:
     """
     try:
         header = Header(**json.loads((folder / "state.json").read_text(encoding="utf-8")))
-        _check_recipe(header.recipe, recipe, folder)
+        check_recipe(header.recipe, recipe, folder)
     except (OSError, ValueError, TypeError, AttributeError) as problem:
         raise ModelError(f"checkpoint {folder} cannot be read: {problem}; delete it to start over") from problem
     return header
@@ -169,10 +169,15 @@ def _state(model: Transformer, optimizer: Optimizer) -> dict[str, Tensor]:
     return state
 
 
-def _check_recipe(saved: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path) -> None:
+def check_recipe(saved: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path) -> None:
+    """Refuse to go on in `folder` with another recipe than the one it was begun with.
+
+    Raises:
+        InputError: names the first difference.
+    """
     for name in sorted(saved.keys() | wanted.keys()):
         if saved.get(name) != wanted.get(name):
             raise InputError(
-                f"checkpoint {folder} was made with {name}={saved.get(name)!r}, this run has {wanted.get(name)!r}; "
+                f"{folder} was made with {name}={saved.get(name)!r}, this run has {wanted.get(name)!r}; "
                 f"restore {name}, or choose another output"
             )

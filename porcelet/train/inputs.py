@@ -14,17 +14,20 @@ from porcelet.train.corpus.store import open_store
 
 
 def input_hashes(config: TrainConfig) -> dict[str, str]:
-    """SHA-256 by name: of conversations, of token stores, and of the base under adapters, which no checkpoint holds.
+    """SHA-256 by name: of conversations, of token stores, and of models that no checkpoint holds: the base under
+    adapters, a teacher, and the one that samples are drawn from.
 
     Raises:
         InputError: one of them is not there.
     """
     found = {name: _hash_all(files_of(name)) for name in config.data.conversations}
     found |= {name: open_store(Path(name)).header.content_sha256 for name in config.data.corpus}
-    if config.lora.rank:
-        base = hub.resolve(config.model)
-        found[config.model] = _hash_all(sorted(base.glob("*.safetensors")) if base.is_dir() else [base])
-    return found
+    held = [config.model] * bool(config.lora.rank or config.method == "sample") + [config.policy.teacher]
+    return found | {name: _hash_model(hub.resolve(name)) for name in held if name}
+
+
+def _hash_model(path: Path) -> str:
+    return _hash_all(sorted(path.glob("*.safetensors")) if path.is_dir() else [path])
 
 
 def _hash_all(paths: Iterable[Path]) -> str:

@@ -8,6 +8,9 @@ second forward pass. An engine in 8 bits (train/sampler.py) draws unlike the tra
 then computes p_old itself. A group whose rewards are all equal has zeros for advantages: it counts, but no update
 computes it. With `redraws` further problems are drawn in its place (DAPO 2503.14476, section 3.2).
 
+In on-policy distillation a teacher takes the place of the rewards, which are then only logged: what it would rather
+have said than the student is a token's advantage (train/policy.py).
+
 Left out: nucleus and top-k sampling, after which p_old would be another distribution than the trainer's, and stop
 strings, whose tokens the policy would never learn to say.
 """
@@ -60,6 +63,7 @@ class Rollout:
     config: TrainConfig
     rewards: Sequence[Term]
     reference: Reference | None = None
+    teacher: Transformer | None = None
 
     def __call__(self, step: int) -> tuple[list[Sample], dict[str, float]]:
         """The samples of a step's groups, and what is to log about all that was drawn."""
@@ -69,7 +73,11 @@ class Rollout:
         # Groups with a signal first: what was drawn too much is what teaches nothing.
         groups = sorted(drawn, key=lambda group: not has_signal(group.rewards))[:num_groups]
         samples = list(chain.from_iterable(to_samples(group.episodes, self.config.policy) for group in groups))
-        return self._compared(samples, step), describe(drawn) | {"redrawn": len(drawn) - num_groups}
+        metrics = describe(drawn) | {"redrawn": len(drawn) - num_groups}
+        if self.teacher is not None:
+            samples = taught(samples, score_drawn(self.teacher, samples, self.config))
+            metrics["distance"] = distance(samples)
+        return self._compared(samples, step), metrics
 
     def _draw(self, step: int) -> list[Group]:
         """All groups of a step, in the order of their drawing."""
@@ -170,6 +178,23 @@ def to_samples(group: Sequence[Episode], config: PolicyConfig) -> list[Sample]:
             )
         )
     return samples
+
+
+def taught(samples: Sequence[Sample], scores: Sequence[tuple[float, ...]]) -> list[Sample]:
+    """The samples with log p_teacher - log p_student as each drawn token's advantage, given the teacher's scores."""
+    return [
+        dataclasses.replace(
+            sample,
+            advantages=tuple(score - own for score, own in zip(teacher, sample.old_logprobs, strict=True)),
+        )
+        for sample, teacher in zip(samples, scores, strict=True)
+    ]
+
+
+def distance(samples: Sequence[Sample]) -> float:
+    """The divergence KL(student, teacher) a token, in nats, as the drawn tokens estimate it."""
+    num_drawn = sum(sample.num_drawn for sample in samples)
+    return -sum(sum(sample.advantages) for sample in samples) / num_drawn if num_drawn else 0.0
 
 
 def describe(groups: Sequence[Group]) -> dict[str, float]:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from porcelet.config import TrainConfig
+from porcelet import hub
+from porcelet.config import ModelConfig, TrainConfig
+from porcelet.engine.codec import open_tokenizer
 from porcelet.errors import InputError, ModelError
 from porcelet.models.transformer import Transformer
+from porcelet.tokenizer import Tokenizer
 from porcelet.train.conversations import read_conversations
 from porcelet.train.corpus.packing import Pretraining
 from porcelet.train.corpus.store import open_store, tokenizer_sha256
@@ -17,8 +20,9 @@ from porcelet.train.rewards import Reward, Term, load_rewards
 from porcelet.train.rollout import Rollout, require_room
 from porcelet.train.sampler import make_engine
 from porcelet.train.tasks import FiniteTask, Task, load_task
-from porcelet.train.types import Metrics, Source
+from porcelet.train.types import ROLLOUTS, Metrics, Source
 from porcelet.types import Sample
+from porcelet.weights.load import load
 
 
 def make_source(
@@ -46,21 +50,21 @@ def make_source(
     if config.data.corpus:
         return _pretraining(config, model)
     task = load_task(config.task.name, config.task.options)
-    if config.method == "grpo":
-        _check_room(config, model, renderer, task)
+    if config.method in ROLLOUTS:
+        check_room(config, model.config, renderer, task)
         own = (Term("reward", reward),) if reward else ()
         rewards = own or load_rewards(config.rewards, unsafe_sandbox=unsafe_sandbox)
         engine, reference = make_engine(model, config.policy), _reference(config, model)
-        return Rollout(engine, model, task, renderer, config, rewards, reference)
+        return Rollout(engine, model, task, renderer, config, rewards, reference, _teacher(config, model))
     first = renderer.sample(task.draw(config.seed, 0))
     learnt = [token for token, weight in zip(first.tokens, first.weights, strict=True) if weight]
     renderer.require_end(learnt[-1], ends, f"task {config.task.name}")
     return Answers(task, renderer, config)
 
 
-def _check_room(config: TrainConfig, model: Transformer, renderer: Renderer, task: Task) -> None:
+def check_room(config: TrainConfig, model: ModelConfig, renderer: Renderer, task: Task) -> None:
     """Refuse answers, and the longest problem of a task that lists them, which leave no room for each other."""
-    longest, asked = model.config.max_position_embeddings, config.policy.max_new_tokens
+    longest, asked = model.max_position_embeddings, config.policy.max_new_tokens
     if asked >= longest:
         raise InputError(
             f"[policy] max_new_tokens is {asked}; the model has max_position_embeddings {longest}, for prompt and "
@@ -75,6 +79,30 @@ def _reference(config: TrainConfig, model: Transformer) -> Reference | None:
     if not config.policy.kl_weight:
         return None
     return Reference(model, Path(config.output), config.policy.reference_every)
+
+
+def _teacher(config: TrainConfig, model: Transformer) -> Transformer | None:
+    """The model that distillation learns from.
+
+    Raises:
+        InputError: its tokens are not the student's, or it cannot read as far.
+    """
+    if not config.policy.teacher:
+        return None
+    path = hub.resolve(config.policy.teacher)
+    teacher = load(path).requires_grad_(False).to(config.device)
+    own, longest = Tokenizer.from_folder(Path(config.output)), model.config.max_position_embeddings
+    if open_tokenizer(path).to_json() != own.to_json():
+        raise InputError(
+            f"[policy] teacher {config.policy.teacher} has another tokenizer than {config.model}; on-policy "
+            "distillation compares token by token. Distil its traces instead: method = 'sample', then 'sft'"
+        )
+    if teacher.config.max_position_embeddings < longest:
+        raise InputError(
+            f"[policy] teacher {config.policy.teacher} has max_position_embeddings "
+            f"{teacher.config.max_position_embeddings}, the student {longest}; choose a teacher that reads as far"
+        )
+    return teacher
 
 
 def _pretraining(config: TrainConfig, model: Transformer) -> Pretraining:

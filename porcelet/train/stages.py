@@ -21,16 +21,20 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from porcelet.config import TrainConfig, parse_settings
 from porcelet.errors import InputError
 from porcelet.train import checkpoint
+from porcelet.train.collect import collect, is_collected
 from porcelet.train.evaluate import evaluate_folder, save_evaluation
 from porcelet.train.loop import train
 from porcelet.train.pause import Paused
+from porcelet.train.plots import require_packages
 from porcelet.train.recipe import TABLES, combine, read_tables, tables_of
+from porcelet.train.report import write_report
 from porcelet.train.schedule import check_room
 from porcelet.train.types import Metrics
 
@@ -73,12 +77,17 @@ def _read(path: Path, overrides: Sequence[str]) -> list[Stage]:
         if "model" not in own and (stages or names_a_model):  # it goes on from a model that exists
             shared.pop("model", None)
         if "model" not in own and stages:
-            shared["train"] = {**shared.get("train", {}), "model": stages[-1].config.output}
+            shared["train"] = {**shared.get("train", {}), "model": _model_after(stages[-1])}
         config, fields = combine((shared, str(path)), (own, f"{path} [[stage]] {name}"), (words, "command line"))
         config = _found(config, stages, path)
         output = Path(config.output, f"{len(stages) + 1:02}-{name}")
         stages.append(Stage(name, dataclasses.replace(config, output=str(output)), fields))
     return stages
+
+
+def _model_after(stage: Stage) -> str:
+    """The model that there is after a stage: its own, or the one it drew from."""
+    return stage.config.model if stage.config.method == "sample" else stage.config.output
 
 
 def _found(config: TrainConfig, stages: Sequence[Stage], path: Path) -> TrainConfig:
@@ -94,7 +103,8 @@ def _found(config: TrainConfig, stages: Sequence[Stage], path: Path) -> TrainCon
         return outputs[name] + slash + rest
 
     data = dataclasses.replace(config.data, conversations=tuple(map(found, config.data.conversations)))
-    return dataclasses.replace(config, model=found(config.model), data=data)
+    policy = dataclasses.replace(config.policy, teacher=found(config.policy.teacher))
+    return dataclasses.replace(config, model=found(config.model), data=data, policy=policy)
 
 
 def run_stages(
@@ -106,12 +116,15 @@ def run_stages(
     unsafe_sandbox: bool = False,
 ) -> Path:
     """Run the stages that are not finished; the last one's model. `watched` opens the report of one stage;
-    `unsafe_sandbox` lets rewards run code without a sandbox.
+    `unsafe_sandbox` lets rewards run code without a sandbox. With `[log] report` a page about all that is finished is
+    written after each.
 
-    Raises what `train` raises.
+    Raises what `train` raises, and MissingExtraError before the first step where the page cannot be drawn.
     """
     end, num_run = time.monotonic() + 60 * minutes, 0
-    for stage in stages:
+    if any(stage.config.log.report for stage in stages):
+        require_packages()
+    for i, stage in enumerate(stages, 1):
         if resume and is_finished(stage):
             _evaluate(stage, unsafe_sandbox)
             continue
@@ -119,10 +132,13 @@ def run_stages(
         if num_run and not left:
             raise Paused(f"time is over before stage {stage.name}; continue with --resume", asked=True)
         with watched(stage) as report:
-            own = stage.config, stage.model_fields
-            train(*own, report, resume=resume, minutes=left, unsafe_sandbox=unsafe_sandbox)
+            run = collect if stage.config.method == "sample" else partial(train, model_fields=stage.model_fields)
+            run(stage.config, report=report, resume=resume, minutes=left, unsafe_sandbox=unsafe_sandbox)
         _evaluate(stage, unsafe_sandbox)
+        _report(stages[:i])
         num_run += 1
+    if not num_run:  # it was killed before its last page, or a page is wanted only now
+        _report(stages)
     return Path(stages[-1].config.output)
 
 
@@ -132,6 +148,8 @@ def is_finished(stage: Stage) -> bool:
     Raises:
         InputError: it was run by another recipe.
     """
+    if stage.config.method == "sample":
+        return is_collected(stage.config)
     output = Path(stage.config.output)
     found = checkpoint.newest(output)
     if not found:
@@ -145,8 +163,21 @@ def _evaluate(stage: Stage, unsafe_sandbox: bool) -> None:
     """Measure a finished stage's model, once."""
     folder, config = Path(stage.config.output), stage.config
     path = folder / "evaluation.json"
-    if config.evaluate.num_problems and not path.exists():
+    if config.evaluate.num_problems and config.method != "sample" and not path.exists():
         save_evaluation(evaluate_folder(folder, config, unsafe_sandbox=unsafe_sandbox), path)
+
+
+def report_path(stage: Stage) -> Path:
+    """Where the page about a recipe's stages is written."""
+    output = Path(stage.config.output)
+    return (output.parent if stage.name else output) / "report.html"
+
+
+def _report(finished: Sequence[Stage]) -> None:
+    """Write the page about the stages up to the last of these, if that one's recipe wants it."""
+    path, language = report_path(finished[-1]), finished[-1].config.log.report
+    if language:
+        write_report([Path(stage.config.output) for stage in finished], path, language, path.resolve().parent.name)
 
 
 def _names(listed: Any, path: Path) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from porcelet.types import Sample
 
-ROLLOUTS = ("grpo",)  # methods whose samples are drawn from the model; they are journalled
+ROLLOUTS = ("grpo", "distill")  # methods whose samples are drawn from the model; they are journalled
 
 Metrics = dict[str, float]
 Source = Callable[[int], tuple[list[Sample], Metrics]]  # step → its samples, and what is to log about them

@@ -11,12 +11,12 @@ from porcelet.cli.train import summary
 from porcelet.train.sandbox import require_sandbox
 from tests.train.test_stages import recipe
 
-SETTINGS = ("task.max_number=4", "reinforce.samples_per_step=8")
+SETTINGS = ("task.max_number=4", "reinforce.samples_per_step=8", "again.log.report=en")
 
 
 def test_run_pauses_by_the_minute_and_resumes(tmp_path: Path) -> None:
     """Exit code 0 with the way to continue on standard error; then lines with the stage's name, as there is no
-    terminal, and what the model can do."""
+    terminal, what the model can do, and where its report is."""
     path = str(recipe(tmp_path / "run"))
     paused = CliRunner().invoke(app, ["train", path, *SETTINGS, "--minutes", "0.0001"])
     assert paused.exit_code == 0, paused.output
@@ -27,6 +27,7 @@ def test_run_pauses_by_the_minute_and_resumes(tmp_path: Path) -> None:
     for line in ("start 2/3  loss", "start 3/3  loss", "reinforce 2/2  reward", "again 3/3  loss"):
         assert any(shown.startswith(line) for shown in done.stderr.splitlines()), done.stderr
     assert "held-out sums answered exactly" in done.stdout and "03-again" in done.stdout
+    assert f"report: {tmp_path / 'run' / 'report.html'}" in done.stdout
     lines = (tmp_path / "run" / "01-start" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3]
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,39 @@ def test_groups_without_a_signal_are_replaced_within_bounds(tmp_path: Path) -> N
     assert 0 < after[1]["redrawn"] <= 6 * 8 and after == redrawn(0)
     never = rollout(tmp_path, lambda *_: 1.0, samples_per_step=8, redraws=2)(0)
     assert never[1]["redrawn"] == 4 and never[1]["no_signal"] == 1 and len(never[0]) == 8
+
+
+def test_a_teacher_says_of_each_token_how_much_rather_it_would_have_said_it(tmp_path: Path) -> None:
+    """Advantages are log p_teacher - log p_student, whatever the rewards; the distance is their negative mean, and a
+    student that is its own teacher has nothing to learn."""
+    network, teacher = model(), model(seed=1)
+    draw = rollout(tmp_path, lambda *_: 1.0, network)
+    samples, metrics = dataclasses.replace(draw, teacher=teacher)(0)
+    drawn: list[float] = []
+    for sample in samples:
+        start = sample.num_prompt
+        expected = naive_logprobs(teacher, sample.tokens) - naive_logprobs(network, sample.tokens)
+        assert sample.advantages[start:] == pytest.approx(expected.tolist()[start - 1 :], abs=1e-4)
+        assert not any(sample.advantages[:start])
+        drawn += sample.advantages[start:]
+    assert metrics["distance"] == pytest.approx(-sum(drawn) / len(drawn)) and metrics["reward"] == 1.0
+    own, nothing = dataclasses.replace(draw, teacher=network)(0)
+    assert max(abs(value) for sample in own for value in sample.advantages) < 1e-4 and abs(nothing["distance"]) < 1e-5
+
+
+def test_a_student_comes_nearer_to_its_teacher(tmp_path: Path) -> None:
+    """A few steps of on-policy distillation lower the divergence; another tokenizer is refused."""
+    learnt: dict[str, Any] = {"samples_per_step": 32, "max_number": 4, "learning_rate": 1e-2}
+    teacher = train(config(tmp_path / "teacher", steps=16, **learnt), FIELDS)
+    student = train(config(tmp_path / "student", steps=8, seed=1, **learnt), FIELDS)
+    run = config(tmp_path / "taught", method="distill", model=str(student), teacher=str(teacher), steps=20,
+                 samples_per_step=64, group_size=8, max_new_tokens=3, max_number=4, learning_rate=3e-3)  # fmt: skip
+    distances = [line["distance"] for line in metrics_of(train(run, {}))]
+    assert sum(distances[-5:]) < 0.8 * sum(distances[:5])
+    strange = train(config(tmp_path / "strange", steps=1, chat_format="R1", task="countdown"), FIELDS)
+    policy = dataclasses.replace(run.policy, teacher=str(strange))
+    with pytest.raises(InputError, match="has another tokenizer"):
+        train(dataclasses.replace(run, output=str(tmp_path / "other"), policy=policy), {})
 
 
 def test_overlong_answers_earn_less(tmp_path: Path) -> None:

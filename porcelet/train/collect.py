@@ -1,0 +1,207 @@
+"""Rejection sampling: a model answers problems many times, and right answers are written down as conversations.
+
+    problems → engine.generate, G draws each → judge → the shortest distinct right ones, `keep` a problem
+
+    output/samples/step-12.jsonl   what one step kept: {"question", "answer", "reasoning"} a line
+    output/samples.jsonl           all of it, once the run is at its end: [data] conversations of a fine-tuning run
+
+R1 draws its 600,000 reasoning samples so (2501.12948, section 2.3.3) and teaches small models with them (section 2.4).
+A right answer is one to which the first reward gives 1, and which ended by itself. A step is a function of (seed, step)
+and the model: a run that was killed goes on behind the last step whose file is whole. Left out: filters of the language
+or of the reader's taste, which R1 applies; give them as the first reward.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from porcelet import hub
+from porcelet.config import TrainConfig
+from porcelet.engine.engine import Engine
+from porcelet.errors import InputError
+from porcelet.train import checkpoint
+from porcelet.train.answers import ask
+from porcelet.train.evaluate import is_right
+from porcelet.train.files import write_durably
+from porcelet.train.hashing import hashed
+from porcelet.train.log import open_log
+from porcelet.train.measure import Stopwatch, record_session
+from porcelet.train.pause import Paused, watching
+from porcelet.train.rendering import Renderer
+from porcelet.train.rewards import Answer, Term, judge, load_rewards, summarize
+from porcelet.train.sampler import make_engine
+from porcelet.train.sources import check_room
+from porcelet.train.start import claim, write_text_files
+from porcelet.train.tasks import Problem, Task, load_task
+from porcelet.train.types import Metrics
+from porcelet.types import SamplingParams
+from porcelet.weights.load import load
+
+RESULT = "samples.jsonl"
+
+
+def collect(
+    config: TrainConfig,
+    report: Callable[[Metrics], None] = lambda metrics: None,
+    *,
+    resume: bool = False,
+    minutes: float = math.inf,
+    unsafe_sandbox: bool = False,
+) -> Path:
+    """Run a recipe of method "sample" to its end; the file of what was kept.
+
+    `report` sees each step's metrics, of which `kept` counts the answers written down. `resume`, `minutes` and signals
+    act as in `train`.
+
+    Raises:
+        InputError: the recipe cannot be used, the output holds another run, or no answer at all was right.
+        ModelError: the model cannot be read.
+        CapacityError: the disk is full.
+        Paused: the run is not at its end.
+    """
+    began = time.monotonic()
+    output = Path(config.output)
+    first = _begin(config, output, resume=resume)
+    draw, recipe = _open(config, output, unsafe_sandbox=unsafe_sandbox), checkpoint.recipe_of(config, {})
+    record_session(output, first, config.device)
+    with open_log(config, recipe, first) as sink, watching(60 * minutes, began) as watch:
+        for step in range(first, config.steps):
+            start = time.monotonic()
+            kept, metrics = draw(step)
+            write_durably(_path_of(output, step), "".join(_line(*one) for one in kept))
+            sink.write(metrics)
+            report(metrics)
+            watch.stepped(time.monotonic() - start)
+            if step + 1 < config.steps and (reason := watch.reason()):
+                where = f"what was kept so far is in {output / 'samples'}"
+                raise Paused(
+                    f"{reason}: paused after step {step + 1} of {config.steps}, {where}; continue with --resume",
+                    asked=not watch.signal,
+                )
+    return _join(config, output)
+
+
+def is_collected(config: TrainConfig) -> bool:
+    """Whether a run of this recipe is at its end.
+
+    Raises:
+        InputError: its folder holds a run of another recipe.
+    """
+    output = Path(config.output)
+    _check(config, output)
+    return (output / RESULT).exists()
+
+
+@dataclass(frozen=True)
+class Collector:
+    """One step: what was kept of the answers drawn, and what is to log about all of them."""
+
+    engine: Engine
+    task: Task
+    renderer: Renderer
+    config: TrainConfig
+    rewards: Sequence[Term]
+
+    def __call__(self, step: int) -> tuple[list[tuple[Problem, Answer]], Metrics]:
+        watch, size = Stopwatch(), self.config.policy.group_size
+        count = self.config.samples_per_step // size
+        positions = range(step * count, (step + 1) * count)
+        with watch.phase("draw"):
+            problems = [self.task.draw(self.config.seed, position) for position in positions]
+            groups = ask(self.engine, self.renderer, problems, [self._sampling(position) for position in positions])
+            answers = [answer for group in groups for answer in group]
+            judged = judge(self.rewards, [problem for problem in problems for _ in range(size)], answers)
+        right = [is_right(one.parts[self.rewards[0].name]) for one in judged]
+        kept = [
+            (problem, answer)
+            for i, (problem, group) in enumerate(zip(problems, groups, strict=True))
+            for answer in shortest(group, right[i * size : (i + 1) * size], self.config.policy.keep)
+        ]
+        num_tokens = sum(answer.num_tokens for answer in answers)
+        return kept, {
+            "step": step + 1,
+            **summarize(judged),
+            "right": statistics.fmean(right),
+            "kept": len(kept),
+            "completions/mean_length": num_tokens / len(answers),
+            "completions/clipped_ratio": statistics.fmean(not answer.finished for answer in answers),
+            "tokens": num_tokens,
+            **watch.metrics(num_tokens, self.config.device),
+            "skipped": 0,
+        }
+
+    def _sampling(self, position: int) -> SamplingParams:
+        policy = self.config.policy
+        return SamplingParams(
+            max_tokens=policy.max_new_tokens,
+            temperature=policy.temperature,
+            seed=hashed(self.config.seed, "collect", position),
+            n=policy.group_size,
+        )
+
+
+def shortest(answers: Sequence[Answer], right: Sequence[bool], keep: int) -> list[Answer]:
+    """Of the right answers that ended by themselves the `keep` shortest, no two alike."""
+    whole = {answer.text: answer for answer, good in zip(answers, right, strict=True) if good and answer.finished}
+    return sorted(whole.values(), key=lambda answer: answer.num_tokens)[:keep]
+
+
+def _open(config: TrainConfig, output: Path, *, unsafe_sandbox: bool) -> Collector:
+    """What the recipe draws with."""
+    path = hub.resolve(config.model)
+    write_text_files(path, output)
+    task, renderer, model = load_task(config.task.name, config.task.options), Renderer(output), load(path)
+    check_room(config, model.config, renderer, task)
+    rewards = load_rewards(config.rewards, unsafe_sandbox=unsafe_sandbox)
+    return Collector(make_engine(model, config.policy), task, renderer, config, rewards)
+
+
+def _begin(config: TrainConfig, output: Path, *, resume: bool) -> int:
+    """Make the folder a run of this recipe; how many of its steps are done."""
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    state = output / "collection.json"
+    if state.exists() and not resume:
+        raise InputError(f"output {output} holds a run; continue it with --resume, or choose another")
+    claim(output)
+    _check(config, output)
+    if not state.exists():
+        write_durably(state, json.dumps(checkpoint.recipe_of(config, {}), indent=2))
+    return next(step for step in range(config.steps + 1) if not _path_of(output, step).exists())
+
+
+def _check(config: TrainConfig, output: Path) -> None:
+    """Refuse a folder in which another recipe has been at work."""
+    state = output / "collection.json"
+    if state.exists():
+        saved = json.loads(state.read_text(encoding="utf-8"))
+        checkpoint.check_recipe(saved, checkpoint.recipe_of(config, {}), output)
+
+
+def _join(config: TrainConfig, output: Path) -> Path:
+    """All steps' files as one, in order."""
+    texts = [_path_of(output, step).read_text(encoding="utf-8") for step in range(config.steps)]
+    if not any(texts):
+        raise InputError(
+            f"{output}: not one of {config.steps * config.samples_per_step} answers was right, so there is nothing to "
+            "learn from; draw more, raise [policy] max_new_tokens, or train the model further first"
+        )
+    write_durably(output / RESULT, "".join(texts))
+    return output / RESULT
+
+
+def _path_of(output: Path, step: int) -> Path:
+    return output / "samples" / f"step-{step + 1}.jsonl"
+
+
+def _line(problem: Problem, answer: Answer) -> str:
+    fields = {"question": problem.question, "answer": answer.content, "reasoning": answer.reasoning}
+    return json.dumps({name: text for name, text in fields.items() if text}, ensure_ascii=False) + "\n"

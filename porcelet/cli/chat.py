@@ -58,9 +58,12 @@ def generate(
 
 @sampling_options
 def chat(model: Model = DEFAULT, params: SamplingParams = LIVELY, settings: Settings = None) -> None:
-    """Talk to a model. /new starts over, /exit or Ctrl-D leaves, Ctrl-C stops an answer."""
+    """Talk to a model. /new starts over, /exit or Ctrl-D leaves, Ctrl-C stops an answer.
+
+    porcelet-r1-mini comes with the package: it thinks aloud how to reach a number with others, as in 3 7 12 = 33.
+    """
     text_model = _loader(model, settings)()
-    print(f"{model}: /new starts over, /exit or Ctrl-D leaves, Ctrl-C stops an answer")
+    print(_greeting(model))
     messages: list[Message] = []
     while True:
         try:
@@ -78,6 +81,17 @@ def chat(model: Model = DEFAULT, params: SamplingParams = LIVELY, settings: Sett
             except InputError as problem:  # too long, perhaps; the conversation before it stands
                 print(f"porcelet: {problem}", file=sys.stderr)
                 messages.pop()
+
+
+def _greeting(model: str) -> str:
+    from porcelet import hub
+
+    lines = [f"{model}: /new starts over, /exit or Ctrl-D leaves, Ctrl-C stops an answer"]
+    if examples := hub.examples_of(hub.resolve(model)):
+        lines.append(f"it does one thing: reach a number with others, as in {examples[0]}")
+    if model == DEFAULT:
+        lines.append(f"a small one that thinks aloud, about numbers alone: porcelet chat --model {hub.R1_MINI}")
+    return "\n".join(lines)
 
 
 def beside(batch: Path) -> Path:
@@ -104,6 +118,8 @@ def _loader(model: str, settings: list[str] | None) -> Callable[[], TextModel]:
 
 def _answer(model: TextModel, messages: list[Message], params: SamplingParams) -> str:
     """Print an answer as it comes; the whole of it, or what there was when Ctrl-C stopped it."""
+    if model.format.render(messages, model.tokenizer).opens_reasoning:
+        print("<think>")  # it stands in the prompt, so the model does not say it
     text, count, first = "", 0, time.perf_counter()
     start = first
     stream = model.stream(messages, params)

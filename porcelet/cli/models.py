@@ -50,15 +50,18 @@ def pull(
 
     A proxy comes from HTTPS_PROXY and NO_PROXY, a private certificate authority from SSL_CERT_FILE.
     """
+    from porcelet import hub
+
     with _errors(as_json):
         path = fetch(source, name)
         model = _stored_at(path)
         assert model is not None
-        _print_json(_entry(model)) if as_json else print(f"{model.name} is at {path}")
+        kept = "comes with the package: nothing to fetch, it " if model.name in hub.PACKAGED else ""
+        _print_json(_entry(model)) if as_json else print(f"{model.name} {kept}is at {path}")
 
 
 def list_(as_json: Json = False) -> None:
-    """List the models in the store."""
+    """List the models in the store, and those that come with the package."""
     from porcelet import hub
 
     with _errors(as_json):

@@ -52,7 +52,8 @@ def serve(
     The page is at http://127.0.0.1:8000, the API at http://127.0.0.1:8000/v1, where any key will do. For others, give
     --host and an API key: porcelet keys create NAME.
 
-    The default model is fetched first if it is not in the store.
+    Without --model and --config these are the default model, which is fetched first if it is not in the store and
+    which --set is for, and porcelet-r1-mini, which comes with the package.
     """
     from porcelet.errors import PorceletError
     from porcelet.server.gate.access import Access
@@ -83,6 +84,7 @@ def serve(
 
 
 def _config(models: list[str], file: Path | None, settings: list[str]) -> ServeConfig:
+    from porcelet import hub
     from porcelet.config import (
         EngineConfig,
         ModelEntry,
@@ -101,7 +103,10 @@ def _config(models: list[str], file: Path | None, settings: list[str]) -> ServeC
             raise InputError(f"--model and --config were given; name the models in {file} alone")
         return read_serve_config(file, values)
     entries: dict[str, ModelEntry] = {}
-    for source in models or [DEFAULT]:
+    if not models:
+        # Settings are meant for the default model: half of the memory for its cache is not also the little one's.
+        entries = {DEFAULT: ModelEntry(DEFAULT, engine), hub.R1_MINI: ModelEntry(hub.R1_MINI, EngineConfig(threads=1))}
+    for source in models:
         if _name(source) in entries:
             raise InputError(f"two models would be called {_name(source)!r}; name them in a file, see --config")
         entries[_name(source)] = ModelEntry(source, engine)

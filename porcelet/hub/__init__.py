@@ -10,6 +10,8 @@ this machine. Whatever the source, its files are gathered aside, checked and ren
 lies there is whole. `huggingface_hub` says where its cache is, which token to use and what the cache holds; the bytes
 come through download.py, because the library (2.4) throws a file's received bytes away when its process ends.
 
+A model of the package itself (packaged/) needs no store: it is listed and used beside the others.
+
 store.py the store itself; sources.py from a source's name to a pull; wheel.py, huggingface.py, mirror.py and folder.py
 the four sources; gather.py which files make a model; download.py one file over HTTP, resumed.
 
@@ -18,16 +20,21 @@ Left out: safetensors in subfolders, GGUF files in parts, uploads, signatures, t
 
 from __future__ import annotations
 
+from porcelet.hub.packaged import NAMES as PACKAGED
+from porcelet.hub.packaged import R1_MINI, examples_of
 from porcelet.hub.sources import pull
 from porcelet.hub.store import StoredFile, StoredModel, home, list_models, remove, resolve, verify
 from porcelet.hub.wheel import DEFAULT_MODEL, SOURCES, Source
 
 __all__ = [
     "DEFAULT_MODEL",
+    "PACKAGED",
+    "R1_MINI",
     "SOURCES",
     "Source",
     "StoredFile",
     "StoredModel",
+    "examples_of",
     "home",
     "list_models",
     "pull",

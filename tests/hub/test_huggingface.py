@@ -14,6 +14,7 @@ from huggingface_hub import constants, snapshot_download
 from porcelet import hub
 from porcelet.errors import CapacityError, InputError, ModelError
 from porcelet.hub.sources import default_name
+from tests.hub.conftest import pulled
 from tests.hub.server import COMMIT, Answer, Server, serve
 
 REPOSITORY = "owner/Tiny-Model"
@@ -79,7 +80,7 @@ def test_a_cache_on_another_disk_is_linked_by_name(
     path = hub.pull(SOURCE)
     assert (path / "model.safetensors").is_symlink() and "clearing that cache breaks the model" in caplog.text
     shutil.rmtree(constants.HF_HUB_CACHE)
-    assert hub.list_models() == []
+    assert pulled() == []
     with pytest.raises(
         ModelError, match=rf"a link to .*is gone or cut; run `porcelet pull {SOURCE} --name tiny-model`"
     ):
@@ -108,7 +109,7 @@ def test_a_damaged_cache_is_noticed(repository: Server, store: Path) -> None:
     blob.write_bytes(flipped(blob.read_bytes()))
     with pytest.raises(ModelError, match=r"has SHA-256 .*delete it and pull again"):
         hub.pull(SOURCE)
-    assert hub.list_models() == []
+    assert pulled() == []
 
 
 def test_a_shard_that_breaks_off_is_resumed(repository: Server, tiny: dict[str, bytes]) -> None:
@@ -127,7 +128,7 @@ def test_wrong_bytes_leave_nothing(repository: Server, tiny: dict[str, bytes], m
         patch.setattr(Answer, "entry", lambda self, path, _: promised(self, path, tiny.get(path, b"")))
         with pytest.raises(ModelError, match=r"model\.safetensors has SHA-256 .*pull again"):
             hub.pull(SOURCE)
-    assert hub.list_models() == []
+    assert pulled() == []
     repository.repositories[REPOSITORY]["model.safetensors"] = tiny["model.safetensors"]
     assert (hub.pull(SOURCE) / "model.safetensors").read_bytes() == tiny["model.safetensors"]
 

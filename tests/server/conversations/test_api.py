@@ -98,7 +98,8 @@ def test_session(client: httpx.Client) -> None:
     assert session["user"] == {"name": "local"} and session["login"] is False
     assert session["default_model"] == "tiny"
     (model,) = session["models"]
-    assert model == {"name": "tiny", "context": 16384, "thinking": "always", "loading": None, "failure": None}
+    facts = {"name": "tiny", "context": 16384, "thinking": "always", "examples": []}
+    assert model == facts | {"loading": None, "failure": None}
 
 
 def test_an_answer_with_thinking(chat: Chat) -> None:

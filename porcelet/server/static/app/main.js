@@ -18,6 +18,7 @@ import { createFollower } from "./scroll.js";
 import { createSettings } from "./settings.js";
 import { createShortcuts } from "./shortcuts.js";
 import { createSidebar } from "./sidebar.js";
+import { createWelcome } from "./welcome.js";
 
 placeIcons();
 translate(document);
@@ -53,6 +54,10 @@ const conversation = createConversation({
 });
 const composer = createComposer({ onSend: conversation.send, onStop: conversation.stop, onChange: showGauge });
 const list = createList({ onMenu: openOptions, onProblem: showProblem, onChange: compare });
+const welcome = createWelcome((question) => {
+  composer.write(question);
+  byId("prompt").focus();
+});
 composer.restore();
 const settings = createSettings({ onDeleted: deleted });
 
@@ -63,6 +68,7 @@ function showGauge() {
 function showModel() {
   showGauge();
   showLoad(choice.model());
+  welcome.offer(choice.model().examples);
   composer.ready(choice.model().context !== null);
 }
 
@@ -191,12 +197,6 @@ byId("export-all").addEventListener("click", () => download(api.exportAllAddress
 byId("conversation-menu").addEventListener("click", ({ currentTarget }) => {
   openOptions(conversation.about(), currentTarget);
 });
-for (const suggestion of document.querySelectorAll("#suggestions button")) {
-  suggestion.addEventListener("click", () => {
-    composer.write(suggestion.textContent);
-    byId("prompt").focus();
-  });
-}
 byId("skip").addEventListener("click", () => byId("prompt").focus());
 addEventListener("hashchange", visit);
 if ("serviceWorker" in navigator) navigator.serviceWorker.register("/worker.js").catch(console.warn);

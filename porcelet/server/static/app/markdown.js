@@ -12,6 +12,7 @@ import { sanitized } from "./sanitize.js";
 const md = markdownIt({ html: false, linkify: true, breaks: false }).use(math);
 md.linkify.set({ fuzzyLink: false, fuzzyEmail: false });
 md.validateLink = (address) => /^(https?:|mailto:)/i.test(address.trim());
+md.inline.ruler.before("emphasis", "product", product);
 md.renderer.rules.image = (tokens, i) => { // shown as a link: the page loads nothing from elsewhere
   const alt = md.utils.escapeHtml(tokens[i].content || tokens[i].attrGet("src"));
   return `<a class="image" href="${md.utils.escapeHtml(tokens[i].attrGet("src"))}">${alt}</a>`;
@@ -67,6 +68,14 @@ export function createMarkdown(element) {
   }
 
   return { write };
+}
+
+/** An inline rule: the signs of 2*3*(4+1) multiply and emphasise nothing. */
+function product(state, silent) {
+  if (!/^[\d)]\*[\d(]$/.test(state.src.slice(state.pos - 1, state.pos + 2))) return false;
+  if (!silent) state.pending += "*";
+  state.pos++;
+  return true;
 }
 
 const firstLine = (block) => block[0].map[0];

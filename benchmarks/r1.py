@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.harness import RESULTS, processor_times, report, stolen_share
-from porcelet.config import TrainConfig
+from porcelet.config import LogConfig, TrainConfig
 from porcelet.train.estimate import Estimate, difference, estimate
 from porcelet.train.evaluate import Evaluation, read_evaluation
 from porcelet.train.stages import Stage, read_stages, run_stages
@@ -78,7 +78,8 @@ def measure(folder: Path, seed: int) -> dict[str, Way]:
 
 def run(*stages: Stage) -> None:
     """Run what is not finished yet."""
-    run_stages(stages, lambda stage: nullcontext(lambda metrics: None), resume=True)
+    quiet = [stage._replace(config=dataclasses.replace(stage.config, log=LogConfig())) for stage in stages]
+    run_stages(quiet, lambda stage: nullcontext(lambda metrics: None), resume=True)
 
 
 def _tuned(cold: Stage, reason: Stage, output: Path, steps: int) -> Stage:

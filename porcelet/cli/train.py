@@ -51,8 +51,11 @@ def train(
             raise
         print(f"porcelet: {pause}", file=sys.stderr)
         return
-    print(f"model: {output}   metrics: {output / 'metrics.jsonl'}")
     config = stages[-1].config
+    if config.method == "sample":
+        print(f"samples: {output / 'samples.jsonl'}   metrics: {output / 'metrics.jsonl'}")
+        return
+    print(f"model: {output}   metrics: {output / 'metrics.jsonl'}")
     if config.log.report:
         print(f"report: {report_path(stages[-1])}")
     if config.lora.rank:

@@ -22,6 +22,7 @@ from porcelet.config.settings import (
     parse_settings,
 )
 from porcelet.config.training import (
+    DRAWING,
     DataConfig,
     EvaluateConfig,
     LogConfig,
@@ -35,6 +36,7 @@ from porcelet.config.training import (
 
 __all__ = [
     "ARCHITECTURES",
+    "DRAWING",
     "PAGE_SIZE",
     "REPLAYED_TOKENS",
     "Alias",

@@ -33,12 +33,13 @@ from porcelet.train.evaluate import is_right
 from porcelet.train.files import write_durably
 from porcelet.train.hashing import hashed
 from porcelet.train.log import open_log
+from porcelet.train.loop import check_device
 from porcelet.train.measure import Stopwatch, record_session
 from porcelet.train.pause import Paused, watching
 from porcelet.train.rendering import Renderer
 from porcelet.train.rewards import Answer, Term, judge, rewards_of, summarize
 from porcelet.train.sampler import make_engine
-from porcelet.train.sources import check_room
+from porcelet.train.sources import check_data, check_room
 from porcelet.train.start import claim, write_text_files
 from porcelet.train.tasks import Problem, Task, load_task
 from porcelet.train.types import Metrics
@@ -76,8 +77,9 @@ def collect(
         for step in range(first, config.steps):
             start = time.monotonic()
             kept, metrics = draw(step)
-            write_durably(_path_of(output, step), "".join(_line(*one) for one in kept))
             sink.write(metrics)
+            sink.flush()  # the step's file says that the step is done, so all else of it comes before
+            write_durably(_path_of(output, step), "".join(_line(*one) for one in kept))
             report(metrics)
             watch.stepped(time.monotonic() - start)
             if step + 1 < config.steps and (reason := watch.reason()):
@@ -156,6 +158,8 @@ def shortest(answers: Sequence[Answer], right: Sequence[bool], keep: int) -> lis
 
 def _open(config: TrainConfig, output: Path, *, unsafe_sandbox: bool) -> Collector:
     """What the recipe draws with."""
+    check_data(config)
+    check_device(config)
     path = hub.resolve(config.model)
     write_text_files(path, output)
     task, renderer, model = load_task(config.task.name, config.task.options), Renderer(output), load(path)

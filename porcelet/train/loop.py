@@ -22,7 +22,7 @@ from typing import Any
 import torch
 import torch.utils.deterministic
 
-from porcelet.config import TrainConfig
+from porcelet.config import DRAWING, TrainConfig
 from porcelet.errors import InputError, PorceletError
 from porcelet.kernels.cpu import keep_freed_memory
 from porcelet.train import checkpoint, journal, lora
@@ -109,7 +109,7 @@ def begin(
         raise InputError(f"output {output} holds a run ({found.name}); continue it with --resume, or choose another")
     header = checkpoint.read_header(found, recipe) if found else None
     _set_threads(config, header)
-    _check_device(config)
+    check_device(config)
     model = start_model(config, model_fields, output).to(config.device)
     optimizer = make_optimizer(model, config.optimizer)
     spikes = SpikeRule(config.spike_window, config.spike_deviations)
@@ -147,12 +147,17 @@ def _set_threads(config: TrainConfig, header: checkpoint.Header | None) -> None:
         )
 
 
-def _check_device(config: TrainConfig) -> None:
+def check_device(config: TrainConfig) -> None:
+    """Refuse a device that is not there, or on which the method cannot run.
+
+    Raises:
+        InputError: names the device.
+    """
     if config.device == "cpu":
         return
     if not torch.cuda.is_available():
         raise InputError("device is cuda, and torch sees no GPU; choose device=cpu")
-    if config.method in ROLLOUTS:
+    if config.method in DRAWING:
         raise InputError(
             f"device is cuda, and the engine that draws for {config.method} runs on cpu; choose device=cpu"
         )

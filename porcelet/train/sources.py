@@ -42,9 +42,7 @@ def make_source(
     ends = model.config.eos_token_ids
     if not ends:
         raise ModelError(f"model {config.model} names no eos_token_id; an answer could not end")
-    for name, method in (("conversations", "sft"), ("corpus", "pretrain")):
-        if getattr(config.data, name) and config.method != method:
-            raise InputError(f"[data] {name} is for method = {method!r}; this is {config.method!r}")
+    check_data(config)
     if config.data.conversations:
         return read_conversations(config, model.config, renderer)
     if config.data.corpus:
@@ -60,6 +58,17 @@ def make_source(
     learnt = [token for token, weight in zip(first.tokens, first.weights, strict=True) if weight]
     renderer.require_end(learnt[-1], ends, f"task {config.task.name}")
     return Answers(task, renderer, config)
+
+
+def check_data(config: TrainConfig) -> None:
+    """Refuse texts that the method would not read.
+
+    Raises:
+        InputError: names them and the method that does.
+    """
+    for name, method in (("conversations", "sft"), ("corpus", "pretrain")):
+        if getattr(config.data, name) and config.method != method:
+            raise InputError(f"[data] {name} is for method = {method!r}; this is {config.method!r}")
 
 
 def check_room(config: TrainConfig, model: ModelConfig, renderer: Renderer, task: Task) -> None:

@@ -95,6 +95,14 @@ def test_another_recipe_or_model_is_not_mixed_in(tmp_path: Path, adder: Path) ->
         collect(recipe, resume=True)
 
 
+def test_texts_and_gpus_are_not_for_sampling(tmp_path: Path, adder: Path) -> None:
+    """Both are refused before anything is drawn."""
+    with pytest.raises(InputError, match="conversations is for method = 'sft'; this is 'sample'"):
+        collect(sampling(adder, tmp_path / "texts", conversations=("x.jsonl",), max_number=4))
+    with pytest.raises(InputError, match="device is cuda"):
+        collect(sampling(adder, tmp_path / "gpu", device="cuda"))
+
+
 def test_nothing_right_is_an_error_and_not_an_empty_file(tmp_path: Path) -> None:
     """An untrained model's answers to large sums are all wrong; the remedy is named."""
     untrained = train(config(tmp_path / "model", steps=1), FIELDS)
@@ -110,6 +118,9 @@ def test_nothing_right_is_an_error_and_not_an_empty_file(tmp_path: Path) -> None
         ({"samples_per_step": 12}, "samples_per_step 12 is not a multiple of group_size 8"),
         ({"teacher": "x"}, "distillation needs one, and nothing else does"),
         ({"keep": 0}, "keep is 0"),
+        ({"rank": 2}, "trains nothing; leave .lora. out"),
+        ({"redraws": 1}, "redraws needs rewards to learn from"),
+        ({"method": "distill", "teacher": "x", "overlong_buffer": 1}, "overlong_buffer needs rewards"),
     ],
 )
 def test_impossible_settings_are_named(tmp_path: Path, changes: dict[str, Any], named: str) -> None:

@@ -337,9 +337,7 @@ class TrainConfig:
             raise InputError("method is 'sample', which trains nothing; leave [lora] out, or merge the adapter first")
         idle = [name for name in ("redraws", "overlong_buffer") if getattr(self.policy, name)]
         if self.method in ("distill", "sample") and idle:
-            raise InputError(
-                f"[policy] {idle[0]} is about rewards that are learnt from; method {self.method!r} does not"
-            )
+            raise InputError(f"[policy] {idle[0]} needs rewards to learn from; method {self.method!r} has none")
         if self.lora.rank and not self.model:
             raise InputError("[lora] adapts a model that exists; name one with [train] model")
         if self.lora.rank and self.dtype != "float32":

@@ -69,6 +69,8 @@ def collect(
         Paused: the run is not at its end.
     """
     began = time.monotonic()
+    check_data(config)
+    check_device(config)
     output = Path(config.output)
     first = _begin(config, output, resume=resume)
     draw, recipe = _open(config, output, unsafe_sandbox=unsafe_sandbox), checkpoint.recipe_of(config, {})
@@ -158,8 +160,6 @@ def shortest(answers: Sequence[Answer], right: Sequence[bool], keep: int) -> lis
 
 def _open(config: TrainConfig, output: Path, *, unsafe_sandbox: bool) -> Collector:
     """What the recipe draws with."""
-    check_data(config)
-    check_device(config)
     path = hub.resolve(config.model)
     write_text_files(path, output)
     task, renderer, model = load_task(config.task.name, config.task.options), Renderer(output), load(path)

@@ -52,12 +52,12 @@ def train(
         print(f"porcelet: {pause}", file=sys.stderr)
         return
     config = stages[-1].config
-    if config.method == "sample":
-        print(f"samples: {output / 'samples.jsonl'}   metrics: {output / 'metrics.jsonl'}")
-        return
-    print(f"model: {output}   metrics: {output / 'metrics.jsonl'}")
+    made = f"samples: {output / 'samples.jsonl'}" if config.method == "sample" else f"model: {output}"
+    print(f"{made}   metrics: {output / 'metrics.jsonl'}")
     if config.log.report:
         print(f"report: {report_path(stages[-1])}")
+    if config.method == "sample":
+        return
     if config.lora.rank:
         print(f"adapter: {output / 'adapter'}")
     if config.lora.rank and not config.lora.merge:

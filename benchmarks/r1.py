@@ -2,11 +2,12 @@
 
     python -m benchmarks.r1 FOLDER [--seeds 0 1 2] [--append]
 
-From each seed's cold start of recipes/r1_countdown.toml three ways go on, each for as many seconds as the recipe's
+From each seed's cold start of recipes/r1_countdown.toml four ways go on, each for as many seconds as the recipe's
 reinforcement takes:
 
     reinforcement   the recipe's own second stage
-    more SFT        fresh worked solutions of the cold start's kind, its learning rate risen and fallen again
+    more SFT        the cold start's worked solutions again, its learning rate risen and fallen again
+    fresh SFT       the same with worked solutions without end: what reinforcement stands in for where there are few
     rejection       half of the time right answers are drawn and kept, half of it they are learnt
 
 All are measured with the same held-out problems; differences are paired by problem, and their 95 % intervals come from
@@ -30,7 +31,7 @@ from porcelet.train.evaluate import Evaluation, read_evaluation
 from porcelet.train.stages import Stage, read_stages, run_stages
 
 RECIPE = RESULTS.parent.parent / "recipes" / "r1_countdown.toml"
-WAYS = ("reinforcement", "more SFT", "rejection")
+WAYS = ("reinforcement", "more SFT", "fresh SFT", "rejection")
 
 
 class Way(NamedTuple):
@@ -61,7 +62,10 @@ def measure(folder: Path, seed: int) -> dict[str, Way]:
     run(cold, reason)
     seconds, per_step = _seconds(reason.config), _seconds(cold.config) / cold.config.steps
     more = _tuned(cold, reason, folder / "more", round(seconds / per_step))
-    run(more)
+    task = dataclasses.replace(cold.config.task, options={**cold.config.task.options, "num_training": 0})
+    fresh = _tuned(cold, reason, folder / "fresh", round(seconds / per_step))
+    fresh = fresh._replace(config=dataclasses.replace(fresh.config, task=task))
+    run(more, fresh)
     drawn = _sampled(reason, folder / "drawn", 0.5 * seconds)
     run(drawn)
     learnt = _tuned(cold, reason, folder / "learnt", round(0.5 * seconds / per_step))
@@ -72,6 +76,7 @@ def measure(folder: Path, seed: int) -> dict[str, Way]:
         "cold start": _way(cold),
         "reinforcement": _way(reason),
         "more SFT": _way(more),
+        "fresh SFT": _way(fresh),
         "rejection": _way(learnt, also=drawn),
     }
 
@@ -83,8 +88,9 @@ def run(*stages: Stage) -> None:
 
 
 def _tuned(cold: Stage, reason: Stage, output: Path, steps: int) -> Stage:
-    """The cold start's training, gone on with from its model."""
-    config = dataclasses.replace(cold.config, model=cold.config.output, output=str(output), steps=steps)
+    """The cold start's training, gone on with from its model, in another order."""
+    again = {"model": cold.config.output, "output": str(output), "steps": steps, "seed": cold.config.seed + 1000}
+    config = dataclasses.replace(cold.config, **again)
     return Stage(output.name, dataclasses.replace(config, evaluate=reason.config.evaluate), {})
 
 

@@ -333,10 +333,10 @@ class TrainConfig:
             )
         if self.method == "sample" and not self.model:
             raise InputError("method is 'sample', which draws from a model that exists; name one with [train] model")
-        if self.method == "sample" and self.lora.rank:
-            raise InputError("method is 'sample', which trains nothing; leave [lora] out, or merge the adapter first")
+        if self.method == "sample" and (self.lora.rank or self.dtype != "float32" or self.context_extension != 1):
+            raise InputError("method is 'sample', which trains nothing; leave [lora], dtype and context_extension out")
         idle = [name for name in ("redraws", "overlong_buffer") if getattr(self.policy, name)]
-        if self.method in ("distill", "sample") and idle:
+        if self.method == "distill" and idle:
             raise InputError(f"[policy] {idle[0]} needs rewards to learn from; method {self.method!r} has none")
         if self.lora.rank and not self.model:
             raise InputError("[lora] adapts a model that exists; name one with [train] model")
@@ -348,7 +348,7 @@ class TrainConfig:
         if self.samples_per_step % size:
             raise InputError(f"samples_per_step {self.samples_per_step} is not a multiple of group_size {size}")
         num_groups = self.samples_per_step // size
-        if self.policy.minibatches > num_groups:
+        if self.method != "sample" and self.policy.minibatches > num_groups:
             raise InputError(f"minibatches is {self.policy.minibatches}; a step has {num_groups} groups to cut")
 
 

@@ -2,13 +2,12 @@
 
     problems → engine.generate, G draws each → judge → the shortest distinct right ones, `keep` a problem
 
-    output/samples/step-12.jsonl   what one step kept: {"question", "answer", "reasoning"} a line
-    output/samples.jsonl           all of it, once the run is at its end: [data] conversations of a fine-tuning run
-
 R1 draws its 600,000 reasoning samples so (2501.12948, section 2.3.3) and teaches small models with them (section 2.4).
-A right answer is one to which the first reward gives 1, and which ended by itself. A step is a function of (seed, step)
-and the model: a run that was killed goes on behind the last step whose file is whole. Left out: filters of the language
-or of the reader's taste, which R1 applies; give them as the first reward.
+A right answer is one to which the first reward gives 1. It is a lesson if it ended by itself and says something, behind
+a thought where every prompt begins one. A step is a function of (seed, step) and the model, on as many threads: a run
+that was killed goes on behind the last step whose file is whole (kept.py). Left out: filters of the language or of the
+reader's taste, which R1 applies; give them as the first reward. Of [policy], only what says how answers are drawn, and
+`keep`, has a meaning here.
 """
 
 from __future__ import annotations
@@ -17,9 +16,11 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -27,13 +28,13 @@ from porcelet import hub
 from porcelet.config import TrainConfig
 from porcelet.engine.engine import Engine
 from porcelet.errors import InputError
-from porcelet.train import checkpoint
+from porcelet.train import checkpoint, kept
 from porcelet.train.answers import ask
 from porcelet.train.evaluate import is_right
 from porcelet.train.files import write_durably
 from porcelet.train.hashing import hashed
 from porcelet.train.log import open_log
-from porcelet.train.loop import check_device
+from porcelet.train.loop import check_device, set_threads
 from porcelet.train.measure import Stopwatch, record_session
 from porcelet.train.pause import Paused, watching
 from porcelet.train.rendering import Renderer
@@ -45,8 +46,6 @@ from porcelet.train.tasks import Problem, Task, load_task
 from porcelet.train.types import Metrics
 from porcelet.types import SamplingParams
 from porcelet.weights.load import load
-
-RESULT = "samples.jsonl"
 
 
 def collect(
@@ -71,26 +70,37 @@ def collect(
     began = time.monotonic()
     check_data(config)
     check_device(config)
-    output = Path(config.output)
-    first = _begin(config, output, resume=resume)
-    draw, recipe = _open(config, output, unsafe_sandbox=unsafe_sandbox), checkpoint.recipe_of(config, {})
+    output, recipe = Path(config.output), checkpoint.recipe_of(config, {})
+    state = _found(config, output, recipe, resume=resume)
+    set_threads(config, state)
+    claim(output)
+    draw = _open(config, output, unsafe_sandbox=unsafe_sandbox)
+    if state is None:  # only now, as nothing that could be wrong with the recipe is left
+        kept.write_state(output, checkpoint.Header(0, recipe, {}, torch.get_num_threads(), torch.__version__))
+    first = kept.num_done(output, config.steps)
     record_session(output, first, config.device)
     with open_log(config, recipe, first) as sink, watching(60 * minutes, began) as watch:
         for step in range(first, config.steps):
             start = time.monotonic()
-            kept, metrics = draw(step)
+            lessons, metrics = draw(step)
             sink.write(metrics)
             sink.flush()  # the step's file says that the step is done, so all else of it comes before
-            write_durably(_path_of(output, step), "".join(_line(*one) for one in kept))
+            write_durably(kept.path_of(output, step), "".join(_line(*one) for one in lessons))
             report(metrics)
             watch.stepped(time.monotonic() - start)
             if step + 1 < config.steps and (reason := watch.reason()):
-                where = f"what was kept so far is in {output / 'samples'}"
+                where = f"what was kept so far is in {output / kept.FOLDER}"
                 raise Paused(
                     f"{reason}: paused after step {step + 1} of {config.steps}, {where}; continue with --resume",
                     asked=not watch.signal,
                 )
-    return _join(config, output)
+    found = kept.join(output, config.steps)
+    if found is None:
+        raise InputError(
+            f"{output}: not one of {config.steps * config.samples_per_step} answers was right, so there is nothing to "
+            f"learn from; delete {output}, then draw more, raise [policy] max_new_tokens, or train the model further"
+        )
+    return found
 
 
 def is_collected(config: TrainConfig) -> bool:
@@ -100,8 +110,7 @@ def is_collected(config: TrainConfig) -> bool:
         InputError: its folder holds a run of another recipe.
     """
     output = Path(config.output)
-    _check(config, output)
-    return (output / RESULT).exists()
+    return kept.read_state(output, checkpoint.recipe_of(config, {})) is not None and (output / kept.RESULT).exists()
 
 
 @dataclass(frozen=True)
@@ -124,23 +133,29 @@ class Collector:
             answers = [answer for group in groups for answer in group]
             judged = judge(self.rewards, [problem for problem in problems for _ in range(size)], answers)
         right = [is_right(one.parts[self.rewards[0].name]) for one in judged]
-        kept = [
+        good = [verdict and self.is_lesson(answer) for answer, verdict in zip(answers, right, strict=True)]
+        lessons = [
             (problem, answer)
             for i, (problem, group) in enumerate(zip(problems, groups, strict=True))
-            for answer in shortest(group, right[i * size : (i + 1) * size], self.config.policy.keep)
+            for answer in shortest([*compress(group, good[i * size :])], self.config.policy.keep)
         ]
         num_tokens = sum(answer.num_tokens for answer in answers)
-        return kept, {
+        return lessons, {
             "step": step + 1,
             **summarize(judged),
             "right": statistics.fmean(right),
-            "kept": len(kept),
+            "kept": len(lessons),
             "completions/mean_length": num_tokens / len(answers),
             "completions/clipped_ratio": statistics.fmean(not answer.finished for answer in answers),
             "tokens": num_tokens,
             **watch.metrics(num_tokens, self.config.device),
             "skipped": 0,
         }
+
+    def is_lesson(self, answer: Answer) -> bool:
+        """Whether a conversation can be made of it that begins as this model's prompts do."""
+        thought = bool(answer.reasoning.strip()) or not self.renderer.opens_reasoning
+        return answer.finished and thought and bool(answer.content.strip())
 
     def _sampling(self, position: int) -> SamplingParams:
         policy = self.config.policy
@@ -152,10 +167,10 @@ class Collector:
         )
 
 
-def shortest(answers: Sequence[Answer], right: Sequence[bool], keep: int) -> list[Answer]:
-    """Of the right answers that ended by themselves the `keep` shortest, no two alike."""
-    whole = {answer.text: answer for answer, good in zip(answers, right, strict=True) if good and answer.finished}
-    return sorted(whole.values(), key=lambda answer: answer.num_tokens)[:keep]
+def shortest(answers: Sequence[Answer], keep: int) -> list[Answer]:
+    """The `keep` shortest, no two alike."""
+    different = {answer.text: answer for answer in answers}
+    return sorted(different.values(), key=lambda answer: answer.num_tokens)[:keep]
 
 
 def _open(config: TrainConfig, output: Path, *, unsafe_sandbox: bool) -> Collector:
@@ -168,42 +183,15 @@ def _open(config: TrainConfig, output: Path, *, unsafe_sandbox: bool) -> Collect
     return Collector(make_engine(model, config.policy), task, renderer, config, rewards)
 
 
-def _begin(config: TrainConfig, output: Path, *, resume: bool) -> int:
-    """Make the folder a run of this recipe; how many of its steps are done."""
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    state = output / "collection.json"
-    if state.exists() and not resume:
+def _found(config: TrainConfig, output: Path, recipe: Mapping[str, Any], *, resume: bool) -> checkpoint.Header | None:
+    """The state to go on from, if there is one; nothing is written before all that is refused has been."""
+    if checkpoint.newest(output):
+        raise InputError(f"output {output} holds a run that trains a model; choose another output")
+    if Path(config.model).resolve() == output.resolve():
+        raise InputError(f"output {config.output} is the model to draw from; choose another output")
+    if kept.holds_samples(output) and not resume:
         raise InputError(f"output {output} holds a run; continue it with --resume, or choose another")
-    claim(output)
-    _check(config, output)
-    if not state.exists():
-        write_durably(state, json.dumps(checkpoint.recipe_of(config, {}), indent=2))
-    return next(step for step in range(config.steps + 1) if not _path_of(output, step).exists())
-
-
-def _check(config: TrainConfig, output: Path) -> None:
-    """Refuse a folder in which another recipe has been at work."""
-    state = output / "collection.json"
-    if state.exists():
-        saved = json.loads(state.read_text(encoding="utf-8"))
-        checkpoint.check_recipe(saved, checkpoint.recipe_of(config, {}), output)
-
-
-def _join(config: TrainConfig, output: Path) -> Path:
-    """All steps' files as one, in order."""
-    texts = [_path_of(output, step).read_text(encoding="utf-8") for step in range(config.steps)]
-    if not any(texts):
-        raise InputError(
-            f"{output}: not one of {config.steps * config.samples_per_step} answers was right, so there is nothing to "
-            "learn from; draw more, raise [policy] max_new_tokens, or train the model further first"
-        )
-    write_durably(output / RESULT, "".join(texts))
-    return output / RESULT
-
-
-def _path_of(output: Path, step: int) -> Path:
-    return output / "samples" / f"step-{step + 1}.jsonl"
+    return kept.read_state(output, recipe)
 
 
 def _line(problem: Problem, answer: Answer) -> str:

@@ -17,8 +17,10 @@ from pathlib import Path
 
 from porcelet.config import EngineConfig, EvaluateConfig, TrainConfig
 from porcelet.engine.engine import Engine
+from porcelet.errors import ModelError
 from porcelet.train.answers import ask
 from porcelet.train.estimate import Estimate, estimate, pass_at_k
+from porcelet.train.files import write_durably
 from porcelet.train.hashing import hashed
 from porcelet.train.rendering import Renderer
 from porcelet.train.rewards import Answer, Term, judge, rewards_of
@@ -148,13 +150,20 @@ def summarize(groups: Sequence[Sequence[Attempt]], temperature: float) -> Evalua
 
 def save_evaluation(evaluation: Evaluation, path: Path) -> None:
     """Write it as JSON."""
-    path.write_text(json.dumps(dataclasses.asdict(evaluation), ensure_ascii=False, indent=1), encoding="utf-8")
+    write_durably(path, json.dumps(dataclasses.asdict(evaluation), ensure_ascii=False, indent=1))
 
 
 def read_evaluation(path: Path) -> Evaluation:
-    """What `save_evaluation` wrote."""
-    values = json.loads(path.read_text(encoding="utf-8"))
-    values["pass_at"] = {int(k): Estimate(**found) for k, found in values["pass_at"].items()}
-    values["solved"] = tuple(values["solved"])
-    values["shown"] = tuple(Shown(**shown) for shown in values["shown"])
-    return Evaluation(**values)
+    """What `save_evaluation` wrote.
+
+    Raises:
+        ModelError: the file is damaged.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        values["pass_at"] = {int(k): Estimate(**found) for k, found in values["pass_at"].items()}
+        values["solved"] = tuple(values["solved"])
+        values["shown"] = tuple(Shown(**shown) for shown in values["shown"])
+        return Evaluation(**values)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as problem:
+        raise ModelError(f"{path} cannot be read: {problem}; delete it to measure again") from problem

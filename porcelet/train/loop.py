@@ -27,6 +27,7 @@ from porcelet.errors import InputError, PorceletError
 from porcelet.kernels.cpu import keep_freed_memory
 from porcelet.train import checkpoint, journal, lora
 from porcelet.train.files import writing
+from porcelet.train.kept import holds_samples
 from porcelet.train.log import Log, open_log
 from porcelet.train.measure import record_session
 from porcelet.train.optim import make_optimizer
@@ -105,10 +106,12 @@ def begin(
     check_room(config)
     output, recipe = Path(config.output), checkpoint.recipe_of(config, model_fields)
     found = checkpoint.newest(output)
+    if holds_samples(output):
+        raise InputError(f"output {output} holds samples that a model was asked for; choose another output")
     if found and not resume:
         raise InputError(f"output {output} holds a run ({found.name}); continue it with --resume, or choose another")
     header = checkpoint.read_header(found, recipe) if found else None
-    _set_threads(config, header)
+    set_threads(config, header)
     check_device(config)
     model = start_model(config, model_fields, output).to(config.device)
     optimizer = make_optimizer(model, config.optimizer)
@@ -130,12 +133,13 @@ def begin(
 def _clear(output: Path, *, resume: bool) -> None:
     """Drop half a model that a killed run was saving, and what a run that never reached a checkpoint left, unless it
     is to be resumed. The folder is a run's own (`start.claim`)."""
+    (output / "evaluation.json").unlink(missing_ok=True)  # of a model that is about to change
     stale = [] if resume else [output / name for name in ("reference", "rollouts", "spikes", "tensorboard")]
     for folder in (*stale, *output.glob(".*.tmp")):
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _set_threads(config: TrainConfig, header: checkpoint.Header | None) -> None:
+def set_threads(config: TrainConfig, header: checkpoint.Header | None) -> None:
     """As many threads as the recipe says, else as many as the checkpoint was made with: sums depend on it."""
     threads = config.threads or (header.threads if header else 0)
     if threads:

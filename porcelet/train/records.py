@@ -11,6 +11,7 @@ from typing import Any
 from porcelet.errors import InputError, ModelError
 from porcelet.train import checkpoint
 from porcelet.train.evaluate import Evaluation, read_evaluation
+from porcelet.train.kept import FOLDER
 from porcelet.train.rendering import Renderer
 
 
@@ -78,10 +79,8 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 def _recipe(folder: Path) -> Mapping[str, Any]:
     """The recipe that a run's checkpoint, or its collection of samples, was made with."""
-    found, collection = checkpoint.newest(folder), folder / "collection.json"
-    path = found / "state.json" if found else collection
+    path = (checkpoint.newest(folder) or folder / FOLDER) / "state.json"
     try:
-        kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        return dict(kept["recipe"] if found else kept)
+        return dict(json.loads(path.read_text(encoding="utf-8"))["recipe"]) if path.exists() else {}
     except (OSError, ValueError, TypeError, KeyError) as problem:
-        raise ModelError(f"{path} cannot be read: {problem}; delete {path.parent} to report without it") from problem
+        raise ModelError(f"{path} cannot be read: {problem}; resume the run, or begin it again") from problem

@@ -74,10 +74,11 @@ class Rollout:
         groups = sorted(drawn, key=lambda group: not has_signal(group.rewards))[:num_groups]
         samples = list(chain.from_iterable(to_samples(group.episodes, self.config.policy) for group in groups))
         metrics = describe(drawn) | {"redrawn": len(drawn) - num_groups}
+        samples = self._compared(samples, step)
         if self.teacher is not None:
             samples = taught(samples, score_drawn(self.teacher, samples, self.config))
             metrics["distance"] = distance(samples)
-        return self._compared(samples, step), metrics
+        return samples, metrics
 
     def _draw(self, step: int) -> list[Group]:
         """All groups of a step, in the order of their drawing."""

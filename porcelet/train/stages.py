@@ -30,12 +30,14 @@ from porcelet.errors import InputError
 from porcelet.train import checkpoint
 from porcelet.train.collect import collect, is_collected
 from porcelet.train.evaluate import evaluate_folder, save_evaluation
-from porcelet.train.loop import train
+from porcelet.train.loop import check_device, train
 from porcelet.train.pause import Paused
 from porcelet.train.plots import require_packages
 from porcelet.train.recipe import TABLES, combine, read_tables, tables_of
 from porcelet.train.report import write_report
 from porcelet.train.schedule import check_room
+from porcelet.train.sources import check_data
+from porcelet.train.tasks import load_task
 from porcelet.train.types import Metrics
 
 
@@ -58,7 +60,12 @@ def read_stages(path: Path, overrides: Sequence[str] = ()) -> list[Stage]:
     """
     stages = _read(path, overrides)
     for stage in stages:  # not in TrainConfig, as a table for all stages may go without their steps
-        check_room(stage.config)
+        if stage.config.method != "sample":
+            check_room(stage.config)
+        if stage.config.model and stage.model_fields:
+            raise InputError(
+                f"{path}: stage {stage.name!r} has model={stage.config.model} and a [model] table; drop one"
+            )
     return stages
 
 
@@ -93,6 +100,9 @@ def _model_after(stage: Stage) -> str:
 def _found(config: TrainConfig, stages: Sequence[Stage], path: Path) -> TrainConfig:
     """With the folders of earlier stages in the place of their names: "@cold-start", "@sampled/samples.jsonl"."""
     outputs = {stage.name: stage.config.output for stage in stages}
+    for name in (config.model, config.policy.teacher):
+        if any(name == f"@{stage.name}" and stage.config.method == "sample" for stage in stages):
+            raise InputError(f"{path}: {name!r} is a stage that makes samples and no model; name another")
 
     def found(text: str) -> str:
         name, slash, rest = text[1:].partition("/")
@@ -124,6 +134,11 @@ def run_stages(
     end, num_run = time.monotonic() + 60 * minutes, 0
     if any(stage.config.log.report for stage in stages):
         require_packages()
+    for stage in stages:  # what can be known beforehand is not to come up after hours
+        check_data(stage.config)
+        check_device(stage.config)
+        if not (stage.config.data.conversations or stage.config.data.corpus):
+            load_task(stage.config.task.name, stage.config.task.options)
     for i, stage in enumerate(stages, 1):
         if resume and is_finished(stage):
             _evaluate(stage, unsafe_sandbox)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,18 +10,20 @@ import pytest
 
 from porcelet.config import TrainConfig
 from porcelet.errors import InputError
-from porcelet.train.collect import collect, is_collected, shortest
+from porcelet.train.collect import Collector, collect, is_collected, shortest
 from porcelet.train.loop import train
 from porcelet.train.pause import Paused
+from porcelet.train.rendering import Renderer, make_tokenizer
 from porcelet.train.rewards import Answer
+from porcelet.train.sampler import make_engine
 from porcelet.train.stages import read_stages
 from porcelet.train.tasks import load_task
 from tests.train.test_stages import run
-from tests.train.tiny_run import FIELDS, config, metrics_of
+from tests.train.tiny_run import FIELDS, config, metrics_of, model
 
 
-def answer(text: str, *, finished: bool = True) -> Answer:
-    return Answer(text=text, reasoning="", content=text, finished=finished, num_tokens=len(text))
+def answer(text: str) -> Answer:
+    return Answer(text=text, reasoning="", content=text, finished=True, num_tokens=len(text))
 
 
 @pytest.fixture(scope="module")
@@ -40,12 +44,24 @@ def lines_of(path: Path) -> list[dict[str, str]]:
 
 
 def test_the_shortest_distinct_right_answers_are_kept() -> None:
-    """What is wrong, cut off or said already is not; equally long ones stay in their order."""
-    answers = [answer("long one"), answer("b"), answer("x"), answer("b"), answer("cut", finished=False), answer("a")]
-    right = [True, True, False, True, True, True]
-    assert [one.text for one in shortest(answers, right, 2)] == ["b", "a"]
-    assert [one.text for one in shortest(answers, right, 9)] == ["b", "a", "long one"]
-    assert not shortest(answers, [False] * 6, 1)
+    """What was said already is not; equally long ones stay in their order."""
+    answers = [answer("long one"), answer("b"), answer("b"), answer("a")]
+    assert [one.text for one in shortest(answers, 2)] == ["b", "a"]
+    assert [one.text for one in shortest(answers, 9)] == ["b", "a", "long one"]
+    assert not shortest([], 1)
+
+
+def test_only_what_can_be_learnt_is_kept(tmp_path: Path) -> None:
+    """Of answers that a reward calls right: those that ended, say something, and have a thought where all begin one."""
+    for chat_format, thoughtless in (("R1", False), ("V3", True)):
+        folder = tmp_path / chat_format
+        make_tokenizer(folder, chat_format)
+        run = config(folder, method="sample", model="x", group_size=4)
+        draw = Collector(make_engine(model(), run.policy), load_task("sums", {}), Renderer(folder), run, ())
+        whole = Answer(text="a", reasoning="so", content="3", finished=True, num_tokens=3)
+        assert draw.is_lesson(whole) and not draw.is_lesson(replace(whole, finished=False))
+        assert not draw.is_lesson(replace(whole, content=" "))
+        assert draw.is_lesson(replace(whole, reasoning="")) is thoughtless
 
 
 def test_kept_answers_are_right_and_can_be_learnt(tmp_path: Path, adder: Path) -> None:
@@ -57,7 +73,7 @@ def test_kept_answers_are_right_and_can_be_learnt(tmp_path: Path, adder: Path) -
         left, right = line["question"].rstrip("=").split("+")
         assert int(line["answer"]) == int(left) + int(right) and line["question"] not in held_out
     assert [line["step"] for line in metrics] == [1, 2, 3]
-    assert len(lines) == sum(line["kept"] for line in metrics) <= 3 * 2
+    assert len(lines) == len({line["question"] for line in lines}) <= sum(line["kept"] for line in metrics) <= 3 * 2
     assert 0 < sum(line["right"] for line in metrics) < 3
     assert all(line["reward"] == line["right"] for line in metrics)
     tuned = config(tmp_path / "tuned", method="sft", model=str(adder), steps=2, conversations=(str(path),))
@@ -80,19 +96,38 @@ def test_a_run_in_pieces_gives_the_same_lines(tmp_path: Path, adder: Path) -> No
 
 
 def test_another_recipe_or_model_is_not_mixed_in(tmp_path: Path, adder: Path) -> None:
-    """Neither without --resume, nor with other settings, nor with another model behind the same name."""
-    model = tmp_path / "model"
-    train(config(model, steps=1, max_number=4), FIELDS)
-    recipe = sampling(model, tmp_path / "run", steps=2)
+    """Neither without --resume, nor with other settings, nor with another model behind the same name, nor in the
+    folder of a model or of another method's run."""
+    untrained = tmp_path / "model"
+    train(config(untrained, steps=1, max_number=4), FIELDS)
+    recipe = sampling(untrained, tmp_path / "run", steps=2)
     with pytest.raises(Paused):
         collect(recipe, minutes=0)
     with pytest.raises(InputError, match="holds a run; continue it with --resume"):
         collect(recipe)
     with pytest.raises(InputError, match=r"was made with policy\.keep=1, this run has 3"):
-        collect(sampling(model, tmp_path / "run", steps=2, keep=3), resume=True)
-    (model / "model.safetensors").write_bytes((adder / "model.safetensors").read_bytes())
+        collect(sampling(untrained, tmp_path / "run", steps=2, keep=3), resume=True)
+    with pytest.raises(InputError, match="holds samples"):
+        train(config(tmp_path / "run", steps=1), FIELDS)
+    before = (adder / "metrics.jsonl").read_bytes()
+    for output in (untrained, adder):
+        with pytest.raises(InputError, match="holds a run that trains a model"):
+            collect(sampling(adder, output))
+    copied = tmp_path / "copied"
+    shutil.copytree(adder, copied, ignore=shutil.ignore_patterns("checkpoint"))
+    with pytest.raises(InputError, match="is the model to draw from"):
+        collect(sampling(copied, copied))
+    assert (adder / "metrics.jsonl").read_bytes() == before
+    (untrained / "model.safetensors").write_bytes((adder / "model.safetensors").read_bytes())
     with pytest.raises(InputError, match="was made with inputs"):
         collect(recipe, resume=True)
+
+
+def test_a_mistake_leaves_the_folder_free(tmp_path: Path, adder: Path) -> None:
+    """What is refused when the run begins can be put right in the same folder."""
+    with pytest.raises(InputError, match="max_new_tokens is 64"):
+        collect(sampling(adder, tmp_path / "run", max_new_tokens=64))
+    assert collect(sampling(adder, tmp_path / "run")).exists()
 
 
 def test_texts_and_gpus_are_not_for_sampling(tmp_path: Path, adder: Path) -> None:
@@ -118,8 +153,8 @@ def test_nothing_right_is_an_error_and_not_an_empty_file(tmp_path: Path) -> None
         ({"samples_per_step": 12}, "samples_per_step 12 is not a multiple of group_size 8"),
         ({"teacher": "x"}, "distillation needs one, and nothing else does"),
         ({"keep": 0}, "keep is 0"),
-        ({"rank": 2}, "trains nothing; leave .lora. out"),
-        ({"redraws": 1}, "redraws needs rewards to learn from"),
+        ({"rank": 2}, "trains nothing; leave .lora., dtype"),
+        ({"dtype": "bfloat16"}, "trains nothing; leave .lora., dtype"),
         ({"method": "distill", "teacher": "x", "overlong_buffer": 1}, "overlong_buffer needs rewards"),
     ],
 )
@@ -127,6 +162,13 @@ def test_impossible_settings_are_named(tmp_path: Path, changes: dict[str, Any], 
     """Before anything is read."""
     with pytest.raises(InputError, match=named):
         sampling(tmp_path, tmp_path / "run", **changes)
+
+
+def test_a_stage_of_sampling_needs_no_optimizer(tmp_path: Path) -> None:
+    """Its steps may be fewer than a warm-up's, which it does not have."""
+    path = tmp_path / "recipe.toml"
+    path.write_text('[train]\nmethod = "sample"\nmodel = "x"\nsteps = 2\n', encoding="utf-8")
+    assert read_stages(path)[0].config.steps == 2
 
 
 RECIPE = """
@@ -171,9 +213,13 @@ teacher = "@start"
 
 def test_a_sampling_stage_hands_on_the_model_it_drew_from(tmp_path: Path) -> None:
     """The next stage starts from that model and learns the file; a teacher may be an earlier stage, too."""
-    model = "\n".join(f"{name} = {value!r}" for name, value in FIELDS.items())
+    table = "\n".join(f"{name} = {value!r}" for name, value in FIELDS.items())
     path = tmp_path / "recipe.toml"
-    path.write_text(RECIPE.format(output=tmp_path / "run", model=model), encoding="utf-8")
+    path.write_text(RECIPE.format(output=tmp_path / "run", model=table), encoding="utf-8")
+    with pytest.raises(InputError, match="'@sampled' is a stage that makes samples"):
+        read_stages(path, ["small.model=@sampled"])
+    with pytest.raises(InputError, match="stage 'tuned' has model=.* and a .model. table"):
+        read_stages(path, ["tuned.model.hidden_size=64", "tuned.model=@start"])
     start, sampled, tuned, small = (stage.config for stage in read_stages(path))
     assert sampled.model == tuned.model == start.output and small.model == tuned.output
     assert tuned.data.conversations == (f"{sampled.output}/samples.jsonl",) and small.policy.teacher == start.output

@@ -37,7 +37,9 @@ def run_folder(
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     session = {"step": 0, "time": "2026-01-02T03:04:05+0000", "device": "cpu", "threads": 3, "torch": "2.0"}
     (folder / "sessions.jsonl").write_text(json.dumps(session | {"matmul_flops_per_second": 5e10}) + "\n")
-    (folder / "collection.json").write_text(json.dumps({"seed": 7, "method": "sample"}), encoding="utf-8")
+    (folder / "samples").mkdir()
+    state = json.dumps({"recipe": {"seed": 7, "method": "sample"}})
+    (folder / "samples" / "state.json").write_text(state, encoding="utf-8")
     if evaluated:
         groups = [
             [Attempt(f"{n} <b>?", text or "it is", is_right, 5, True) for is_right in (n % 2 == 0, False)]

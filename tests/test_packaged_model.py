@@ -24,7 +24,7 @@ from porcelet.train.stages import read_stages
 from porcelet.train.tasks import Problem, load_task
 from porcelet.types import SamplingParams
 
-RECIPE = Path(__file__).parents[1] / "recipes" / "r1_countdown.toml"
+RECIPE = Path(__file__).parents[1] / "recipes" / "r1_mini.toml"
 EXPRESSION = re.compile(r"[\d+*/() -]+")
 NUM_SAMPLES = 16
 
@@ -60,12 +60,12 @@ def test_it_is_what_the_recipe_says(folder: Path) -> None:
 
 
 def test_it_thinks_then_answers(engine: Engine, folder: Path) -> None:
-    """Asked what it was never trained on, it reasons in steps, ends by itself, and gives an expression."""
+    """Asked what it was never trained on, it reasons in steps; nine times in ten it ends by itself, with an expression."""
     problems = list(load_task("countdown", {}).held_out[:32])
     greedy = [one for (one,) in answers(engine, folder, problems, SamplingParams(max_tokens=256, temperature=0.0))]
     assert all("=" in one.reasoning for one in greedy)
-    assert sum(one.finished for one in greedy) >= 31
-    assert sum(bool(EXPRESSION.fullmatch(one.content.strip())) for one in greedy) >= 31
+    assert sum(one.finished for one in greedy) >= 28
+    assert sum(bool(EXPRESSION.fullmatch(one.content.strip())) for one in greedy) >= 28
 
 
 def test_it_solves_what_its_card_shows(engine: Engine, folder: Path) -> None:

@@ -106,7 +106,8 @@ def write_report(folders: Sequence[Path], output: Path, language: str = "en", na
 
 
 def _name(folders: Sequence[Path]) -> str:
-    return Path(os.path.commonpath([folder.resolve() for folder in folders])).name
+    common = Path(os.path.commonpath([folder.resolve() for folder in folders])).name
+    return common or ", ".join(folder.resolve().name for folder in folders)
 
 
 def _grouped(number: int) -> str:

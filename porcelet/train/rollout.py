@@ -78,6 +78,7 @@ class Rollout:
         if self.teacher is not None:
             samples = taught(samples, score_drawn(self.teacher, samples, self.config))
             metrics["distance"] = distance(samples)
+            del metrics["no_signal"]  # equal rewards are no loss to who does not learn from them
         return samples, metrics
 
     def _draw(self, step: int) -> list[Group]:

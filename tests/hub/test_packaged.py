@@ -93,7 +93,7 @@ def test_card_says_what_to_ask_and_how_it_was_made() -> None:
     assert len(examples) >= 3 and all(re.fullmatch(r"\d+( \d+)+ = \d+", example) for example in examples)
     recipe = re.search(r"^porcelet train (recipes/\S+\.toml)$", card(), re.MULTILINE)
     assert recipe and (ROOT / recipe[1]).is_file()
-    assert re.search(r"pass@1.*\d+\.\d %.*\d+\.\d ?(?:-|–|to) ?\d+\.\d %", card())
+    assert re.search(r"this model \| pass@1 \d+\.\d % \(\d+\.\d % to \d+\.\d %\)", card())
 
 
 def test_only_the_packages_own_cards_are_asked(tiny_folder: Path) -> None:

@@ -117,6 +117,7 @@ def test_a_teacher_says_of_each_token_how_much_rather_it_would_have_said_it(tmp_
         assert not any(sample.advantages[:start])
         drawn += sample.advantages[start:]
     assert metrics["distance"] == pytest.approx(-sum(drawn) / len(drawn)) and metrics["reward"] == 1.0
+    assert "no_signal" not in metrics
     own, nothing = dataclasses.replace(draw, teacher=network)(0)
     assert max(abs(value) for sample in own for value in sample.advantages) < 1e-4 and abs(nothing["distance"]) < 1e-5
 

@@ -60,7 +60,7 @@ def test_it_is_what_the_recipe_says(folder: Path) -> None:
 
 
 def test_it_thinks_then_answers(engine: Engine, folder: Path) -> None:
-    """Asked what it was never trained on, it reasons in steps; nine times in ten it ends by itself, with an expression."""
+    """Asked what it was never trained on, it reasons in steps, and mostly ends with an expression."""
     problems = list(load_task("countdown", {}).held_out[:32])
     greedy = [one for (one,) in answers(engine, folder, problems, SamplingParams(max_tokens=256, temperature=0.0))]
     assert all("=" in one.reasoning for one in greedy)

@@ -99,7 +99,7 @@ def porcelet(*arguments: str, stdin: str = "") -> str:
 
 def test_chat_shows_its_thinking(folder: Path) -> None:
     """The greeting says what it can be asked; the reasoning stands between its two marks, each on a line."""
-    told, first, second, _ = porcelet("chat", "-m", hub.R1_MINI, stdin="3 7 12 = 33\n2 5 9 = 19\n").split("> ")
+    told, first, second, _ = porcelet("chat", "-m", hub.R1_MINI, stdin="4 6 10 = 34\n5 8 13 = 16\n").split("> ")
     assert hub.examples_of(folder)[0] in told
     for said in (first, second):
         assert re.fullmatch(r"<think>\n.*=.*\n</think>\n\n.+\n", said, re.DOTALL)

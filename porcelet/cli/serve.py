@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -74,6 +76,7 @@ def serve(
             )
             check(config, access)
             paths = [_path(entry.source) for entry in config.models.values()]
+            config = _with_examples(config, paths)
             with progress_bar(f"loading {', '.join(config.models)}") as progress:
                 run(config, paths, listener, progress, access)
     except PorceletError as problem:
@@ -111,6 +114,15 @@ def _config(models: list[str], file: Path | None, settings: list[str]) -> ServeC
             raise InputError(f"two models would be called {_name(source)!r}; name them in a file, see --config")
         entries[_name(source)] = ModelEntry(source, engine)
     return ServeConfig(models=entries, aliases=preset_aliases(next(iter(entries)), entries))
+
+
+def _with_examples(config: ServeConfig, paths: Sequence[Path]) -> ServeConfig:
+    """With what models of the package say they can be asked; the server itself never touches the store."""
+    from porcelet import hub
+
+    found = zip(config.models.items(), paths, strict=True)
+    models = {name: dataclasses.replace(entry, examples=hub.examples_of(path)) for (name, entry), path in found}
+    return dataclasses.replace(config, models=models)
 
 
 def _path(source: str) -> Path:

@@ -36,10 +36,11 @@ class Alias:
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """A model to serve: where it is, and how its engine is to run."""
+    """A model to serve: where it is, how its engine is to run, and what the page suggests to ask it."""
 
     source: str
     engine: EngineConfig = EngineConfig()
+    examples: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

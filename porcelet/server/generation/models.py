@@ -24,7 +24,6 @@ from porcelet.engine.codec import open_codec
 from porcelet.engine.messages import Ready
 from porcelet.engine.supervisor import Supervisor
 from porcelet.errors import CapacityError, InputError, PorceletError
-from porcelet.hub import examples_of
 from porcelet.server.generation.ask import Ask
 from porcelet.server.generation.events import Event, Events, Started, Usage
 from porcelet.server.generation.prompt import Loaded, prompt_of
@@ -72,7 +71,7 @@ class Model:
         self.path = path
         self.engine = engine
         self.config = config
-        self.examples = examples_of(path)
+        self.examples = config.models[name].examples
         self.watches: tuple[Watch, ...] = ()
         self.created = int(time.time())
         self.progress: tuple[int, int] | None = (0, 0)  # bytes loaded and in all; None once it is loaded

@@ -3,16 +3,19 @@
 Problems are made backwards, by combining numbers at random, so each can be solved; many answers are right, and the
 reward evaluates them. Worked solutions come as a model may be meant to think:
 
-    optimal       3*7=21,12 21+12=33 yes              the solution alone
-    self-correct  3*7=21,12 21-12=9 no                a wrong turn, noticed; then the solution
-    search        3+7=10,12 10+12=22 10*12=120 no     dead ends, one a line, then the line that finds it
+    optimal       3*7=21,12 21+12=33=33               the solution alone
+    self-correct  3*7=21,12 21-12=9<33                a wrong turn, noticed; then the solution
+    search        3+7=10,12 10+12=22 10*12=120>33     dead ends, one a line, then the line that finds it
     mixed         any of the three
+    play          3+12=15,7 7+15=22<33                lines at random until one hits or patience ends
 
-Behind a step stand the numbers that are left besides its result: what comes next can be read off there. A line of a
+Behind a step stand the numbers that are left besides its result, behind a line how its end compares with the target:
+what comes next can be read off there. A line of a
 search is a path from the start: the steps until two numbers are left, then all that these two give. Depth
 first or breadth first, and by which order the steps are tried, is chosen by hash ("Stream of Search",
 arXiv:2404.03683). Lines stand for themselves, so a trace that is too long loses some of its dead ends, never the
-solution. Left out: steps through negative numbers, fractions and values above twice the greatest target; an answer may
+solution. Play knows the moves and what they come to, and neither aim nor patience: most players soon answer with the line they
+have reached, which is wrong. Left out: steps through negative numbers, fractions and values above twice the greatest target; an answer may
 use them all the same.
 """
 
@@ -27,7 +30,8 @@ from porcelet.errors import InputError
 from porcelet.train.hashing import hashed, pick, shuffled
 from porcelet.train.tasks.problem import GeneratedTask, Problem
 
-TRACES = ("none", "optimal", "self-correct", "search")
+SOLVING = ("optimal", "self-correct", "search")  # what "mixed" mixes
+TRACES = ("none", *SOLVING, "play")
 MAX_TRIES = 1000  # random combinations to find a target within bounds
 REACH = 2  # times the greatest target: what no step exceeds
 MAX_BREADTH = 4  # numbers
@@ -76,11 +80,15 @@ def countdown(
         key = hashed(seed, position)
         numbers, solution = _solvable(key, num_numbers, max_number, max_target, limit)
         target = solution[-1].value
-        mode = pick(TRACES[1:], key, "mode") if trace == "mixed" else trace
+        mode = pick(SOLVING, key, "mode") if trace == "mixed" else trace
+        if mode == "play":
+            thought, solution = _played(numbers, target, max_trace, key, limit)
+        else:
+            thought = write_trace(numbers, solution, mode, max_trace, key, limit)
         return Problem(
             question=f"{' '.join(map(str, numbers))} = {target}",
             answer=to_expression(solution),
-            trace=write_trace(numbers, solution, mode, max_trace, key, limit),
+            trace=thought,
             data={"numbers": list(numbers), "target": target},
         )
 
@@ -91,17 +99,22 @@ def _solvable(key: int, num_numbers: int, max_number: int, max_target: int, limi
     """Numbers in order (an order would let a held-out problem be trained on in another), and a way to a target."""
     for attempt in range(MAX_TRIES):
         numbers = tuple(sorted(1 + hashed(key, attempt, i) % max_number for i in range(num_numbers)))
-        path: Path = ()
-        rest = numbers
-        while len(rest) > 1:
-            step = pick(steps(rest, limit), key, attempt, "step", len(rest))
-            path, rest = (*path, step), remaining(rest, step)
-        if 1 <= rest[0] <= max_target:
+        path = _at_random(numbers, limit, key, attempt, "step")
+        if 1 <= path[-1].value <= max_target:
             return numbers, path
     raise InputError(
         f"no target up to max_target {max_target} in {MAX_TRIES} tries of {num_numbers} numbers up to {max_number}; "
         f"raise max_target"
     )
+
+
+def _at_random(numbers: tuple[int, ...], limit: int, *key: int | str) -> Path:
+    """Steps by hash until one number is left."""
+    path: Path = ()
+    while len(numbers) > 1:
+        step = pick(steps(numbers, limit), *key, len(numbers))
+        path, numbers = (*path, step), remaining(numbers, step)
+    return path
 
 
 def steps(numbers: tuple[int, ...], limit: int) -> list[Step]:
@@ -160,21 +173,36 @@ def write_trace(numbers: tuple[int, ...], solution: Path, mode: str, max_trace: 
         return ""
     if mode == "search":
         return "\n".join(_searched(numbers, solution, max_trace, key, limit))
-    last = _written(numbers, solution) + " yes"
+    target = solution[-1].value
+    last = _written(numbers, solution) + _compared(target, target)
     if mode == "optimal":
         return last
-    wrong = _wrong_turn(numbers, solution[-1].value, key, limit)
+    wrong = _wrong_turn(numbers, target, key, limit)
     return f"{wrong}\n{last}" if wrong and len(wrong) + 1 + len(last) <= max_trace else last
 
 
 def _wrong_turn(numbers: tuple[int, ...], target: int, key: int, limit: int) -> str:
     """A path, taken at random, that ends beside the target; empty if it hit."""
-    path: Path = ()
-    rest = numbers
-    while len(rest) > 1:
-        step = pick(steps(rest, limit), key, "wrong", len(rest))
-        path, rest = (*path, step), remaining(rest, step)
-    return "" if rest[0] == target else _written(numbers, path) + " no"
+    path = _at_random(numbers, limit, key, "wrong")
+    return "" if path[-1].value == target else _written(numbers, path) + _compared(path[-1].value, target)
+
+
+def _played(numbers: tuple[int, ...], target: int, max_trace: int, key: int, limit: int) -> tuple[str, Path]:
+    """Lines at random, none twice, half of the thoughts with all that the last two numbers give; the last one's path."""
+    played: dict[str, Path] = {}
+    whole = bool(hashed(key, "whole lines") % 2)
+    patience = max_trace * (hashed(key, "patience") % 1000 / 1000) ** 3
+    for attempt in range(MAX_PATHS):
+        path = _at_random(numbers, limit, key, "play", attempt)
+        line = _written(numbers, path) + _compared(path[-1].value, target)
+        if whole:
+            line, path = _line(numbers, path[:-1], target, limit)
+        if played and sum(map(len, played)) + len(played) + len(line) > patience:
+            break
+        played[line] = path
+        if path[-1].value == target:
+            break
+    return "\n".join(played), played[next(reversed(played))]
 
 
 def _written(numbers: tuple[int, ...], path: Path) -> str:
@@ -191,25 +219,32 @@ def _written(numbers: tuple[int, ...], path: Path) -> str:
 def _searched(numbers: tuple[int, ...], solution: Path, max_trace: int, key: int, limit: int) -> list[str]:
     """Lines of a search up to the first that finds the target, thinned to `max_trace` characters."""
     lines, last, target = [], "", solution[-1].value
-    for path, rest in itertools.islice(_paths(numbers, target, key, limit), MAX_PATHS):
-        line, found = _line(numbers, path, rest, target, limit)
-        if found:
+    for path in itertools.islice(_paths(numbers, target, key, limit), MAX_PATHS):
+        line, tried = _line(numbers, path, target, limit)
+        if tried[-1].value == target:
             last = line
             break
         lines.append(line)
     if not last or len(last) > max_trace:
-        last = _written(numbers, solution) + " yes"
+        last = _written(numbers, solution) + _compared(target, target)
     return [*_thinned(lines, max_trace - len(last), key), last]
 
 
-def _line(numbers: tuple[int, ...], path: Path, rest: tuple[int, ...], target: int, limit: int) -> tuple[str, bool]:
-    """The path, then what its last two numbers give, up to the target."""
-    tried = [_written(numbers, path)] if path else []
-    for step in steps(rest, limit):
-        tried.append(str(step))
+def _line(numbers: tuple[int, ...], path: Path, target: int, limit: int) -> tuple[str, Path]:
+    """The path, then what its last two numbers give, up to the target; and the path to the last of these."""
+    texts = [_written(numbers, path)] if path else []
+    for step in path:
+        numbers = remaining(numbers, step)
+    for step in steps(numbers, limit):
+        texts.append(str(step))
         if step.value == target:
-            return " ".join([*tried, "yes"]), True
-    return " ".join([*tried, "no"]), False
+            break
+    return " ".join(texts) + _compared(step.value, target), (*path, step)
+
+
+def _compared(value: int, target: int) -> str:
+    """Sign and target. A model learns to compare in half the steps that a mere yes or no takes."""
+    return f"{'<' if value < target else '>' if value > target else '='}{target}"
 
 
 def _thinned(lines: list[str], room: int, key: int) -> list[str]:
@@ -222,14 +257,14 @@ def _thinned(lines: list[str], room: int, key: int) -> list[str]:
     return [line for i, line in enumerate(lines) if i in kept]
 
 
-def _paths(numbers: tuple[int, ...], target: int, key: int, limit: int) -> Iterator[tuple[Path, tuple[int, ...]]]:
+def _paths(numbers: tuple[int, ...], target: int, key: int, limit: int) -> Iterator[Path]:
     """Paths that leave two numbers, depth first or breadth first; of many numbers the breadth is too great."""
     nodes: deque[tuple[Path, tuple[int, ...]]] = deque([((), numbers)])
     depth_first = len(numbers) > MAX_BREADTH or bool(hashed(key, "depth first") % 2)
     while nodes:
         path, rest = nodes.pop() if depth_first else nodes.popleft()
         if len(rest) == 2:
-            yield path, rest
+            yield path
             continue
         ordered = _ordered(steps(rest, limit), target, key)
         for step in reversed(ordered) if depth_first else ordered:

@@ -43,12 +43,14 @@ def test_parentheses_keep_the_value(data: st.DataObject) -> None:
     assert value == rest[0] and sorted(used) == list(numbers)
 
 
-@pytest.mark.parametrize("mode", ["optimal", "self-correct", "search", "mixed"])
+@pytest.mark.parametrize("mode", ["optimal", "self-correct", "search", "mixed", "play"])
 def test_traces_say_what_is_true(mode: str) -> None:
-    """Every step is right arithmetic on numbers that are there; only the last line says yes, and ends at the target."""
+    """Every step is right arithmetic on numbers that are there; a line says yes where it ends at the target, and is then
+    the last; all but play end so."""
     for problem in drawn(200, trace=mode):
         lines = problem.trace.split("\n")
-        assert [line.rsplit(" ", 1)[1] for line in lines] == ["no"] * (len(lines) - 1) + ["yes"]
+        ends = [line.rsplit(" ", 1)[1] for line in lines]
+        assert ends[:-1] == ["no"] * (len(lines) - 1) and (ends[-1] == "yes" or mode == "play")
         for line in lines:
             found = STEP.findall(line)
             (a, sign, b, c, left), *_ = found
@@ -71,6 +73,19 @@ def test_a_search_tries_before_it_finds_and_a_correction_errs_once() -> None:
     assert set(corrections) == {0, 1} and corrections.count(1) > 150
     assert all(problem.trace.count("\n") == 0 for problem in drawn(trace="optimal"))
     assert {problem.trace for problem in drawn(5, trace="none")} == {""}
+
+
+def test_play_answers_with_its_last_line() -> None:
+    """Right or wrong, but what the thought came to; longer thoughts hit more often."""
+    hits = {}
+    for room in (24, 64, 128):
+        played = drawn(300, trace="play", max_trace=room)
+        for problem in played:
+            value, used = evaluate(problem.answer)
+            assert value == int(STEP.findall(problem.trace)[-1][3]) and sorted(used) == problem.data["numbers"]
+            assert len(problem.trace) <= room or "\n" not in problem.trace
+        hits[room] = sum(problem.trace.endswith("yes") for problem in played) / 300
+    assert 0.15 < hits[24] < hits[64] < hits[128] < 0.8
 
 
 def test_worked_problems_may_be_few() -> None:

@@ -6,8 +6,8 @@ From each seed's cold start of recipes/r1_countdown.toml four ways go on, each f
 reinforcement takes:
 
     reinforcement   the recipe's own second stage
-    more SFT        the cold start's worked solutions again, its learning rate risen and fallen again
-    fresh SFT       the same with worked solutions without end: what reinforcement stands in for where there are few
+    more SFT        more of the cold start's thoughts, its learning rate risen and fallen again
+    better SFT      thoughts that all end at the target: what a teacher who knows the solution would be worth
     rejection       half of the time right answers are drawn and kept, half of it they are learnt
 
 All are measured with the same held-out problems; differences are paired by problem, and their 95 % intervals come from
@@ -31,7 +31,7 @@ from porcelet.train.evaluate import Evaluation, read_evaluation
 from porcelet.train.stages import Stage, read_stages, run_stages
 
 RECIPE = RESULTS.parent.parent / "recipes" / "r1_countdown.toml"
-WAYS = ("reinforcement", "more SFT", "fresh SFT", "rejection")
+WAYS = ("reinforcement", "more SFT", "better SFT", "rejection")
 
 
 class Way(NamedTuple):
@@ -57,15 +57,15 @@ def main() -> None:
 
 
 def measure(folder: Path, seed: int) -> dict[str, Way]:
-    """The cold start and the three ways on from it."""
+    """The cold start and the four ways on from it."""
     cold, reason, *_ = read_stages(RECIPE, [f"seed={seed}", f"output={folder}"])
     run(cold, reason)
     seconds, per_step = _seconds(reason.config), _seconds(cold.config) / cold.config.steps
     more = _tuned(cold, reason, folder / "more", round(seconds / per_step))
-    task = dataclasses.replace(cold.config.task, options={**cold.config.task.options, "num_training": 0})
-    fresh = _tuned(cold, reason, folder / "fresh", round(seconds / per_step))
-    fresh = fresh._replace(config=dataclasses.replace(fresh.config, task=task))
-    run(more, fresh)
+    task = dataclasses.replace(cold.config.task, options={**cold.config.task.options, "trace": "mixed"})
+    better = _tuned(cold, reason, folder / "better", round(seconds / per_step))
+    better = better._replace(config=dataclasses.replace(better.config, task=task))
+    run(more, better)
     drawn = _sampled(reason, folder / "drawn", 0.5 * seconds)
     run(drawn)
     learnt = _tuned(cold, reason, folder / "learnt", round(0.5 * seconds / per_step))
@@ -76,7 +76,7 @@ def measure(folder: Path, seed: int) -> dict[str, Way]:
         "cold start": _way(cold),
         "reinforcement": _way(reason),
         "more SFT": _way(more),
-        "fresh SFT": _way(fresh),
+        "better SFT": _way(better),
         "rejection": _way(learnt, also=drawn),
     }
 

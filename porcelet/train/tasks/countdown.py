@@ -35,6 +35,7 @@ TRACES = ("none", *SOLVING, "play")
 MAX_TRIES = 1000  # random combinations to find a target within bounds
 REACH = 2  # times the greatest target: what no step exceeds
 MAX_BREADTH = 4  # numbers
+HASTE = 5  # a player's patience is max_trace * u ** HASTE characters, u uniform in 0 ... 1
 MAX_PATHS = 64  # dead ends that a search goes through before it is led to the solution
 
 
@@ -191,7 +192,7 @@ def _played(numbers: tuple[int, ...], target: int, max_trace: int, key: int, lim
     """Lines at random, none twice, half of the thoughts with all that the last two numbers give; the last one's path."""
     played: dict[str, Path] = {}
     whole = bool(hashed(key, "whole lines") % 2)
-    patience = max_trace * (hashed(key, "patience") % 1000 / 1000) ** 3
+    patience = max_trace * (hashed(key, "patience") % 1000 / 1000) ** HASTE
     for attempt in range(MAX_PATHS):
         path = _at_random(numbers, limit, key, "play", attempt)
         line = _written(numbers, path) + _compared(path[-1].value, target)

@@ -10,13 +10,12 @@ reward evaluates them. Worked solutions come as a model may be meant to think:
     play          3+12=15,7 7+15=22<33                lines at random until one hits or patience ends
 
 Behind a step stand the numbers that are left besides its result, behind a line how its end compares with the target:
-what comes next can be read off there. A line of a
-search is a path from the start: the steps until two numbers are left, then all that these two give. Depth
-first or breadth first, and by which order the steps are tried, is chosen by hash ("Stream of Search",
-arXiv:2404.03683). Lines stand for themselves, so a trace that is too long loses some of its dead ends, never the
-solution. Play knows the moves and what they come to, and neither aim nor patience: most players soon answer with the line they
-have reached, which is wrong. Left out: steps through negative numbers, fractions and values above twice the greatest target; an answer may
-use them all the same.
+what comes next can be read off there. A line of a search is a path from the start: the steps until two numbers are
+left, then all that these two give. Depth first or breadth first, and by which order the steps are tried, is chosen by
+hash ("Stream of Search", arXiv:2404.03683). Lines stand for themselves, so a trace that is too long loses some of its
+dead ends, never the solution. Play knows the moves and what they come to, and neither aim nor patience: most players
+answer with their first line, right or wrong, and few try for long. Left out: steps through negative numbers, fractions
+and values above twice the greatest target; an answer may use them all the same.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ TRACES = ("none", *SOLVING, "play")
 MAX_TRIES = 1000  # random combinations to find a target within bounds
 REACH = 2  # times the greatest target: what no step exceeds
 MAX_BREADTH = 4  # numbers
-HASTE = 5  # a player's patience is max_trace * u ** HASTE characters, u uniform in 0 ... 1
+HASTE = 20  # a player's patience is max_trace * u ** HASTE characters, u uniform in 0 ... 1
 MAX_PATHS = 64  # dead ends that a search goes through before it is led to the solution
 
 
@@ -189,7 +188,7 @@ def _wrong_turn(numbers: tuple[int, ...], target: int, key: int, limit: int) -> 
 
 
 def _played(numbers: tuple[int, ...], target: int, max_trace: int, key: int, limit: int) -> tuple[str, Path]:
-    """Lines at random, none twice, half of the thoughts with all that the last two numbers give; the last one's path."""
+    """Lines at random, none twice, half the thoughts with all that the last two numbers give; with the last path."""
     played: dict[str, Path] = {}
     whole = bool(hashed(key, "whole lines") % 2)
     patience = max_trace * (hashed(key, "patience") % 1000 / 1000) ** HASTE

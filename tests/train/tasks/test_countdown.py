@@ -47,8 +47,8 @@ def test_parentheses_keep_the_value(data: st.DataObject) -> None:
 
 @pytest.mark.parametrize("mode", ["optimal", "self-correct", "search", "mixed", "play"])
 def test_traces_say_what_is_true(mode: str) -> None:
-    """Every step is right arithmetic on numbers that are there; a line ends with how it compares with the target, and is
-    the last if it hits; all but play end so."""
+    """Every step is right arithmetic on numbers that are there; a line ends with how it compares with the target, and
+    is the last if it hits; all but play end so."""
     for problem in drawn(200, trace=mode):
         lines = problem.trace.split("\n")
         ends = [END.findall(line)[0] for line in lines]

@@ -2,8 +2,8 @@
 
     python -m benchmarks.r1 FOLDER [--seeds 0 1 2] [--append]
 
-From each seed's cold start of recipes/r1_countdown.toml four ways go on, each for as many seconds as the recipe's
-reinforcement takes:
+From each seed's cold start of recipes/r1_countdown.toml four ways go on, the others for rather more seconds than the
+recipe's reinforcement takes:
 
     reinforcement   the recipe's own second stage
     more SFT        more of the cold start's thoughts, its learning rate risen and fallen again

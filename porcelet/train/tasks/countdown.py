@@ -65,8 +65,8 @@ def countdown(
     num_held_out: int = 200,
 ) -> GeneratedTask:
     """`num_numbers` numbers up to `max_number`, a target up to `max_target`; a trace has at most `max_trace` characters
-    unless the solution alone is longer. Training draws from `num_training` problems again and again, as where worked
-    solutions are few; 0: from all there are."""
+    unless the solution alone is longer. A problem that is played has its player's answer, right or wrong. Training
+    draws from `num_training` problems again and again, as where worked solutions are few; 0: from all there are."""
     if not 2 <= num_numbers <= 8:
         raise InputError(f"num_numbers is {num_numbers}; it must lie in 2 ... 8")
     if max_number < 2 or max_target < 1:

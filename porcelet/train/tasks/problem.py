@@ -21,7 +21,8 @@ MAX_DRAWS = 300  # with a tenth held out, so many held-out ones in a row mean th
 
 @dataclass(frozen=True)
 class Problem:
-    """A question, and an answer that is right; where many are, the reward judges by `data`.
+    """A question, and an answer that is right; where many are, or a demonstrator's stands there, the reward judges by
+    `data`.
 
     `trace` is a worked solution to show before the answer (cold start). `data` is what a reward needs besides, of
     JSON's types alone: it travels to other processes.

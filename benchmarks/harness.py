@@ -103,7 +103,7 @@ def report(
         "machine": _machine(),
         "versions": {name: version(name) for name in ("torch", "transformers", "porcelet")}
         | {"python": platform.python_version()},
-        "arguments": [word for word in sys.argv[1:] if word != "--append"],
+        "arguments": [_portable(word) for word in sys.argv[1:] if word != "--append"],
         "config": dict(config),
         **note,
         "results": dict(results),
@@ -112,6 +112,11 @@ def report(
     if append:
         with RESULTS.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+
+
+def _portable(word: str) -> str:
+    """A word of the command line; of a path from the root its last part, as its folders are this machine's own."""
+    return Path(word).name if Path(word).is_absolute() else word
 
 
 def _commit() -> str:

@@ -285,7 +285,7 @@ def agreement(folder: Path, workload: Workload, samples: Sequence[Sample], threa
     mine = {name: p.grad for name, p in ours.model.named_parameters() if p.grad is not None}
     names = sorted(mine.keys() & gradients.keys())
     assert names and mine.keys() == gradients.keys(), mine.keys() ^ gradients.keys()
-    flat: list[Tensor] = [torch.cat([side[name].flatten() for name in names]) for side in (mine, gradients)]
+    flat: list[Tensor] = [torch.cat([side[name].flatten().double() for name in names]) for side in (mine, gradients)]
     cosine = float(torch.cosine_similarity(*flat, dim=0))
     difference = abs(loss - found["loss"])
     if difference > MAX_LOSS_DIFFERENCE or cosine < MIN_COSINE:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
 
-from benchmarks import attention, gradients, rl
+from benchmarks import attention, gradients, harness, recipe, rl
+from porcelet.config import TrainConfig
 from porcelet.kernels import cpu
+from porcelet.train.evaluate import Attempt, save_evaluation, summarize
+from porcelet.train.stages import Stage
 from tests.kernels.test_cpu import NO_COMPILER
 
 
@@ -61,3 +65,26 @@ def test_each_workload_reports_what_disturbed_it(
         torch.set_num_threads(threads)
     notes = json.loads(capsys.readouterr().out)["notes"]
     assert notes.keys() == {"tiny XS", "tiny M"} and all(note["rounds"] == 1 for note in notes.values())
+
+
+def test_a_stage_is_summed_up(tmp_path: Path) -> None:
+    """Seconds of all steps, shares in percent, and what was collected; what a stage lacks is left out."""
+    stage = Stage("one", TrainConfig(output=str(tmp_path), steps=2), {})
+    assert recipe.summary(stage) == {"steps": 2.0}
+    (tmp_path / "metrics.jsonl").write_text('{"seconds": 1.25}\n{"seconds": 2.5}\n')
+    (tmp_path / "samples.jsonl").write_text("{}\n{}\n{}\n")
+    attempts = [[Attempt("?", f"{i}", is_right=i % 4 == 0, num_tokens=i, finished=True) for i in range(16)]]
+    save_evaluation(summarize(attempts, 1.0), tmp_path / "evaluation.json")
+    found = recipe.summary(stage)
+    assert found["seconds"] == 3.8 and found["samples"] == 3.0
+    assert found["pass_1_value"] == 25.0 and found["pass_16_value"] == 100.0 and found["answer_tokens"] == 7.5
+
+
+def test_results_name_no_folder_of_this_machine() -> None:
+    """A path from the root is recorded by its last part, other words as they were typed."""
+    assert [harness._portable(word) for word in ("/a/b/run", "runs/x", "--seeds", "3")] == [
+        "run",
+        "runs/x",
+        "--seeds",
+        "3",
+    ]

@@ -45,6 +45,7 @@ bench: $(READY) ## Run the benchmarks and append their results
 	$(BIN)/python -m benchmarks.gradients --append
 	$(BIN)/python -m benchmarks.kernels --append
 	$(BIN)/python -m benchmarks.load --append
+	$(BIN)/python -m benchmarks.loop --append
 	$(BIN)/python -m benchmarks.mla --append
 	$(BIN)/python -m benchmarks.rewards --append
 	$(BIN)/python -m benchmarks.start --append

@@ -87,15 +87,15 @@ def main() -> None:
     parser.add_argument("--append", action="store_true", help="add the line to results.jsonl")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    results, notes = {}, {}
     for name in options.model:
+        results, notes = {}, {}
         with tempfile.TemporaryDirectory() as folder:
             path = model_folder(name, Path(folder))
             for letter in options.workload:
                 measure = ablation if options.ablate else comparison
-                results[f"{name} {letter}"], notes[f"{name} {letter}"] = measure(path, WORKLOADS[letter], options)
-    benchmark = "rl_ablation" if options.ablate else "rl"
-    report(benchmark, vars(options), results, {"notes": notes}, append=options.append)
+                results[letter], notes[letter] = measure(path, WORKLOADS[letter], options)
+        benchmark = f"rl_ablation_{name}" if options.ablate else f"rl_{name}"
+        report(benchmark, vars(options), results, {"notes": notes}, append=options.append)
 
 
 def model_folder(name: str, folder: Path) -> Path:

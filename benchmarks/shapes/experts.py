@@ -16,7 +16,7 @@ from benchmarks.shapes.text import Corpus, make_corpus, read_held_out
 from benchmarks.shapes.trials import Claim, Setting, Shape, paired, run, take_turns
 from porcelet.weights.load import load
 
-STEPS = 180
+STEPS = 480
 VARIANTS: dict[str, dict[str, float]] = {
     "dense": {"n_routed_experts": 0},
     "gshard": {

@@ -64,7 +64,7 @@ def test_each_workload_reports_what_disturbed_it(
     finally:
         torch.set_num_threads(threads)
     notes = json.loads(capsys.readouterr().out)["notes"]
-    assert notes.keys() == {"tiny XS", "tiny M"} and all(note["rounds"] == 1 for note in notes.values())
+    assert notes.keys() == {"XS", "M"} and all(note["rounds"] == 1 for note in notes.values())
 
 
 def test_a_stage_is_summed_up(tmp_path: Path) -> None:

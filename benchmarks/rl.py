@@ -1,4 +1,4 @@
-"""A GRPO step beside TRL's: end to end, and the update alone on the same recorded answers.
+"""A GRPO step beside TRL's: end to end, and all but the drawing on the same recorded answers.
 
     python -m benchmarks.rivals.environments trl           once: TRL's environment
     python -m benchmarks.rl [--model 10m smollm2] [--workload L M S] [--rounds N] [--threads N] [--append]
@@ -37,12 +37,13 @@ from porcelet.config import OptimizerConfig, PolicyConfig, TrainConfig, read_hf
 from porcelet.models.attention import PackedView
 from porcelet.models.transformer import Transformer, build, initialize
 from porcelet.train.advantages import advantages
+from porcelet.train.loop import deterministic
 from porcelet.train.loss import Totals, compute_loss
 from porcelet.train.optim import make_optimizer
 from porcelet.train.packing import pack, passes
 from porcelet.train.rendering import make_tokenizer
 from porcelet.train.sampler import make_engine, refresh
-from porcelet.types import Sample, SamplingParams
+from porcelet.types import Output, Sample, SamplingParams
 from porcelet.weights.load import load, save
 
 NUM_ANSWERS = 32
@@ -140,7 +141,11 @@ class Trainer:
         self.num_rollouts = 0
 
     def rollout(self) -> list[Sample]:
-        """Answers of the workload's length with their advantages, r - mean."""
+        """Answers of the workload's length with their advantages."""
+        return self.judged(self.draw())
+
+    def draw(self) -> list[Output]:
+        """Answers of the workload's length, group by group."""
         self.num_rollouts += 1
         params = [
             SamplingParams(
@@ -152,7 +157,10 @@ class Trainer:
             for i in range(len(self.prompts))
         ]
         refresh(self.engine, self.model)
-        outputs = self.engine.generate(self.prompts, params)
+        return self.engine.generate(self.prompts, params)
+
+    def judged(self, outputs: Sequence[Output]) -> list[Sample]:
+        """Answers as samples, their advantages r - mean."""
         size, samples = self.workload.group, []
         for number, prompt in enumerate(self.prompts):
             group = outputs[number * size : (number + 1) * size]
@@ -178,15 +186,16 @@ class Trainer:
         """A step of the optimizer, which clips."""
         self.optimizer.step(self.optimizer.gradient_norm(), LEARNING_RATE)
 
-    def step(self, samples: Sequence[Sample] | None) -> dict[str, float]:
-        """A step end to end, or the update of recorded samples; its seconds."""
+    def step(self, recorded: Sequence[Output] | None) -> dict[str, float]:
+        """A step end to end, or all but the drawing of recorded answers; its seconds."""
         start = time.perf_counter()
-        drawn = self.rollout() if samples is None else samples
-        middle = time.perf_counter()
-        self.gradient(drawn)
-        self.descend()
+        with deterministic():  # as training runs
+            drawn = self.draw() if recorded is None else recorded
+            middle = time.perf_counter()
+            self.gradient(self.judged(drawn))
+            self.descend()
         end = time.perf_counter()
-        return {"seconds": end - start} | ({"rollout_seconds": middle - start} if samples is None else {})
+        return {"seconds": end - start} | ({"rollout_seconds": middle - start} if recorded is None else {})
 
 
 def answer(prompt: tuple[int, ...], tokens: tuple[int, ...], logprobs: tuple[float, ...], advantage: float) -> Sample:
@@ -236,17 +245,17 @@ def rival(options: Mapping[str, Any]) -> Iterator[Rival]:
 def comparison(folder: Path, workload: Workload, options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
     """Seconds of both, and what disturbed them, by way of measuring; one TRL process at a time beside ours, as each
     keeps its threads."""
-    recorded = Trainer(folder, workload).rollout()
+    recorded = Trainer(folder, workload).draw()
     results: dict[str, Any] = {"agreement": agreement(folder, workload, recorded, options.threads)}
     notes: dict[str, Any] = {}
-    for kind, samples in (("replayed", recorded), ("end_to_end", None)):
+    for kind, replayed in (("replayed", recorded), ("end_to_end", None)):
         results[kind] = {}
         for way in options.trl:
-            if samples is not None and way == "trl_continuous":
+            if replayed is not None and way == "trl_continuous":
                 continue  # it differs in generation alone
             ours = Trainer(folder, workload)
-            with rival(rival_options(folder, ours, samples, options.threads) | TRL_WAYS[way]) as theirs:
-                runs = {"porcelet": lambda: ours.step(samples), way: theirs.step}  # noqa: B023  run at once
+            with rival(rival_options(folder, ours, replayed, options.threads) | TRL_WAYS[way]) as theirs:
+                runs = {"porcelet": lambda: ours.step(replayed), way: theirs.step}  # noqa: B023  run at once
                 measured, notes[f"{kind} {way}"] = interleave(runs, options.rounds, max_stolen=options.max_stolen)
             ratio = measured[way]["seconds"] / measured["porcelet"]["seconds"]
             results[kind][way] = measured | {"times_faster": float(f"{ratio:.3g}")}
@@ -256,11 +265,11 @@ def comparison(folder: Path, workload: Workload, options: argparse.Namespace) ->
     return results, notes
 
 
-def rival_options(folder: Path, ours: Trainer, samples: Sequence[Sample] | None, threads: int) -> dict[str, Any]:
+def rival_options(folder: Path, ours: Trainer, outputs: Sequence[Output] | None, threads: int) -> dict[str, Any]:
     size = ours.workload.group
     recorded = None
-    if samples is not None:
-        answers = [sample.tokens[sample.num_prompt :] for sample in samples]
+    if outputs is not None:
+        answers = [output.tokens for output in outputs]
         recorded = [answers[i : i + size] for i in range(0, len(answers), size)]
     return {
         "folder": str(folder),
@@ -274,11 +283,11 @@ def rival_options(folder: Path, ours: Trainer, samples: Sequence[Sample] | None,
     }
 
 
-def agreement(folder: Path, workload: Workload, samples: Sequence[Sample], threads: int) -> dict[str, Any]:
+def agreement(folder: Path, workload: Workload, outputs: Sequence[Output], threads: int) -> dict[str, Any]:
     """Loss and gradient of the same answers on both sides; ends the program where they differ."""
     ours = Trainer(folder, workload)
-    loss = ours.gradient(samples)
-    with tempfile.TemporaryDirectory() as place, rival(rival_options(folder, ours, samples, threads)) as theirs:
+    loss = ours.gradient(ours.judged(outputs))
+    with tempfile.TemporaryDirectory() as place, rival(rival_options(folder, ours, outputs, threads)) as theirs:
         found = theirs.step(f"{place}/gradient.safetensors")
         gradients = load_file(f"{place}/gradient.safetensors")
         versions = theirs.versions

@@ -72,7 +72,7 @@ def train(
     began = time.monotonic()
     keep_freed_memory()
     run = begin(config, model_fields, resume=resume, reward=reward, unsafe_sandbox=unsafe_sandbox)
-    with _deterministic(), open_log(config, run.recipe, run.step) as sink, watching(60 * minutes, began) as watch:
+    with deterministic(), open_log(config, run.recipe, run.step) as sink, watching(60 * minutes, began) as watch:
         while run.step < config.steps:
             start = time.monotonic()
             report(_logged_step(run, sink))
@@ -225,7 +225,7 @@ def _prune(config: TrainConfig, step: int) -> None:
 
 
 @contextmanager
-def _deterministic() -> Iterator[None]:
+def deterministic() -> Iterator[None]:
     """Sums in a fixed order: with threads, torch otherwise adds gradients of gathered rows in the order they arrive."""
     filling: Any = torch.utils.deterministic  # its settings are properties of the module
     before = torch.are_deterministic_algorithms_enabled(), filling.fill_uninitialized_memory

@@ -68,7 +68,12 @@ def _literal(text: str) -> Any:
         return text
 
 
-def _apply(config: TrainConfig, tables: Mapping[str, Any], source: str) -> TrainConfig:
+def check_tables(tables: Mapping[str, Any], source: str) -> None:
+    """Refuse what is no table of a recipe.
+
+    Raises:
+        InputError: names it and its place.
+    """
     for name, table in tables.items():
         if name not in TABLES:
             near = difflib.get_close_matches(name, TABLES, n=1)
@@ -77,6 +82,10 @@ def _apply(config: TrainConfig, tables: Mapping[str, Any], source: str) -> Train
         if not isinstance(table, list if name == "reward" else dict):
             wanted = "[[reward]]" if name == "reward" else f"[{name}]"
             raise InputError(f"{source}: {name} is {str(table)[:40]!r}; it must be a table {wanted}")
+
+
+def _apply(config: TrainConfig, tables: Mapping[str, Any], source: str) -> TrainConfig:
+    check_tables(tables, source)
     changes: dict[str, Any] = {
         name: override(getattr(config, name), tables[name], f"{source} [{name}]") for name in NESTED if name in tables
     }

@@ -33,7 +33,7 @@ from porcelet.train.evaluate import evaluate_folder, save_evaluation
 from porcelet.train.loop import check_device, train
 from porcelet.train.pause import Paused
 from porcelet.train.plots import require_packages
-from porcelet.train.recipe import TABLES, combine, read_tables, tables_of
+from porcelet.train.recipe import TABLES, check_tables, combine, read_tables, tables_of
 from porcelet.train.report import write_report
 from porcelet.train.schedule import check_room
 from porcelet.train.sources import check_data
@@ -77,7 +77,9 @@ def _read(path: Path, overrides: Sequence[str]) -> list[Stage]:
     names = _names(listed, path)
     stages: list[Stage] = []
     for name, table in zip(names, listed, strict=True):
+        place = f"{path} [[stage]] {name}"
         own = {key: value for key, value in table.items() if key != "name"}
+        check_tables(own, place)
         words = tables_of(_settings_of(name, names, settings))
         shared = dict(tables)
         names_a_model = "model" in own.get("train", {}) or "model" in words.get("train", {})
@@ -85,7 +87,7 @@ def _read(path: Path, overrides: Sequence[str]) -> list[Stage]:
             shared.pop("model", None)
         if "model" not in own and stages:
             shared["train"] = {**shared.get("train", {}), "model": _model_after(stages[-1])}
-        config, fields = combine((shared, str(path)), (own, f"{path} [[stage]] {name}"), (words, "command line"))
+        config, fields = combine((shared, str(path)), (own, place), (words, "command line"))
         config = _found(config, stages, path)
         output = Path(config.output, f"{len(stages) + 1:02}-{name}")
         stages.append(Stage(name, dataclasses.replace(config, output=str(output)), fields))

@@ -124,6 +124,7 @@ def test_recipe_without_stages_is_one_run(tmp_path: Path) -> None:
         ('[[stage]]\nname = "a"\nsteps = 1', "unknown table 'steps'"),
         ('[[stage]]\nname = "policy"', "which is a table's"),
         ("stage = []", "it must be a list"),
+        ('[[stage]]\nname = "a"\ntrain = 3', r"\[\[stage\]\] a: train is .3.; it must be a table \[train\]"),
         ('reward = [3]\n[[stage]]\nname = "a"', r"\[\[reward\]\] is .3."),
         ('reward = []\n[[stage]]\nname = "a"', "reward is an empty list"),
     ],

@@ -30,14 +30,14 @@ from porcelet.errors import InputError
 from porcelet.train import checkpoint
 from porcelet.train.collect import collect, is_collected
 from porcelet.train.evaluate import evaluate_folder, save_evaluation
+from porcelet.train.kept import RESULT
 from porcelet.train.loop import check_device, train
 from porcelet.train.pause import Paused
 from porcelet.train.plots import require_packages
 from porcelet.train.recipe import TABLES, check_tables, combine, read_tables, tables_of
 from porcelet.train.report import write_report
 from porcelet.train.schedule import check_room
-from porcelet.train.sources import check_data
-from porcelet.train.tasks import load_task
+from porcelet.train.sources import check_reads
 from porcelet.train.types import Metrics
 
 
@@ -88,7 +88,7 @@ def _read(path: Path, overrides: Sequence[str]) -> list[Stage]:
         if "model" not in own and stages:
             shared["train"] = {**shared.get("train", {}), "model": _model_after(stages[-1])}
         config, fields = combine((shared, str(path)), (own, place), (words, "command line"))
-        config = _found(config, stages, path)
+        config = _found(config, stages, place)
         output = Path(config.output, f"{len(stages) + 1:02}-{name}")
         stages.append(Stage(name, dataclasses.replace(config, output=str(output)), fields))
     return stages
@@ -99,19 +99,24 @@ def _model_after(stage: Stage) -> str:
     return stage.config.model if stage.config.method == "sample" else stage.config.output
 
 
-def _found(config: TrainConfig, stages: Sequence[Stage], path: Path) -> TrainConfig:
+def _found(config: TrainConfig, stages: Sequence[Stage], place: str) -> TrainConfig:
     """With the folders of earlier stages in the place of their names: "@cold-start", "@sampled/samples.jsonl"."""
     outputs = {stage.name: stage.config.output for stage in stages}
+    drawn = {f"@{stage.name}": f"@{stage.name}/{RESULT}" for stage in stages if stage.config.method == "sample"}
+    for text in config.data.conversations:
+        made = drawn.get(text.partition("/")[0], text)
+        if text != made:
+            raise InputError(f"{place}: conversations names {text!r}, which that stage does not make; write {made!r}")
     for name in (config.model, config.policy.teacher):
-        if any(name == f"@{stage.name}" and stage.config.method == "sample" for stage in stages):
-            raise InputError(f"{path}: {name!r} is a stage that makes samples and no model; name another")
+        if name in drawn:
+            raise InputError(f"{place}: {name!r} is a stage that makes samples and no model; name another")
 
     def found(text: str) -> str:
         name, slash, rest = text[1:].partition("/")
         if not text.startswith("@"):
             return text
         if name not in outputs:
-            raise InputError(f"{path}: {text!r} names no earlier stage; there are: {', '.join(outputs) or 'none'}")
+            raise InputError(f"{place}: {text!r} names no earlier stage; there are: {', '.join(outputs) or 'none'}")
         return outputs[name] + slash + rest
 
     data = dataclasses.replace(config.data, conversations=tuple(map(found, config.data.conversations)))
@@ -136,11 +141,7 @@ def run_stages(
     end, num_run = time.monotonic() + 60 * minutes, 0
     if any(stage.config.log.report for stage in stages):
         require_packages()
-    for stage in stages:  # what can be known beforehand is not to come up after hours
-        check_data(stage.config)
-        check_device(stage.config)
-        if not (stage.config.data.conversations or stage.config.data.corpus):
-            load_task(stage.config.task.name, stage.config.task.options)
+    _check(stages, unsafe_sandbox)
     for i, stage in enumerate(stages, 1):
         if resume and is_finished(stage):
             _evaluate(stage, unsafe_sandbox)
@@ -157,6 +158,23 @@ def run_stages(
     if not num_run:  # it was killed before its last page, or a page is wanted only now
         _report(stages)
     return Path(stages[-1].config.output)
+
+
+def _check(stages: Sequence[Stage], unsafe_sandbox: bool) -> None:
+    """What can be known beforehand is not to come up after hours.
+
+    Raises:
+        InputError: names the stage.
+    """
+    for i, stage in enumerate(stages):
+        try:
+            check_device(stage.config)
+            made = [Path(earlier.config.output) for earlier in stages[:i]]
+            check_reads(stage.config, made, unsafe_sandbox=unsafe_sandbox)
+        except InputError as problem:
+            if not stage.name:
+                raise
+            raise InputError(f"stage {stage.name!r}: {problem}") from problem
 
 
 def is_finished(stage: Stage) -> bool:

@@ -218,6 +218,8 @@ def test_a_sampling_stage_hands_on_the_model_it_drew_from(tmp_path: Path) -> Non
     path.write_text(RECIPE.format(output=tmp_path / "run", model=table), encoding="utf-8")
     with pytest.raises(InputError, match="'@sampled' is a stage that makes samples"):
         read_stages(path, ["small.model=@sampled"])
+    with pytest.raises(InputError, match="tuned: .*'@sampled/kept.jsonl'.*; write '@sampled/samples.jsonl'"):
+        read_stages(path, ["tuned.data.conversations=@sampled/kept.jsonl"])
     with pytest.raises(InputError, match="stage 'tuned' has model=.* and a .model. table"):
         read_stages(path, ["tuned.model.hidden_size=64", "tuned.model=@start"])
     start, sampled, tuned, small = (stage.config for stage in read_stages(path))

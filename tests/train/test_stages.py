@@ -137,6 +137,34 @@ def test_malformed_stage_is_named(tmp_path: Path, text: str, named: str) -> None
         read_stages(path)
 
 
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        (
+            "[stage.task]\nmax_numbr = 3",
+            "stage 'again': task sums: unknown option 'max_numbr'; did you mean 'max_number'",
+        ),
+        ('[[stage.reward]]\nname = "exakt"', "stage 'again': reward 'exakt' is not known; did you mean 'exact'"),
+        (
+            '[stage.train]\nmethod = "sft"\n[stage.data]\nconversations = ["absent.jsonl"]',
+            "stage 'again': absent.jsonl",
+        ),
+        (
+            '[stage.train]\nmethod = "sft"\n[stage.data]\nconversations = ["@start/any.jsonl"]\n'
+            '[stage.evaluate]\nnum_problems = 2\n[stage.task]\nname = "sms"',
+            "stage 'again': task is 'sms'; did you mean 'sums'",
+        ),
+    ],
+)
+def test_mistake_in_a_later_stage_is_told_before_the_first(tmp_path: Path, text: str, named: str) -> None:
+    """What a stage or its evaluation is to read and to be judged by is tried before anything is run."""
+    path = recipe(tmp_path / "run")
+    path.write_text(path.read_text(encoding="utf-8") + text, encoding="utf-8")
+    with pytest.raises(InputError, match=named):
+        run(path, [])
+    assert not (tmp_path / "run" / "01-start").exists()
+
+
 def test_word_that_is_a_stage_alone_is_refused(tmp_path: Path) -> None:
     """`again=3` sets nothing."""
     with pytest.raises(InputError, match=r"'again' is a stage; write again\.KEY=VALUE"):

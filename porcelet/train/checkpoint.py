@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from porcelet.config import TrainConfig
+from porcelet.config import DRAWING, TrainConfig
 from porcelet.errors import InputError, ModelError
 from porcelet.models.transformer import Transformer
 from porcelet.train.files import flush, writing
@@ -50,13 +50,30 @@ class Header:
 
 
 def recipe_of(config: TrainConfig, model_fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything that decides a run's numbers, as flat JSON values under the names of a recipe.
+    """Everything that decides a run's numbers, as flat JSON values under the names of a recipe; tables that its method
+    does not read are left out.
 
     Raises:
         InputError: a file that the recipe names is not there.
     """
-    tables = {name: value for name, value in dataclasses.asdict(config).items() if name not in FREE_TO_CHANGE}
+    idle = {*FREE_TO_CHANGE, *_unread(config)}
+    tables = {name: value for name, value in dataclasses.asdict(config).items() if name not in idle}
     tables |= {"model": tables["model"] or dict(model_fields), "inputs": input_hashes(config)}
+    return _plain(tables)
+
+
+def _unread(config: TrainConfig) -> tuple[str, ...]:
+    """What a method never looks at. An evaluation may, but that may be another one each time."""
+    if config.method == "sample":
+        return ("data", "optimizer", "tokens_per_pass")
+    if config.method in DRAWING:
+        return ("data",)
+    has_texts = config.data.conversations or config.data.corpus
+    return ("policy", "rewards", "task") if has_texts else ("policy", "rewards")
+
+
+def _plain(tables: Mapping[str, Any]) -> dict[str, Any]:
+    """As a file has it: flat, with lists in the place of tuples."""
     return json.loads(json.dumps(dict(_flat(tables))))
 
 
@@ -172,12 +189,18 @@ def _state(model: Transformer, optimizer: Optimizer) -> dict[str, Tensor]:
 def check_recipe(saved: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path) -> None:
     """Refuse to go on in `folder` with another recipe than the one it was begun with.
 
+    What `wanted` has no word of does not count. A setting that is not in `saved`, as porcelet did not have it then, had
+    its default.
+
     Raises:
         InputError: names the first difference.
     """
+    defaults = _plain(dataclasses.asdict(TrainConfig()))
+    read = {name.partition(".")[0] for name in wanted}
     for name in sorted(saved.keys() | wanted.keys()):
-        if saved.get(name) != wanted.get(name):
+        before, now = saved.get(name, defaults.get(name)), wanted.get(name, defaults.get(name))
+        if name.partition(".")[0] in read and before != now:
             raise InputError(
-                f"{folder} was made with {name}={saved.get(name)!r}, this run has {wanted.get(name)!r}; "
+                f"{folder} was made with {name}={before!r}, this run has {now!r}; "
                 f"restore {name}, or choose another output"
             )

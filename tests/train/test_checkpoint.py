@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from porcelet.config import TrainConfig
+from porcelet.config import RewardConfig, TrainConfig
 from porcelet.errors import CapacityError, InputError, ModelError
 from porcelet.train import checkpoint
 from porcelet.train.loop import train
@@ -145,6 +145,34 @@ def test_resume_of_another_recipe_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"model.hidden_size=32"):
         train(config(tmp_path, steps=2), FIELDS | {"hidden_size": 64}, resume=True)
     train(config(tmp_path, steps=2, checkpoint_every=1), FIELDS, resume=True)
+
+
+def test_what_a_method_does_not_read_may_change(tmp_path: Path) -> None:
+    """Rollouts' settings where none are drawn, texts where all is drawn, the task beside texts; and nothing else."""
+    file = tmp_path / "talk.jsonl"
+    file.write_text('{"prompt": "1+1=", "completion": "2"}\n', encoding="utf-8")
+
+    def same(method: dict[str, Any], **changes: Any) -> bool:
+        one, other = (config(tmp_path, **{**method, **more}) for more in ({}, changes))
+        return checkpoint.recipe_of(one, FIELDS) == checkpoint.recipe_of(other, FIELDS)
+
+    plain: dict[str, Any] = {"method": "pretrain"}
+    texts, drawn = {"method": "sft", "conversations": (str(file),)}, {"method": "grpo", "model": "x"}
+    rewards = (RewardConfig(name="format"),)
+    assert same(plain, group_size=4, rewards=rewards) and not same(plain, max_number=7)
+    assert same(texts, group_size=4, rewards=rewards, max_number=7) and not same(texts, context=64)
+    assert same(drawn, context=64)
+    assert not same(drawn, group_size=4) and not same(drawn, rewards=rewards) and not same(drawn, max_number=7)
+
+
+def test_recipe_of_an_older_porcelet_goes_on(tmp_path: Path) -> None:
+    """It said what its method never read; and what it did not know yet had its default."""
+    wanted = checkpoint.recipe_of(config(tmp_path), FIELDS)
+    older = {**wanted, "policy.group_size": 4, "rewards": [{"name": "format"}]}
+    del older["lora.alpha"]
+    checkpoint.check_recipe(older, wanted, tmp_path)
+    with pytest.raises(InputError, match=r"lora.alpha=16.0, this run has 8.0"):
+        checkpoint.check_recipe(older, {**wanted, "lora.alpha": 8.0}, tmp_path)
 
 
 def test_run_is_never_overwritten_without_resume(tmp_path: Path) -> None:

@@ -201,6 +201,15 @@ def test_finished_stage_of_another_recipe_is_refused(tmp_path: Path) -> None:
         run(path, [], resume=True)
 
 
+def test_finished_stage_does_not_mind_what_it_never_read(tmp_path: Path) -> None:
+    """Settings of rollouts may change behind a stage without any."""
+    path, seen = recipe(tmp_path / "run"), list[tuple[str, float]]()
+    run_stages(read_stages(path)[:1], lambda stage: nullcontext(lambda metrics: None))
+    path.write_text(path.read_text(encoding="utf-8").replace("group_size = 4", "group_size = 2"), encoding="utf-8")
+    run(path, seen, resume=True)
+    assert {name for name, _ in seen} == {"reinforce", "again"}
+
+
 def test_stages_are_measured_once_and_reported(tmp_path: Path) -> None:
     """Every finished stage has its evaluation; a resumed run makes what is missing and no other; the report has all."""
     path = recipe(tmp_path / "run")

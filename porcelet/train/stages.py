@@ -10,7 +10,9 @@
 A stage may name the output of an earlier one: `model = "@cold-start"`, `conversations = ["@sampled/samples.jsonl"]`.
 
 A stage is a run of its own, with checkpoint, metrics and model in a folder of its own, and ends by its steps, never by
-the clock. On the command line `steps=3` is for all stages, `cold-start.steps=3` for one.
+the clock. On the command line `steps=3` is for all stages, `cold-start.steps=3` for one. `seed=7` is added to
+the seed of a stage that has its own, as stages with the same one would meet the same problems, and is that of all
+others; `cold-start.seed=7` is the seed.
 """
 
 from __future__ import annotations
@@ -88,10 +90,19 @@ def _read(path: Path, overrides: Sequence[str]) -> list[Stage]:
         if "model" not in own and stages:
             shared["train"] = {**shared.get("train", {}), "model": _model_after(stages[-1])}
         config, fields = combine((shared, str(path)), (own, place), (words, "command line"))
-        config = _found(config, stages, place)
+        config = _found(_seeded(config, name, own, settings), stages, place)
         output = Path(config.output, f"{len(stages) + 1:02}-{name}")
         stages.append(Stage(name, dataclasses.replace(config, output=str(output)), fields))
     return stages
+
+
+def _seeded(config: TrainConfig, name: str, own: Mapping[str, Any], settings: Mapping[str, str]) -> TrainConfig:
+    """With the command line's seed for all stages added to the stage's own: stages with one seed meet one another's
+    problems."""
+    for_all, for_it = ([f"{prefix}{key}" for key in ("seed", "train.seed")] for prefix in ("", f"{name}."))
+    if settings.keys().isdisjoint(for_all) or not settings.keys().isdisjoint(for_it):
+        return config
+    return dataclasses.replace(config, seed=config.seed + int(own.get("train", {}).get("seed", 0)))
 
 
 def _model_after(stage: Stage) -> str:

@@ -66,7 +66,7 @@ def run(path: Path, seen: list[tuple[str, float]], *, resume: bool = False, minu
 def test_tables_of_a_stage_win_over_those_of_all(tmp_path: Path) -> None:
     """Names, outputs, where each starts, and words of the command line for all stages or for one."""
     path = recipe(tmp_path / "run")
-    start, reinforce, again = read_stages(path, ["seed=7", "reinforce.steps=9", "again.optimizer.beta1=0.5"])
+    start, reinforce, again = read_stages(path, ["reinforce.steps=9", "again.optimizer.beta1=0.5"])
     assert [stage.name for stage in (start, reinforce, again)] == ["start", "reinforce", "again"]
     assert start.model_fields == FIELDS and not reinforce.model_fields and not start.config.model
     assert start.config.output == f"{tmp_path}/run/01-start" and again.config.output == f"{tmp_path}/run/03-again"
@@ -75,7 +75,18 @@ def test_tables_of_a_stage_win_over_those_of_all(tmp_path: Path) -> None:
     assert (start.config.optimizer.beta1, again.config.optimizer.beta1) == (0.9, 0.5)
     assert again.config.optimizer.learning_rate == 1e-4 and again.config.optimizer.warmup_steps == 1
     assert reinforce.config.rewards[0].weight == 2.0 and not again.config.rewards
-    assert {stage.config.seed for stage in (start, reinforce, again)} == {7}
+
+
+def test_seed_of_all_stages_keeps_them_apart(tmp_path: Path) -> None:
+    """It is added to a stage's own and stands in for none; one for a stage alone replaces its own."""
+    path = recipe(tmp_path / "run")
+    path.write_text(path.read_text(encoding="utf-8") + "[stage.train]\nseed = 2\n", encoding="utf-8")
+
+    def seeds(*words: str) -> list[int]:
+        return [stage.config.seed for stage in read_stages(path, words)]
+
+    assert seeds() == [0, 0, 2] and seeds("seed=7") == seeds("train.seed=7") == [7, 7, 9]
+    assert seeds("seed=7", "again.seed=3", "start.train.seed=4") == [4, 7, 3] and seeds("again.seed=3") == [0, 0, 3]
 
 
 def test_stage_may_start_from_what_it_names(tmp_path: Path) -> None:

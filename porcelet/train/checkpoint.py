@@ -23,11 +23,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from porcelet.config import DRAWING, TrainConfig
+from porcelet.config import TrainConfig
 from porcelet.errors import InputError, ModelError
 from porcelet.models.transformer import Transformer
 from porcelet.train.files import flush, writing
-from porcelet.train.inputs import input_hashes
+from porcelet.train.inputs import input_hashes, unread
 from porcelet.train.optim import Optimizer
 
 # Settings that a resumed run may change: they do not touch the numbers of a run, or they are the remedy for one that
@@ -56,20 +56,10 @@ def recipe_of(config: TrainConfig, model_fields: Mapping[str, Any]) -> dict[str,
     Raises:
         InputError: a file that the recipe names is not there.
     """
-    idle = {*FREE_TO_CHANGE, *_unread(config)}
+    idle = {*FREE_TO_CHANGE, *unread(config)}
     tables = {name: value for name, value in dataclasses.asdict(config).items() if name not in idle}
     tables |= {"model": tables["model"] or dict(model_fields), "inputs": input_hashes(config)}
     return _plain(tables)
-
-
-def _unread(config: TrainConfig) -> tuple[str, ...]:
-    """What a method never looks at. An evaluation may, but that may be another one each time."""
-    if config.method == "sample":
-        return ("data", "optimizer", "tokens_per_pass")
-    if config.method in DRAWING:
-        return ("data",)
-    has_texts = config.data.conversations or config.data.corpus
-    return ("policy", "rewards", "task") if has_texts else ("policy", "rewards")
 
 
 def _plain(tables: Mapping[str, Any]) -> dict[str, Any]:
@@ -190,14 +180,15 @@ def check_recipe(saved: Mapping[str, Any], wanted: Mapping[str, Any], folder: Pa
     """Refuse to go on in `folder` with another recipe than the one it was begun with.
 
     What `wanted` has no word of does not count. A setting that is not in `saved`, as porcelet did not have it then, had
-    its default.
+    its default; an input that is not was not looked at, and goes by a name that is compared.
 
     Raises:
         InputError: names the first difference.
     """
     defaults = _plain(dataclasses.asdict(TrainConfig()))
     read = {name.partition(".")[0] for name in wanted}
-    for name in sorted(saved.keys() | wanted.keys()):
+    known = saved.keys() | {name for name in wanted if not name.startswith("inputs.")}
+    for name in sorted(known, key=lambda name: (name.startswith("inputs."), name)):
         before, now = saved.get(name, defaults.get(name)), wanted.get(name, defaults.get(name))
         if name.partition(".")[0] in read and before != now:
             raise InputError(

@@ -3,27 +3,48 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from porcelet import hub
-from porcelet.config import TrainConfig
+from porcelet.config import DRAWING, TrainConfig
 from porcelet.errors import InputError
 from porcelet.train.corpus.readers import files_of
 from porcelet.train.corpus.store import open_store
 
 
 def input_hashes(config: TrainConfig) -> dict[str, str]:
-    """SHA-256 by name: of conversations, of token stores, and of models that no checkpoint holds: the base under
-    adapters, a teacher, and the one that samples are drawn from.
+    """SHA-256 by name: of conversations, of token stores, of a task's file, of files that rewards are in, and of models
+    that no checkpoint holds: the base under adapters, a teacher, and the one that samples are drawn from.
 
     Raises:
         InputError: one of them is not there.
     """
     found = {name: _hash_all(files_of(name)) for name in config.data.conversations}
     found |= {name: open_store(Path(name)).header.content_sha256 for name in config.data.corpus}
+    found |= {name: _hash(Path(name)) for name in _files(config)}
     held = [config.model] * bool(config.lora.rank or config.method == "sample") + [config.policy.teacher]
     return found | {name: _hash_model(hub.resolve(name)) for name in held if name}
+
+
+def unread(config: TrainConfig) -> tuple[str, ...]:
+    """Tables and settings that a method never looks at. An evaluation may, but that may be another one each time."""
+    if config.method == "sample":
+        return ("data", "optimizer", "tokens_per_pass")
+    if config.method in DRAWING:
+        return ("data",)
+    has_texts = config.data.conversations or config.data.corpus
+    return ("policy", "rewards", "task") if has_texts else ("policy", "rewards")
+
+
+def _files(config: TrainConfig) -> Iterator[str]:
+    """Of a task's problems and of the rewards' code."""
+    idle, task = unread(config), config.task
+    if task.name == "jsonl" and "path" in task.options and "task" not in idle:
+        yield str(task.options["path"])
+    if "rewards" not in idle:
+        code = [reward.name.rpartition(":")[0] for reward in config.rewards]
+        yield from (path for path in code if path.endswith(".py"))
 
 
 def _hash_model(path: Path) -> str:

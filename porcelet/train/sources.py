@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from porcelet import hub
-from porcelet.config import DRAWING, ModelConfig, TrainConfig
+from porcelet.config import ModelConfig, TrainConfig
 from porcelet.engine.codec import open_tokenizer
 from porcelet.errors import InputError, ModelError
 from porcelet.models.transformer import Transformer
@@ -16,6 +16,7 @@ from porcelet.train.conversations import read_conversations
 from porcelet.train.corpus.packing import Pretraining
 from porcelet.train.corpus.readers import files_of
 from porcelet.train.corpus.store import open_store, tokenizer_sha256
+from porcelet.train.inputs import unread
 from porcelet.train.reference import Reference
 from porcelet.train.rendering import Renderer
 from porcelet.train.rewards import Reward, Term, rewards_of
@@ -87,8 +88,7 @@ def check_reads(config: TrainConfig, made: Sequence[Path], *, unsafe_sandbox: bo
             list(files_of(name))
     for name in config.data.corpus:
         open_store(Path(name))
-    has_texts = bool(config.data.conversations or config.data.corpus)
-    if config.method in DRAWING or config.evaluate.num_problems or not has_texts:
+    if config.evaluate.num_problems or "task" not in unread(config):
         load_task(config.task.name, config.task.options)
         rewards_of(config, unsafe_sandbox=unsafe_sandbox)
 

@@ -175,6 +175,29 @@ def test_recipe_of_an_older_porcelet_goes_on(tmp_path: Path) -> None:
         checkpoint.check_recipe(older, {**wanted, "lora.alpha": 8.0}, tmp_path)
 
 
+def test_files_of_tasks_and_rewards_are_inputs(tmp_path: Path) -> None:
+    """Other problems or another judge behind the same name are named; a checkpoint that knows of neither goes on."""
+    problems, judge = tmp_path / "problems.jsonl", tmp_path / "judge.py"
+    rewards = (RewardConfig(name="exact"), RewardConfig(name=f"{judge}:taste"))
+    options = {"task": "jsonl", "path": str(problems), "rewards": rewards}
+    drawn = config(tmp_path, method="grpo", model="x", **options)
+    for file in (problems, judge):
+        file.write_text("one", encoding="utf-8")
+    begun = checkpoint.recipe_of(drawn, {})
+    for file in (problems, judge):
+        file.write_text("other", encoding="utf-8")
+        with pytest.raises(InputError, match=rf"was made with inputs\.{file}="):
+            checkpoint.check_recipe(begun, checkpoint.recipe_of(drawn, {}), tmp_path)
+        file.write_text("one", encoding="utf-8")
+    judge.unlink()
+    with pytest.raises(InputError, match=r"judge\.py cannot be read"):
+        checkpoint.recipe_of(drawn, {})
+    learnt = checkpoint.recipe_of(config(tmp_path, method="sft", **options), FIELDS)
+    assert [name for name in learnt if name.startswith("inputs")] == [f"inputs.{problems}"]
+    older = {name: value for name, value in begun.items() if not name.startswith("inputs")}
+    checkpoint.check_recipe(older, begun, tmp_path)
+
+
 def test_run_is_never_overwritten_without_resume(tmp_path: Path) -> None:
     """A second start into the same output names the way out."""
     train(config(tmp_path, steps=2), FIELDS)

@@ -36,11 +36,15 @@ FREE_TO_CHANGE = (
     *("output", "checkpoint_every", "keep_checkpoints", "log", "evaluate"),
     *("on_spike", "spike_window", "spike_deviations", "spike_limit"),
 )
+# Free too, as the remedy for a run that was killed for its memory. Sums are then rounded otherwise: to say so, they are
+# kept.
+ROUNDING = ("tokens_per_pass", "threads")
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a checkpoint says of itself. Equality with an uninterrupted run holds on as many threads and one torch."""
+    """What a checkpoint says of itself. A run that goes on from it equals an uninterrupted one on as many threads, by
+    equal passes and one torch."""
 
     step: int  # steps done
     recipe: Mapping[str, Any]
@@ -186,7 +190,7 @@ def check_recipe(saved: Mapping[str, Any], wanted: Mapping[str, Any], folder: Pa
         InputError: names the first difference.
     """
     defaults = _plain(dataclasses.asdict(TrainConfig()))
-    read = {name.partition(".")[0] for name in wanted}
+    read = {name.partition(".")[0] for name in wanted} - {*ROUNDING}
     known = saved.keys() | {name for name in wanted if not name.startswith("inputs.")}
     for name in sorted(known, key=lambda name: (name.startswith("inputs."), name)):
         before, now = saved.get(name, defaults.get(name)), wanted.get(name, defaults.get(name))

@@ -198,6 +198,23 @@ def test_files_of_tasks_and_rewards_are_inputs(tmp_path: Path) -> None:
     checkpoint.check_recipe(older, begun, tmp_path)
 
 
+def test_run_that_was_killed_for_its_memory_goes_on_with_less(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Smaller passes and other threads are allowed and told; the numbers are nearly those of the uninterrupted run."""
+    threads = torch.get_num_threads()
+    few = {"steps": 4, "checkpoint_every": 2, "threads": 1}
+    whole, broken = config(tmp_path / "whole", **few), config(tmp_path / "broken", **few)
+    try:
+        train(whole, FIELDS)
+        train_until(broken, FIELDS, 3)
+        train(dataclasses.replace(broken, tokens_per_pass=64, threads=2), FIELDS, resume=True)
+    finally:
+        torch.set_num_threads(threads)
+    for record, what in zip(caplog.records, ("threads 1, this is 2", "tokens_per_pass 0, this is 64"), strict=True):
+        assert what in record.getMessage()
+    losses = [[line["loss"] for line in metrics_of(tmp_path / name)] for name in ("broken", "whole")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
 def test_run_is_never_overwritten_without_resume(tmp_path: Path) -> None:
     """A second start into the same output names the way out."""
     train(config(tmp_path, steps=2), FIELDS)

@@ -27,6 +27,7 @@ from porcelet.config import TrainConfig
 from porcelet.errors import InputError, ModelError
 from porcelet.models.transformer import Transformer
 from porcelet.train.files import flush, writing
+from porcelet.train.folders import portable
 from porcelet.train.inputs import input_hashes, unread
 from porcelet.train.optim import Optimizer
 
@@ -63,7 +64,7 @@ def recipe_of(config: TrainConfig, model_fields: Mapping[str, Any]) -> dict[str,
     idle = {*FREE_TO_CHANGE, *unread(config)}
     tables = {name: value for name, value in dataclasses.asdict(config).items() if name not in idle}
     tables |= {"model": tables["model"] or dict(model_fields), "inputs": input_hashes(config)}
-    return _plain(tables)
+    return portable(_plain(tables), Path(config.output))
 
 
 def _plain(tables: Mapping[str, Any]) -> dict[str, Any]:
@@ -116,8 +117,8 @@ def folder_of(output: Path, step: int) -> Path:
     return output / "checkpoint" / f"step-{step}"
 
 
-def read_header(folder: Path, recipe: Mapping[str, Any]) -> Header:
-    """What a checkpoint says of itself.
+def read_header(folder: Path, recipe: Mapping[str, Any], output: Path) -> Header:
+    """What a checkpoint of the run in `output` says of itself.
 
     Raises:
         InputError: it belongs to another recipe.
@@ -125,7 +126,7 @@ def read_header(folder: Path, recipe: Mapping[str, Any]) -> Header:
     """
     try:
         header = Header(**json.loads((folder / "state.json").read_text(encoding="utf-8")))
-        check_recipe(header.recipe, recipe, folder)
+        check_recipe(portable(header.recipe, output), recipe, folder)
     except (OSError, ValueError, TypeError, AttributeError) as problem:
         raise ModelError(f"checkpoint {folder} cannot be read: {problem}; delete it to start over") from problem
     return header

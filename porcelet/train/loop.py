@@ -110,7 +110,7 @@ def begin(
         raise InputError(f"output {output} holds samples that a model was asked for; choose another output")
     if found and not resume:
         raise InputError(f"output {output} holds a run ({found.name}); continue it with --resume, or choose another")
-    header = checkpoint.read_header(found, recipe) if found else None
+    header = checkpoint.read_header(found, recipe, output) if found else None
     set_threads(config, header)
     check_device(config)
     model = start_model(config, model_fields, output).to(config.device)

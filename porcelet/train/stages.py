@@ -32,6 +32,7 @@ from porcelet.errors import InputError
 from porcelet.train import checkpoint
 from porcelet.train.collect import collect, is_collected
 from porcelet.train.evaluate import evaluate_folder, save_evaluation
+from porcelet.train.folders import stage_folder
 from porcelet.train.kept import RESULT
 from porcelet.train.loop import check_device, train
 from porcelet.train.pause import Paused
@@ -91,8 +92,8 @@ def _read(path: Path, overrides: Sequence[str]) -> list[Stage]:
             shared["train"] = {**shared.get("train", {}), "model": _model_after(stages[-1])}
         config, fields = combine((shared, str(path)), (own, place), (words, "command line"))
         config = _found(_seeded(config, name, own, settings), stages, place)
-        output = Path(config.output, f"{len(stages) + 1:02}-{name}")
-        stages.append(Stage(name, dataclasses.replace(config, output=str(output)), fields))
+        output = stage_folder(config.output, len(stages) + 1, name)
+        stages.append(Stage(name, dataclasses.replace(config, output=output), fields))
     return stages
 
 
@@ -200,7 +201,7 @@ def is_finished(stage: Stage) -> bool:
     found = checkpoint.newest(output)
     if not found:
         return False
-    header = checkpoint.read_header(found, checkpoint.recipe_of(stage.config, stage.model_fields))
+    header = checkpoint.read_header(found, checkpoint.recipe_of(stage.config, stage.model_fields), output)
     saved = output.glob("model*.safetensors") if stage.config.lora.merge else output.glob("adapter/*.safetensors")
     return header.step == stage.config.steps and any(saved)
 

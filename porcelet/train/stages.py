@@ -10,9 +10,10 @@
 A stage may name the output of an earlier one: `model = "@cold-start"`, `conversations = ["@sampled/samples.jsonl"]`.
 
 A stage is a run of its own, with checkpoint, metrics and model in a folder of its own, and ends by its steps, never by
-the clock. On the command line `steps=3` is for all stages, `cold-start.steps=3` for one. `seed=7` is added to
-the seed of a stage that has its own, as stages with the same one would meet the same problems, and is that of all
-others; `cold-start.seed=7` is the seed.
+the clock. On the command line `cold-start.steps=3` is for one stage and `steps=3` for all; where that is fewer than the
+recipe says, a warm-up is shortened to a sixth of it, and what then has no room likewise (`schedule.shortened`).
+`seed=7` is added to the seed of a stage that has one of its own, since stages with equal seeds meet the same problems,
+and is that of all others; `cold-start.seed=7` stands as it is.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ def read_stages(path: Path, overrides: Sequence[str] = ()) -> list[Stage]:
 def _read(path: Path, overrides: Sequence[str]) -> list[Stage]:
     tables, settings = read_tables(path), parse_settings(overrides)
     if "stage" not in tables:
-        return [Stage("", *combine((tables, str(path)), (tables_of(settings), "command line")))]
+        return [Stage("", *combine((tables, str(path)), words=tables_of(settings)))]
     listed = tables.pop("stage")
     names = _names(listed, path)
     stages: list[Stage] = []
@@ -90,7 +91,7 @@ def _read(path: Path, overrides: Sequence[str]) -> list[Stage]:
             shared.pop("model", None)
         if "model" not in own and stages:
             shared["train"] = {**shared.get("train", {}), "model": _model_after(stages[-1])}
-        config, fields = combine((shared, str(path)), (own, place), (words, "command line"))
+        config, fields = combine((shared, str(path)), (own, place), words=words)
         config = _found(_seeded(config, name, own, settings), stages, place)
         output = stage_folder(config.output, len(stages) + 1, name)
         stages.append(Stage(name, dataclasses.replace(config, output=output), fields))

@@ -27,7 +27,7 @@ from benchmarks.harness import RESULTS
 
 ROOT = RESULTS.parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-CLAIM = re.compile(r"(\d[\d,.]*\d|\d)<!-- ([a-z0-9_]+):([\w.]+) -->")
+CLAIM = re.compile(r"((?:(?<!\w)-)?(?:\d[\d,.]*\d|\d))<!-- ([a-z0-9_]+):([\w.]+) -->")
 # A measured-looking number: what follows makes it a speed, a time, a share or a ratio.
 UNIT = re.compile(r"(?<![\w.:<])(\d[\d,.]*)(?: ?(?:tokens/s|tok/s|GB/s|GOP/s|GFLOP/s|TOP/s|µs|ms)\b|×)")
 # The log tells history, each entry with its own date; its figures are not compared with today's.

@@ -115,7 +115,7 @@ def clean(
 def bits(
     model: Annotated[str, typer.Argument(help="A name in the store, a GGUF file or a model folder.")],
     sources: Sources,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens to measure with, of documents by hash.")] = 1 << 18,
+    max_bytes: Annotated[int, typer.Option(min=1, help="Bytes to measure with, of documents by hash.")] = 1 << 20,
     context: Annotated[int, typer.Option(min=0, help="Tokens a document is cut at; 0: what the model reads.")] = 0,
     key: Key = "text",
 ) -> None:
@@ -126,7 +126,7 @@ def bits(
 
     if len(sources) != 1:
         raise InputError(f"bits are measured on one source; {len(sources)} were given")
-    found = held_out_bits(hub.resolve(model), sources[0], max_tokens, context=context, key=key)
+    found = held_out_bits(hub.resolve(model), sources[0], max_bytes, context=context, key=key)
     print(
         f"{found.bits_per_byte:.4f} bits a byte on {found.num_bytes:,} bytes "
         f"({found.num_tokens:,} tokens of {found.num_documents:,} documents)"

@@ -6,7 +6,8 @@
     [evaluate]   what the model can do afterwards
     [model]  the architecture of a new model (`ModelConfig`), unless [train] model names a folder to start from
 
-Every default is the published one where there is a published one.
+Defaults are published ones where one suits all. Learning rates are for new small models, and clips are GRPO's under
+every loss: DAPO raises `clip_high` to 0.28, GSPO's are 3e-4 and 4e-4, and a trained model wants rates near 1e-6 there.
 """
 
 from __future__ import annotations
@@ -36,13 +37,14 @@ class DataConfig:
     answer, or the `last` one of each conversation (`train_on`). A step takes `samples_per_step` conversations, or as
     many as `tokens_per_step` hold (`step_of`). Its loss is the mean over all trained tokens, or over conversations,
     whatever their lengths (`weigh`). One longer than `context` or the model's own is refused, dropped, or cut at its
-    end (`too_long`).
+    end (`too_long`). Fields of a file that are no part of its form are refused unless `ignore` names them.
     """
 
     corpus: tuple[str, ...] = ()
     weights: tuple[float, ...] = ()
     held_out: str = ""
     conversations: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = ()
     train_on: str = "all"  # all | last: the assistant's answers that are learnt
     step_of: str = "samples"  # samples | tokens
     weigh: str = "tokens"  # tokens | conversations: what counts equally

@@ -15,8 +15,8 @@ trained with `train_on = "last"`. Every line is rendered before the first step: 
 file, line and field.
 
 An epoch is a permutation by hash, and position p of the stream is a function of (seed, p). Packing needs nothing: every
-conversation is a segment of its own in the flat batch. Left out: fields besides those above (they are refused, not
-ignored), and one sample for each answer of a conversation.
+conversation is a segment of its own in the flat batch. Left out: fields besides those above (they are refused unless
+`[data] ignore` names them), and one sample for each answer of a conversation.
 """
 
 from __future__ import annotations
@@ -111,7 +111,8 @@ def read_conversations(config: TrainConfig, model: ModelConfig, renderer: Render
     kept, num_long, num_cut = list[Rendering](), 0, 0
     for source in config.data.conversations:
         for place, values in rows(source):
-            whole = render(values, renderer, place, config.data.train_on)
+            known = {name: value for name, value in values.items() if name not in config.data.ignore}
+            whole = render(known, renderer, place, config.data.train_on)
             renderer.require_end(whole.tokens[whole.mask.rindex(1)], model.eos_token_ids, place)
             fitting = _fit(whole, context, config, place)
             num_long += fitting is None
@@ -149,11 +150,12 @@ def render(values: Mapping[str, Any], renderer: Renderer, place: str, train_on: 
 
 
 def to_messages(values: Mapping[str, Any], place: str) -> list[Any]:
-    """A line's messages, whichever form it has.
+    """A line's messages, whichever form it has; a field that is null counts as absent.
 
     Raises:
         InputError: it has none of the forms.
     """
+    values = {name: value for name, value in values.items() if value is not None}
     form = next((names for names in FORMS if names[0] <= values.keys()), None)
     if form is None:
         known = " or ".join(" + ".join(sorted(needed)) for needed, _ in FORMS)
@@ -161,7 +163,9 @@ def to_messages(values: Mapping[str, Any], place: str) -> list[Any]:
     strange = [name for name in values if name not in form[0] | form[1]]
     if strange:
         known = ", ".join(sorted(form[0] | form[1]))
-        raise InputError(f"{place}: unknown field {strange[0]!r}; known here: {known}; rename it or take it out")
+        raise InputError(
+            f"{place}: unknown field {strange[0]!r}; known here: {known}; rename it, or name it in [data] ignore"
+        )
     if "messages" in values:
         if not isinstance(values["messages"], list):
             raise InputError(f"{place}: messages is a {type(values['messages']).__name__}; it must be a list")

@@ -19,7 +19,7 @@ from porcelet.train.rendering import Renderer
 from porcelet.train.rewards import Reward, Term, rewards_of
 from porcelet.train.rollout import Rollout, require_room
 from porcelet.train.sampler import make_engine
-from porcelet.train.tasks import FiniteTask, Task, load_task
+from porcelet.train.tasks import FiniteTask, Problem, Task, load_task
 from porcelet.train.types import ROLLOUTS, Metrics, Source
 from porcelet.types import Sample
 from porcelet.weights.load import load
@@ -54,10 +54,13 @@ def make_source(
         rewards = own or rewards_of(config, unsafe_sandbox=unsafe_sandbox)
         engine, reference = make_engine(model, config.policy), _reference(config, model)
         return Rollout(engine, model, task, renderer, config, rewards, reference, _teacher(config, model))
-    first = renderer.sample(task.draw(config.seed, 0))
+    answers = Answers(task, renderer, config, model.config.max_position_embeddings)
+    first = answers.sample(task.draw(config.seed, 0))
     learnt = [token for token, weight in zip(first.tokens, first.weights, strict=True) if weight]
     renderer.require_end(learnt[-1], ends, f"task {config.task.name}")
-    return Answers(task, renderer, config)
+    if isinstance(task, FiniteTask):  # the longest by letters, lest a run end in the midst of it
+        answers.sample(max(task.training, key=lambda one: len(one.question) + len(one.trace) + len(one.answer)))
+    return answers
 
 
 def check_data(config: TrainConfig) -> None:
@@ -138,8 +141,24 @@ class Answers:
     task: Task
     renderer: Renderer
     config: TrainConfig
+    longest: int  # what the model reads at once
 
     def __call__(self, step: int) -> tuple[list[Sample], Metrics]:
         count = self.config.samples_per_step
         positions = range(step * count, (step + 1) * count)
-        return [self.renderer.sample(self.task.draw(self.config.seed, i)) for i in positions], {}
+        return [self.sample(self.task.draw(self.config.seed, i)) for i in positions], {}
+
+    def sample(self, problem: Problem) -> Sample:
+        """A problem with its worked solution.
+
+        Raises:
+            InputError: they are more than the model reads.
+        """
+        sample = self.renderer.sample(problem)
+        if len(sample.tokens) > self.longest:
+            raise InputError(
+                f"task {self.config.task.name}: {problem.question[:60]!r} and its worked solution are "
+                f"{len(sample.tokens)} tokens; the model has max_position_embeddings {self.longest}: shorten it, or "
+                "take a model that reads as far"
+            )
+        return sample

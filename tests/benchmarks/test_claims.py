@@ -28,6 +28,8 @@ def test_every_figure_follows_from_a_result(page: Path) -> None:
         ("2.5", 2.54, True),
         ("2.5", 2.56, False),
         ("1,200", 1249.0, True),
+        ("-0.2", -0.24, True),
+        ("-0.2", 0.2, False),
     ],
 )
 def test_rounding(text: str, value: float, holds: bool) -> None:
@@ -44,6 +46,14 @@ def test_missing_source_and_unmarked_figure_are_problems(tmp_path: Path, monkeyp
     (claim,) = claims.claims_of(page)
     assert "no b:x.y" in (claims.mismatch(claim, {}) or "")
     assert len(list(claims.unmarked(page))) == 2
+
+
+def test_a_sign_belongs_to_its_figure_and_a_dash_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Differences may be negative; the end of a range is not."""
+    monkeypatch.setattr(claims, "ROOT", tmp_path)
+    page = tmp_path / "page.md"
+    page.write_text("-0.3<!-- b:x -->, (-7<!-- b:x --> and 5-8<!-- b2:x -->\n")
+    assert [claim.text for claim in claims.claims_of(page)] == ["-0.3", "-7", "8"]
 
 
 def test_interleave_drops_disturbed_rounds(monkeypatch: pytest.MonkeyPatch) -> None:

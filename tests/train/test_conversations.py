@@ -115,6 +115,16 @@ def test_three_forms_of_a_line_are_one_conversation(renderers: dict[str, Rendere
     assert spoken(renderers["R1"], thought) == f"so\n</think>\n\n1{E}"
 
 
+def test_null_is_absent_and_ignored_fields_are_left_out(tmp_path: Path) -> None:
+    """A table's empty cells, and columns that [data] ignore names, change nothing."""
+    plain = '{"question": "a", "answer": "b"}'
+    full = '{"question": "a", "answer": "b", "reasoning": null, "id": 7, "source": "x"}'
+    found = read(tmp_path / "one", full, ignore=("id", "source")), read(tmp_path / "two", plain)
+    assert found[0].renderings == found[1].renderings
+    with pytest.raises(InputError, match=r"unknown field 'source'.*\[data\] ignore"):
+        read(tmp_path / "three", full, ignore=("id",))
+
+
 REFUSED: list[tuple[str, str]] = [
     ("[1]", "a.jsonl:2: .* is not a JSON object"),
     ("{", "a.jsonl:2: not JSON"),

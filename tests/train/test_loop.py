@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from porcelet.train.measure import MEASURED
 from porcelet.train.recipe import read_recipe
 from porcelet.train.rendering import Renderer
 from porcelet.train.stages import read_stages
+from porcelet.train.tasks import Problem
+from porcelet.train.tasks.problem import is_held_out
 from porcelet.weights.load import load
 from tests.train.tiny_run import FIELDS, config, metrics_of, model
 
@@ -110,3 +113,19 @@ def test_absent_start_model_is_named(tmp_path: Path) -> None:
     """A folder that is not there is an error about that folder."""
     with pytest.raises(ModelError, match="nowhere"):
         train(config(tmp_path, model=str(tmp_path / "nowhere")), {})
+
+
+@pytest.mark.parametrize("num_long", [1, 60])
+def test_worked_solutions_beyond_the_model_are_refused(tmp_path: Path, num_long: int) -> None:
+    """Before the first step, even if it is one of many; a model is not trained where it cannot read."""
+    questions = [f"{i}?" for i in range(80)]
+    kept = [question for question in questions if not is_held_out(Problem(question, "1"))]
+    rows = [
+        {"question": question, "answer": "1", "trace": "so " * (40 if question in kept[-num_long:] else 1)}
+        for question in questions
+    ]
+    file = tmp_path / "problems.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    with pytest.raises(InputError, match=r"worked solution are \d+ tokens; the model has max_position_embeddings 64"):
+        train(config(tmp_path / "run", method="sft", chat_format="R1", task="jsonl", path=str(file)), FIELDS)
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()

@@ -49,10 +49,10 @@ def bits_per_byte(logprobs: Iterable[float], num_bytes: int) -> float:
 
 
 def held_out_bits(
-    path: Path, source: str | Path, max_tokens: int = 1 << 18, *, context: int = 0, key: str = "text"
+    path: Path, source: str | Path, max_bytes: int = 1 << 20, *, context: int = 0, key: str = "text"
 ) -> HeldOut:
-    """Bits a byte of a model, a folder or a GGUF file, on a source's documents, the first `max_tokens` in an order by
-    hash.
+    """Bits a byte of a model, a folder or a GGUF file, on a source's documents, the first `max_bytes` in an order by
+    hash: the same text for every model.
 
     A document is cut at every `context` tokens; 0 is all that the model can read at once, 4096 at most.
 
@@ -69,7 +69,7 @@ def held_out_bits(
     logprobs: list[float] = []
     num_documents = num_bytes = 0
     bos = sentence_ends(path)[0] if path.is_dir() else _first_token(model.config, path)
-    for ids in _first(map(tokenizer.encode, texts), max_tokens):
+    for ids in map(tokenizer.encode, _first(texts, max_bytes)):
         logprobs += document_logprobs(model, bos, ids, context)
         num_bytes += sum(len(tokenizer.token_bytes(id)) for id in ids)
         num_documents += 1
@@ -103,12 +103,11 @@ def _logprobs(model: Transformer, samples: Sequence[Sample]) -> list[float]:
     return token_logprobs(hidden[batch.rows], head, batch.targets).tolist()
 
 
-def _first(documents: Iterable[list[int]], max_tokens: int) -> Iterator[list[int]]:
-    """Documents until they have `max_tokens` tokens; the last one cut, empty ones left out."""
-    left = max_tokens
-    for ids in documents:
-        if left <= 0:
-            return
-        if ids:
-            yield ids[:left]
-        left -= len(ids)
+def _first(texts: Iterable[str], max_bytes: int) -> Iterator[str]:
+    """Texts until they have `max_bytes` bytes; the last one cut between characters, empty ones left out."""
+    left = max_bytes
+    for text in texts:
+        kept = text.encode()[: max(left, 0)].decode(errors="ignore")
+        if kept:
+            yield kept
+        left -= len(text.encode())

@@ -26,9 +26,10 @@ def test_problems_of_a_file_keep_all_their_fields(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "named"),
     [
-        ('{"question": "1"', "line 1 is no JSON"),
-        ('\n{"question": "1"}', "line 2"),
-        ("[1]", "line 1 needs"),
+        ('{"question": "1"', "bad.jsonl:1: not JSON"),
+        ('\n{"question": "1"}', "bad.jsonl:2: the fields are question; a problem has question and answer"),
+        ('{"question": "1", "answer": null}', "the fields are question; a problem"),
+        ("[1]", r"bad.jsonl:1: \[1\] is not a JSON object"),
         ('{"question": "1", "answer": 1}', "answer is 1; it must be a string"),
         ('{"question": "1", "answer": "1"}', "1 problems are too few"),
     ],
@@ -42,7 +43,7 @@ def test_a_bad_file_is_refused_by_its_line(tmp_path: Path, text: str, named: str
 
 def test_a_missing_file_and_a_missing_option_are_named(tmp_path: Path) -> None:
     """Both before training begins."""
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="does not exist"):
         load_task("jsonl", {"path": str(tmp_path / "none.jsonl")})
     with pytest.raises(InputError, match="'path' is missing"):
         load_task("jsonl", {})

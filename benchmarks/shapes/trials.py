@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from porcelet.config import TrainConfig
@@ -81,11 +81,8 @@ def take_turns(setting: Setting, variants: Mapping[str, Trial]) -> dict[str, Val
 
 
 def run(recipe: str | Path, settings: Sequence[str], output: Path) -> tuple[Path, TrainConfig]:
-    """Train one of the recipes here, or at a path, with some values changed; the model's folder and what was run. A
-    short run warms up for a sixth of its steps at most."""
+    """Train one of the recipes here, or at a path, with some values changed; the model's folder and what was run."""
     config, fields = read_recipe(HERE / recipe, [*settings, f"output={output}", "checkpoint_every=1000000"])
-    warm_up = min(config.optimizer.warmup_steps, config.steps // 6)
-    config = replace(config, optimizer=replace(config.optimizer, warmup_steps=warm_up))
     return train(config, fields), config
 
 

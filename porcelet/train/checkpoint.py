@@ -27,7 +27,8 @@ from porcelet.config import TrainConfig
 from porcelet.errors import InputError, ModelError
 from porcelet.models.transformer import Transformer
 from porcelet.train.files import flush, writing
-from porcelet.train.inputs import input_hashes
+from porcelet.train.folders import portable
+from porcelet.train.inputs import input_hashes, unread
 from porcelet.train.optim import Optimizer
 
 # Settings that a resumed run may change: they do not touch the numbers of a run, or they are the remedy for one that
@@ -36,11 +37,15 @@ FREE_TO_CHANGE = (
     *("output", "checkpoint_every", "keep_checkpoints", "log", "evaluate"),
     *("on_spike", "spike_window", "spike_deviations", "spike_limit"),
 )
+# Free too, as the remedy for a run that was killed for its memory. Sums are then rounded otherwise: to say so, they are
+# kept.
+ROUNDING = ("tokens_per_pass", "threads")
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a checkpoint says of itself. Equality with an uninterrupted run holds on as many threads and one torch."""
+    """What a checkpoint says of itself. A run that goes on from it equals an uninterrupted one on as many threads, by
+    equal passes and one torch."""
 
     step: int  # steps done
     recipe: Mapping[str, Any]
@@ -50,13 +55,20 @@ class Header:
 
 
 def recipe_of(config: TrainConfig, model_fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything that decides a run's numbers, as flat JSON values under the names of a recipe.
+    """Everything that decides a run's numbers, as flat JSON values under the names of a recipe; tables that its method
+    does not read are left out.
 
     Raises:
         InputError: a file that the recipe names is not there.
     """
-    tables = {name: value for name, value in dataclasses.asdict(config).items() if name not in FREE_TO_CHANGE}
+    idle = {*FREE_TO_CHANGE, *unread(config)}
+    tables = {name: value for name, value in dataclasses.asdict(config).items() if name not in idle}
     tables |= {"model": tables["model"] or dict(model_fields), "inputs": input_hashes(config)}
+    return portable(_plain(tables), Path(config.output))
+
+
+def _plain(tables: Mapping[str, Any]) -> dict[str, Any]:
+    """As a file has it: flat, with lists in the place of tuples."""
     return json.loads(json.dumps(dict(_flat(tables))))
 
 
@@ -105,8 +117,8 @@ def folder_of(output: Path, step: int) -> Path:
     return output / "checkpoint" / f"step-{step}"
 
 
-def read_header(folder: Path, recipe: Mapping[str, Any]) -> Header:
-    """What a checkpoint says of itself.
+def read_header(folder: Path, recipe: Mapping[str, Any], output: Path) -> Header:
+    """What a checkpoint of the run in `output` says of itself.
 
     Raises:
         InputError: it belongs to another recipe.
@@ -114,7 +126,7 @@ def read_header(folder: Path, recipe: Mapping[str, Any]) -> Header:
     """
     try:
         header = Header(**json.loads((folder / "state.json").read_text(encoding="utf-8")))
-        check_recipe(header.recipe, recipe, folder)
+        check_recipe(portable(header.recipe, output), recipe, folder)
     except (OSError, ValueError, TypeError, AttributeError) as problem:
         raise ModelError(f"checkpoint {folder} cannot be read: {problem}; delete it to start over") from problem
     return header
@@ -172,12 +184,19 @@ def _state(model: Transformer, optimizer: Optimizer) -> dict[str, Tensor]:
 def check_recipe(saved: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path) -> None:
     """Refuse to go on in `folder` with another recipe than the one it was begun with.
 
+    What `wanted` has no word of does not count. A setting that is not in `saved`, as porcelet did not have it then, had
+    its default; an input that is not was not looked at, and goes by a name that is compared.
+
     Raises:
         InputError: names the first difference.
     """
-    for name in sorted(saved.keys() | wanted.keys()):
-        if saved.get(name) != wanted.get(name):
+    defaults = _plain(dataclasses.asdict(TrainConfig()))
+    read = {name.partition(".")[0] for name in wanted} - {*ROUNDING}
+    known = saved.keys() | {name for name in wanted if not name.startswith("inputs.")}
+    for name in sorted(known, key=lambda name: (name.startswith("inputs."), name)):
+        before, now = saved.get(name, defaults.get(name)), wanted.get(name, defaults.get(name))
+        if name.partition(".")[0] in read and before != now:
             raise InputError(
-                f"{folder} was made with {name}={saved.get(name)!r}, this run has {wanted.get(name)!r}; "
+                f"{folder} was made with {name}={before!r}, this run has {now!r}; "
                 f"restore {name}, or choose another output"
             )

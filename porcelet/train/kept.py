@@ -31,7 +31,7 @@ def read_state(output: Path, recipe: Mapping[str, Any]) -> checkpoint.Header | N
         InputError: it belongs to another recipe.
         ModelError: it is damaged.
     """
-    return checkpoint.read_header(output / FOLDER, recipe) if holds_samples(output) else None
+    return checkpoint.read_header(output / FOLDER, recipe, output) if holds_samples(output) else None
 
 
 def write_state(output: Path, header: checkpoint.Header) -> None:

@@ -110,7 +110,7 @@ def begin(
         raise InputError(f"output {output} holds samples that a model was asked for; choose another output")
     if found and not resume:
         raise InputError(f"output {output} holds a run ({found.name}); continue it with --resume, or choose another")
-    header = checkpoint.read_header(found, recipe) if found else None
+    header = checkpoint.read_header(found, recipe, output) if found else None
     set_threads(config, header)
     check_device(config)
     model = start_model(config, model_fields, output).to(config.device)
@@ -124,8 +124,9 @@ def begin(
     source = make_source(config, model, Renderer(output), reward, unsafe_sandbox=unsafe_sandbox)
     _clear(output, resume=resume)
     if config.method in ROLLOUTS:
+        decisive = {name: value for name, value in recipe.items() if name not in checkpoint.ROUNDING}
         rule = [config.spike_window, config.spike_deviations]
-        source = journal.Journal(source, output / "rollouts", journal.digest(recipe, rule))
+        source = journal.Journal(source, output / "rollouts", journal.digest(decisive, rule))
     record_session(output, header.step if header else 0, config.device)
     return Run(config, recipe, model, optimizer, source, spikes, header.step if header else 0)
 
@@ -140,15 +141,24 @@ def _clear(output: Path, *, resume: bool) -> None:
 
 
 def set_threads(config: TrainConfig, header: checkpoint.Header | None) -> None:
-    """As many threads as the recipe says, else as many as the checkpoint was made with: sums depend on it."""
+    """As many threads as the recipe says, else as many as the checkpoint was made with: sums depend on it. What rounds
+    them otherwise than before is told."""
     threads = config.threads or (header.threads if header else 0)
     if threads:
         torch.set_num_threads(threads)
-    if header and header.torch != torch.__version__:
-        log.warning(
-            "the checkpoint was made with torch %s, this is %s: the run goes on, but no longer bit for bit",
-            *(header.torch, torch.__version__),
-        )
+    if not header:
+        return
+    passes = header.recipe.get("tokens_per_pass", config.tokens_per_pass)  # of a method that makes none, it is not kept
+    for what, before, now in (
+        ("torch", header.torch, torch.__version__),
+        ("threads", header.threads, torch.get_num_threads()),
+        ("tokens_per_pass", passes, config.tokens_per_pass),
+    ):
+        if before != now:
+            log.warning(
+                "the checkpoint was made with %s %s, this is %s: the run goes on, but no longer bit for bit",
+                *(what, before, now),
+            )
 
 
 def check_device(config: TrainConfig) -> None:

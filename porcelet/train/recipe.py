@@ -11,6 +11,7 @@ from typing import Any
 
 from porcelet.config import RewardConfig, TaskConfig, TrainConfig, override, parse_settings
 from porcelet.errors import InputError
+from porcelet.train.schedule import shortened
 
 NESTED = ("data", "optimizer", "policy", "lora", "log", "evaluate")  # tables whose keys are the fields of a config
 TABLES = ("train", *NESTED, "task", "reward", "model")
@@ -22,7 +23,7 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> tuple[TrainConfig,
     Raises:
         InputError: the file is missing or malformed, or a key is unknown (the nearest one is named).
     """
-    return combine((read_tables(path), str(path)), (tables_of(parse_settings(overrides)), "command line"))
+    return combine((read_tables(path), str(path)), words=tables_of(parse_settings(overrides)))
 
 
 def read_tables(path: Path) -> dict[str, Any]:
@@ -37,8 +38,9 @@ def read_tables(path: Path) -> dict[str, Any]:
         raise InputError(f"recipe {path} cannot be read: {problem}") from problem
 
 
-def combine(*layers: tuple[Mapping[str, Any], str]) -> tuple[TrainConfig, dict[str, Any]]:
-    """A config and its [model] table from layers of (tables, where they are from), of which later ones win.
+def combine(*layers: tuple[Mapping[str, Any], str], words: Mapping[str, Any]) -> tuple[TrainConfig, dict[str, Any]]:
+    """A config and its [model] table from layers of (tables, where they are from), of which later ones win, and the
+    `words` of a command line over all. Where these ask for fewer steps, the schedule is shortened with them.
 
     Raises:
         InputError: a key is unknown, or a value cannot be used.
@@ -48,7 +50,10 @@ def combine(*layers: tuple[Mapping[str, Any], str]) -> tuple[TrainConfig, dict[s
     for tables, source in layers:
         config = _apply(config, tables, source)
         model_fields |= tables.get("model", {})
-    return config, model_fields
+    told = _apply(config, words, "command line")
+    if told.steps < config.steps:
+        told = _apply(shortened(config, told.steps), words, "command line")
+    return told, model_fields | words.get("model", {})
 
 
 def tables_of(settings: Mapping[str, str]) -> dict[str, Any]:
@@ -68,7 +73,12 @@ def _literal(text: str) -> Any:
         return text
 
 
-def _apply(config: TrainConfig, tables: Mapping[str, Any], source: str) -> TrainConfig:
+def check_tables(tables: Mapping[str, Any], source: str) -> None:
+    """Refuse what is no table of a recipe.
+
+    Raises:
+        InputError: names it and its place.
+    """
     for name, table in tables.items():
         if name not in TABLES:
             near = difflib.get_close_matches(name, TABLES, n=1)
@@ -77,6 +87,10 @@ def _apply(config: TrainConfig, tables: Mapping[str, Any], source: str) -> Train
         if not isinstance(table, list if name == "reward" else dict):
             wanted = "[[reward]]" if name == "reward" else f"[{name}]"
             raise InputError(f"{source}: {name} is {str(table)[:40]!r}; it must be a table {wanted}")
+
+
+def _apply(config: TrainConfig, tables: Mapping[str, Any], source: str) -> TrainConfig:
+    check_tables(tables, source)
     changes: dict[str, Any] = {
         name: override(getattr(config, name), tables[name], f"{source} [{name}]") for name in NESTED if name in tables
     }

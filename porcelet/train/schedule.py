@@ -51,6 +51,18 @@ def check_room(config: TrainConfig) -> None:
         )
 
 
+def shortened(config: TrainConfig, steps: int) -> TrainConfig:
+    """A config for fewer steps. The warm-up takes a sixth of them at most; where the fall and what is behind it have no
+    room beside it, all are shortened as the run is."""
+    rates, planned = config.optimizer, config.steps
+    warm_up, fall, final = min(rates.warmup_steps, steps // 6), rates.decay_steps, rates.final_steps
+    if warm_up + fall + final > steps:
+        warm_up, final = min(warm_up, rates.warmup_steps * steps // planned), final * steps // planned
+        fall = math.ceil(fall * steps / planned)  # never 0, which would mean another fall
+    shorter = dataclasses.replace(rates, warmup_steps=warm_up, decay_steps=fall, final_steps=final)
+    return dataclasses.replace(config, steps=steps, optimizer=shorter)
+
+
 def _height(progress: float, rates: OptimizerConfig) -> float:
     """From 1 at the beginning of the fall to 0 at its end."""
     if rates.schedule == "cosine":

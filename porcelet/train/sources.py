@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,9 @@ from porcelet.models.transformer import Transformer
 from porcelet.tokenizer import Tokenizer
 from porcelet.train.conversations import read_conversations
 from porcelet.train.corpus.packing import Pretraining
+from porcelet.train.corpus.readers import files_of
 from porcelet.train.corpus.store import open_store, tokenizer_sha256
+from porcelet.train.inputs import unread
 from porcelet.train.reference import Reference
 from porcelet.train.rendering import Renderer
 from porcelet.train.rewards import Reward, Term, rewards_of
@@ -72,6 +75,25 @@ def check_data(config: TrainConfig) -> None:
     for name, method in (("conversations", "sft"), ("corpus", "pretrain")):
         if getattr(config.data, name) and config.method != method:
             raise InputError(f"[data] {name} is for method = {method!r}; this is {config.method!r}")
+
+
+def check_reads(config: TrainConfig, made: Sequence[Path], *, unsafe_sandbox: bool = False) -> None:
+    """Refuse beforehand what a run or its evaluation could not read, or be judged by. What lies in the folders `made`
+    by earlier runs need not be there yet.
+
+    Raises:
+        InputError: the recipe's texts, task or rewards cannot be used.
+        MissingExtraError: a package that one of them needs is not installed.
+    """
+    check_data(config)
+    for name in config.data.conversations:
+        if not any(Path(name).is_relative_to(folder) for folder in made):
+            list(files_of(name))
+    for name in config.data.corpus:
+        open_store(Path(name))
+    if config.evaluate.num_problems or "task" not in unread(config):
+        load_task(config.task.name, config.task.options)
+        rewards_of(config, unsafe_sandbox=unsafe_sandbox)
 
 
 def check_room(config: TrainConfig, model: ModelConfig, renderer: Renderer, task: Task) -> None:

@@ -10,7 +10,10 @@
 A stage may name the output of an earlier one: `model = "@cold-start"`, `conversations = ["@sampled/samples.jsonl"]`.
 
 A stage is a run of its own, with checkpoint, metrics and model in a folder of its own, and ends by its steps, never by
-the clock. On the command line `steps=3` is for all stages, `cold-start.steps=3` for one.
+the clock. On the command line `cold-start.steps=3` is for one stage and `steps=3` for all; where that is fewer than the
+recipe says, a warm-up is shortened to a sixth of it, and what then has no room likewise (`schedule.shortened`).
+`seed=7` is added to the seed of a stage that has one of its own, since stages with equal seeds meet the same problems,
+and is that of all others; `cold-start.seed=7` stands as it is.
 """
 
 from __future__ import annotations
@@ -30,14 +33,15 @@ from porcelet.errors import InputError
 from porcelet.train import checkpoint
 from porcelet.train.collect import collect, is_collected
 from porcelet.train.evaluate import evaluate_folder, is_measured, save_evaluation
+from porcelet.train.folders import stage_folder
+from porcelet.train.kept import RESULT
 from porcelet.train.loop import check_device, train
 from porcelet.train.pause import Paused
 from porcelet.train.plots import require_packages
-from porcelet.train.recipe import TABLES, combine, read_tables, tables_of
+from porcelet.train.recipe import TABLES, check_tables, combine, read_tables, tables_of
 from porcelet.train.report import write_report
 from porcelet.train.schedule import check_room
-from porcelet.train.sources import check_data
-from porcelet.train.tasks import load_task
+from porcelet.train.sources import check_reads
 from porcelet.train.types import Metrics
 
 
@@ -91,12 +95,14 @@ def _refuse_lone_adapters(stages: Sequence[Stage], path: Path) -> None:
 def _read(path: Path, overrides: Sequence[str]) -> list[Stage]:
     tables, settings = read_tables(path), parse_settings(overrides)
     if "stage" not in tables:
-        return [Stage("", *combine((tables, str(path)), (tables_of(settings), "command line")))]
+        return [Stage("", *combine((tables, str(path)), words=tables_of(settings)))]
     listed = tables.pop("stage")
     names = _names(listed, path)
     stages: list[Stage] = []
     for name, table in zip(names, listed, strict=True):
+        place = f"{path} [[stage]] {name}"
         own = {key: value for key, value in table.items() if key != "name"}
+        check_tables(own, place)
         words = tables_of(_settings_of(name, names, settings))
         shared = dict(tables)
         names_a_model = "model" in own.get("train", {}) or "model" in words.get("train", {})
@@ -104,11 +110,20 @@ def _read(path: Path, overrides: Sequence[str]) -> list[Stage]:
             shared.pop("model", None)
         if "model" not in own and stages:
             shared["train"] = {**shared.get("train", {}), "model": _model_after(stages[-1])}
-        config, fields = combine((shared, str(path)), (own, f"{path} [[stage]] {name}"), (words, "command line"))
-        config = _found(config, stages, path)
-        output = Path(config.output, f"{len(stages) + 1:02}-{name}")
-        stages.append(Stage(name, dataclasses.replace(config, output=str(output)), fields))
+        config, fields = combine((shared, str(path)), (own, place), words=words)
+        config = _found(_seeded(config, name, own, settings), stages, place)
+        output = stage_folder(config.output, len(stages) + 1, name)
+        stages.append(Stage(name, dataclasses.replace(config, output=output), fields))
     return stages
+
+
+def _seeded(config: TrainConfig, name: str, own: Mapping[str, Any], settings: Mapping[str, str]) -> TrainConfig:
+    """With the command line's seed for all stages added to the stage's own: stages with one seed meet one another's
+    problems."""
+    for_all, for_it = ([f"{prefix}{key}" for key in ("seed", "train.seed")] for prefix in ("", f"{name}."))
+    if settings.keys().isdisjoint(for_all) or not settings.keys().isdisjoint(for_it):
+        return config
+    return dataclasses.replace(config, seed=config.seed + int(own.get("train", {}).get("seed", 0)))
 
 
 def _model_after(stage: Stage) -> str:
@@ -116,19 +131,24 @@ def _model_after(stage: Stage) -> str:
     return stage.config.model if stage.config.method == "sample" else stage.config.output
 
 
-def _found(config: TrainConfig, stages: Sequence[Stage], path: Path) -> TrainConfig:
+def _found(config: TrainConfig, stages: Sequence[Stage], place: str) -> TrainConfig:
     """With the folders of earlier stages in the place of their names: "@cold-start", "@sampled/samples.jsonl"."""
     outputs = {stage.name: stage.config.output for stage in stages}
+    drawn = {f"@{stage.name}": f"@{stage.name}/{RESULT}" for stage in stages if stage.config.method == "sample"}
+    for text in config.data.conversations:
+        made = drawn.get(text.partition("/")[0], text)
+        if text != made:
+            raise InputError(f"{place}: conversations names {text!r}, which that stage does not make; write {made!r}")
     for name in (config.model, config.policy.teacher):
-        if any(name == f"@{stage.name}" and stage.config.method == "sample" for stage in stages):
-            raise InputError(f"{path}: {name!r} is a stage that makes samples and no model; name another")
+        if name in drawn:
+            raise InputError(f"{place}: {name!r} is a stage that makes samples and no model; name another")
 
     def found(text: str) -> str:
         name, slash, rest = text[1:].partition("/")
         if not text.startswith("@"):
             return text
         if name not in outputs:
-            raise InputError(f"{path}: {text!r} names no earlier stage; there are: {', '.join(outputs) or 'none'}")
+            raise InputError(f"{place}: {text!r} names no earlier stage; there are: {', '.join(outputs) or 'none'}")
         return outputs[name] + slash + rest
 
     data = dataclasses.replace(config.data, conversations=tuple(map(found, config.data.conversations)))
@@ -153,11 +173,7 @@ def run_stages(
     end, num_run = time.monotonic() + 60 * minutes, 0
     if any(stage.config.log.report for stage in stages):
         require_packages()
-    for stage in stages:  # what can be known beforehand is not to come up after hours
-        check_data(stage.config)
-        check_device(stage.config)
-        if not (stage.config.data.conversations or stage.config.data.corpus):
-            load_task(stage.config.task.name, stage.config.task.options)
+    _check(stages, unsafe_sandbox)
     for i, stage in enumerate(stages, 1):
         if resume and is_finished(stage):
             _evaluate(stage, unsafe_sandbox)
@@ -176,6 +192,23 @@ def run_stages(
     return Path(stages[-1].config.output)
 
 
+def _check(stages: Sequence[Stage], unsafe_sandbox: bool) -> None:
+    """What can be known beforehand is not to come up after hours.
+
+    Raises:
+        InputError: names the stage.
+    """
+    for i, stage in enumerate(stages):
+        try:
+            check_device(stage.config)
+            made = [Path(earlier.config.output) for earlier in stages[:i]]
+            check_reads(stage.config, made, unsafe_sandbox=unsafe_sandbox)
+        except InputError as problem:
+            if not stage.name:
+                raise
+            raise InputError(f"stage {stage.name!r}: {problem}") from problem
+
+
 def is_finished(stage: Stage) -> bool:
     """Whether a stage's last step was taken, by this recipe, and its model saved.
 
@@ -188,7 +221,7 @@ def is_finished(stage: Stage) -> bool:
     found = checkpoint.newest(output)
     if not found:
         return False
-    header = checkpoint.read_header(found, checkpoint.recipe_of(stage.config, stage.model_fields))
+    header = checkpoint.read_header(found, checkpoint.recipe_of(stage.config, stage.model_fields), output)
     saved = output.glob("model*.safetensors") if stage.config.lora.merge else output.glob("adapter/*.safetensors")
     return header.step == stage.config.steps and any(saved)
 

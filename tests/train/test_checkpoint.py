@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from porcelet.config import TrainConfig
+from porcelet.config import RewardConfig, TrainConfig
 from porcelet.errors import CapacityError, InputError, ModelError
 from porcelet.train import checkpoint
 from porcelet.train.loop import train
@@ -145,6 +145,74 @@ def test_resume_of_another_recipe_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"model.hidden_size=32"):
         train(config(tmp_path, steps=2), FIELDS | {"hidden_size": 64}, resume=True)
     train(config(tmp_path, steps=2, checkpoint_every=1), FIELDS, resume=True)
+
+
+def test_what_a_method_does_not_read_may_change(tmp_path: Path) -> None:
+    """Rollouts' settings where none are drawn, texts where all is drawn, the task beside texts; and nothing else."""
+    file = tmp_path / "talk.jsonl"
+    file.write_text('{"prompt": "1+1=", "completion": "2"}\n', encoding="utf-8")
+
+    def same(method: dict[str, Any], **changes: Any) -> bool:
+        one, other = (config(tmp_path, **{**method, **more}) for more in ({}, changes))
+        return checkpoint.recipe_of(one, FIELDS) == checkpoint.recipe_of(other, FIELDS)
+
+    plain: dict[str, Any] = {"method": "pretrain"}
+    texts, drawn = {"method": "sft", "conversations": (str(file),)}, {"method": "grpo", "model": "x"}
+    rewards = (RewardConfig(name="format"),)
+    assert same(plain, group_size=4, rewards=rewards) and not same(plain, max_number=7)
+    assert same(texts, group_size=4, rewards=rewards, max_number=7) and not same(texts, context=64)
+    assert same(drawn, context=64)
+    assert not same(drawn, group_size=4) and not same(drawn, rewards=rewards) and not same(drawn, max_number=7)
+
+
+def test_recipe_of_an_older_porcelet_goes_on(tmp_path: Path) -> None:
+    """It said what its method never read; and what it did not know yet had its default."""
+    wanted = checkpoint.recipe_of(config(tmp_path), FIELDS)
+    older = {**wanted, "policy.group_size": 4, "rewards": [{"name": "format"}]}
+    del older["lora.alpha"]
+    checkpoint.check_recipe(older, wanted, tmp_path)
+    with pytest.raises(InputError, match=r"lora.alpha=16.0, this run has 8.0"):
+        checkpoint.check_recipe(older, {**wanted, "lora.alpha": 8.0}, tmp_path)
+
+
+def test_files_of_tasks_and_rewards_are_inputs(tmp_path: Path) -> None:
+    """Other problems or another judge behind the same name are named; a checkpoint that knows of neither goes on."""
+    problems, judge = tmp_path / "problems.jsonl", tmp_path / "judge.py"
+    rewards = (RewardConfig(name="exact"), RewardConfig(name=f"{judge}:taste"))
+    options = {"task": "jsonl", "path": str(problems), "rewards": rewards}
+    drawn = config(tmp_path, method="grpo", model="x", **options)
+    for file in (problems, judge):
+        file.write_text("one", encoding="utf-8")
+    begun = checkpoint.recipe_of(drawn, {})
+    for file in (problems, judge):
+        file.write_text("other", encoding="utf-8")
+        with pytest.raises(InputError, match=rf"was made with inputs\.{file}="):
+            checkpoint.check_recipe(begun, checkpoint.recipe_of(drawn, {}), tmp_path)
+        file.write_text("one", encoding="utf-8")
+    judge.unlink()
+    with pytest.raises(InputError, match=r"judge\.py cannot be read"):
+        checkpoint.recipe_of(drawn, {})
+    learnt = checkpoint.recipe_of(config(tmp_path, method="sft", **options), FIELDS)
+    assert [name for name in learnt if name.startswith("inputs")] == [f"inputs.{problems}"]
+    older = {name: value for name, value in begun.items() if not name.startswith("inputs")}
+    checkpoint.check_recipe(older, begun, tmp_path)
+
+
+def test_run_that_was_killed_for_its_memory_goes_on_with_less(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Smaller passes and other threads are allowed and told; the numbers are nearly those of the uninterrupted run."""
+    threads = torch.get_num_threads()
+    few = {"steps": 4, "checkpoint_every": 2, "threads": 1}
+    whole, broken = config(tmp_path / "whole", **few), config(tmp_path / "broken", **few)
+    try:
+        train(whole, FIELDS)
+        train_until(broken, FIELDS, 3)
+        train(dataclasses.replace(broken, tokens_per_pass=64, threads=2), FIELDS, resume=True)
+    finally:
+        torch.set_num_threads(threads)
+    for record, what in zip(caplog.records, ("threads 1, this is 2", "tokens_per_pass 0, this is 64"), strict=True):
+        assert what in record.getMessage()
+    losses = [[line["loss"] for line in metrics_of(tmp_path / name)] for name in ("broken", "whole")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
 def test_run_is_never_overwritten_without_resume(tmp_path: Path) -> None:

@@ -211,13 +211,21 @@ teacher = "@start"
 """
 
 
+def four_stages(folder: Path, output: Path) -> Path:
+    """A recipe in `folder` whose stages refer to each other in all ways."""
+    table = "\n".join(f"{name} = {value!r}" for name, value in FIELDS.items())
+    path = folder / "recipe.toml"
+    path.write_text(RECIPE.format(output=output, model=table), encoding="utf-8")
+    return path
+
+
 def test_a_sampling_stage_hands_on_the_model_it_drew_from(tmp_path: Path) -> None:
     """The next stage starts from that model and learns the file; a teacher may be an earlier stage, too."""
-    table = "\n".join(f"{name} = {value!r}" for name, value in FIELDS.items())
-    path = tmp_path / "recipe.toml"
-    path.write_text(RECIPE.format(output=tmp_path / "run", model=table), encoding="utf-8")
+    path = four_stages(tmp_path, tmp_path / "run")
     with pytest.raises(InputError, match="'@sampled' is a stage that makes samples"):
         read_stages(path, ["small.model=@sampled"])
+    with pytest.raises(InputError, match="tuned: .*'@sampled/kept.jsonl'.*; write '@sampled/samples.jsonl'"):
+        read_stages(path, ["tuned.data.conversations=@sampled/kept.jsonl"])
     with pytest.raises(InputError, match="stage 'tuned' has model=.* and a .model. table"):
         read_stages(path, ["tuned.model.hidden_size=64", "tuned.model=@start"])
     start, sampled, tuned, small = (stage.config for stage in read_stages(path))
@@ -230,3 +238,25 @@ def test_a_sampling_stage_hands_on_the_model_it_drew_from(tmp_path: Path) -> Non
     assert run(path, again, resume=True) == folder and not again
     distances = [line["distance"] for line in metrics_of(folder)]
     assert len(distances) == 2 and all(distance > 0 for distance in distances)
+
+
+def test_run_may_be_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its finished stages are found again, by whatever path; so are, in place, those that name each other by theirs, as
+    an older porcelet wrote them; and the stage that is meant still counts."""
+    run(four_stages(tmp_path, tmp_path / "run"), [])
+    monkeypatch.chdir(tmp_path)
+    states = {path: path.read_text(encoding="utf-8") for path in Path("run").rglob("state.json")}
+    assert len(states) == 4 and sum('"@01-start"' in text for text in states.values()) == 3
+    seen: list[tuple[str, float]] = []
+    for older in (True, False):
+        for path, text in states.items():
+            path.write_text(text.replace("@0", f"{tmp_path}/run/0") if older else text, encoding="utf-8")
+        for output in (Path("run"), tmp_path / "run"):
+            run(four_stages(tmp_path, output), seen, resume=True)
+    Path("run").rename("moved")
+    path = four_stages(tmp_path, Path("moved"))
+    run(path, seen, resume=True)
+    assert not seen
+    path.write_text(path.read_text(encoding="utf-8").replace('teacher = "@start"', 'teacher = "@tuned"'))
+    with pytest.raises(InputError, match=r"policy.teacher='@01-start', this run has '@03-tuned'"):
+        run(path, seen, resume=True)

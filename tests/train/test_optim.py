@@ -161,7 +161,7 @@ def test_state_of_both_kinds_is_saved_and_restored(tmp_path: Path) -> None:
     other = model(seed=7)
     resumed = make_optimizer(other, run.optimizer)
     folder = checkpoint.newest(tmp_path)
-    assert folder and checkpoint.read_header(folder, {}).step == 1
+    assert folder and checkpoint.read_header(folder, {}, tmp_path).step == 1
     checkpoint.restore(folder, other, resumed)
     for net, opt in ((network, optimizer), (other, resumed)):
         stepped(net, opt, 1, 1.0)

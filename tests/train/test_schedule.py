@@ -98,3 +98,27 @@ def test_schedule_longer_than_its_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="warmup_steps 400 .* the 300 steps"):
         read_stages(path)
     assert read_stages(path, ["one.steps=500"])[0].config.steps == 500
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["steps=60"], (10, 20, 10)),
+        (["steps=30"], (3, 6, 3)),
+        (["steps=3"], (0, 1, 0)),
+        (["steps=1"], (0, 1, 0)),
+        (["one.steps=60", "optimizer.warmup_steps=9"], (9, 20, 10)),
+        (["steps=100"], (10, 20, 10)),
+        (["steps=1000"], (10, 20, 10)),
+    ],
+)
+def test_fewer_steps_on_the_command_line_shorten_the_schedule(
+    tmp_path: Path, words: list[str], parts: tuple[int, int, int]
+) -> None:
+    """A sixth for the warm-up, the rest only where it has no room, and never to another shape; what is said there too
+    stands, and a longer run changes nothing."""
+    path = tmp_path / "recipe.toml"
+    optimizer = '[optimizer]\nschedule = "wsd"\nwarmup_steps = 10\ndecay_steps = 20\nfinal_steps = 10\n'
+    path.write_text(f"[train]\nsteps = 100\n[model]\nhidden_size = 8\n{optimizer}[[stage]]\nname = 'one'\n")
+    rates = read_stages(path, words)[0].config.optimizer
+    assert (rates.warmup_steps, rates.decay_steps, rates.final_steps) == parts

@@ -67,7 +67,7 @@ def run(path: Path, seen: list[tuple[str, float]], *, resume: bool = False, minu
 def test_tables_of_a_stage_win_over_those_of_all(tmp_path: Path) -> None:
     """Names, outputs, where each starts, and words of the command line for all stages or for one."""
     path = recipe(tmp_path / "run")
-    start, reinforce, again = read_stages(path, ["seed=7", "reinforce.steps=9", "again.optimizer.beta1=0.5"])
+    start, reinforce, again = read_stages(path, ["reinforce.steps=9", "again.optimizer.beta1=0.5"])
     assert [stage.name for stage in (start, reinforce, again)] == ["start", "reinforce", "again"]
     assert start.model_fields == FIELDS and not reinforce.model_fields and not start.config.model
     assert start.config.output == f"{tmp_path}/run/01-start" and again.config.output == f"{tmp_path}/run/03-again"
@@ -76,7 +76,18 @@ def test_tables_of_a_stage_win_over_those_of_all(tmp_path: Path) -> None:
     assert (start.config.optimizer.beta1, again.config.optimizer.beta1) == (0.9, 0.5)
     assert again.config.optimizer.learning_rate == 1e-4 and again.config.optimizer.warmup_steps == 1
     assert reinforce.config.rewards[0].weight == 2.0 and not again.config.rewards
-    assert {stage.config.seed for stage in (start, reinforce, again)} == {7}
+
+
+def test_seed_of_all_stages_keeps_them_apart(tmp_path: Path) -> None:
+    """It is added to a stage's own and stands in for none; one for a stage alone replaces its own."""
+    path = recipe(tmp_path / "run")
+    path.write_text(path.read_text(encoding="utf-8") + "[stage.train]\nseed = 2\n", encoding="utf-8")
+
+    def seeds(*words: str) -> list[int]:
+        return [stage.config.seed for stage in read_stages(path, words)]
+
+    assert seeds() == [0, 0, 2] and seeds("seed=7") == seeds("train.seed=7") == [7, 7, 9]
+    assert seeds("seed=7", "again.seed=3", "start.train.seed=4") == [4, 7, 3] and seeds("again.seed=3") == [0, 0, 3]
 
 
 def test_stage_may_start_from_what_it_names(tmp_path: Path) -> None:
@@ -125,6 +136,7 @@ def test_recipe_without_stages_is_one_run(tmp_path: Path) -> None:
         ('[[stage]]\nname = "a"\nsteps = 1', "unknown table 'steps'"),
         ('[[stage]]\nname = "policy"', "which is a table's"),
         ("stage = []", "it must be a list"),
+        ('[[stage]]\nname = "a"\ntrain = 3', r"\[\[stage\]\] a: train is .3.; it must be a table \[train\]"),
         ('reward = [3]\n[[stage]]\nname = "a"', r"\[\[reward\]\] is .3."),
         ('reward = []\n[[stage]]\nname = "a"', "reward is an empty list"),
     ],
@@ -135,6 +147,34 @@ def test_malformed_stage_is_named(tmp_path: Path, text: str, named: str) -> None
     path.write_text(text, encoding="utf-8")
     with pytest.raises(InputError, match=named):
         read_stages(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        (
+            "[stage.task]\nmax_numbr = 3",
+            "stage 'again': task sums: unknown option 'max_numbr'; did you mean 'max_number'",
+        ),
+        ('[[stage.reward]]\nname = "exakt"', "stage 'again': reward 'exakt' is not known; did you mean 'exact'"),
+        (
+            '[stage.train]\nmethod = "sft"\n[stage.data]\nconversations = ["absent.jsonl"]',
+            "stage 'again': absent.jsonl",
+        ),
+        (
+            '[stage.train]\nmethod = "sft"\n[stage.data]\nconversations = ["@start/any.jsonl"]\n'
+            '[stage.evaluate]\nnum_problems = 2\n[stage.task]\nname = "sms"',
+            "stage 'again': task is 'sms'; did you mean 'sums'",
+        ),
+    ],
+)
+def test_mistake_in_a_later_stage_is_told_before_the_first(tmp_path: Path, text: str, named: str) -> None:
+    """What a stage or its evaluation is to read and to be judged by is tried before anything is run."""
+    path = recipe(tmp_path / "run")
+    path.write_text(path.read_text(encoding="utf-8") + text, encoding="utf-8")
+    with pytest.raises(InputError, match=named):
+        run(path, [])
+    assert not (tmp_path / "run" / "01-start").exists()
 
 
 def test_word_that_is_a_stage_alone_is_refused(tmp_path: Path) -> None:
@@ -171,6 +211,15 @@ def test_finished_stage_of_another_recipe_is_refused(tmp_path: Path) -> None:
     path.write_text(path.read_text(encoding="utf-8").replace("warmup_steps = 1", "warmup_steps = 2"), encoding="utf-8")
     with pytest.raises(InputError, match=r"01-start.*optimizer.warmup_steps=1, this run has 2"):
         run(path, [], resume=True)
+
+
+def test_finished_stage_does_not_mind_what_it_never_read(tmp_path: Path) -> None:
+    """Settings of rollouts may change behind a stage without any."""
+    path, seen = recipe(tmp_path / "run"), list[tuple[str, float]]()
+    run_stages(read_stages(path)[:1], lambda stage: nullcontext(lambda metrics: None))
+    path.write_text(path.read_text(encoding="utf-8").replace("group_size = 4", "group_size = 2"), encoding="utf-8")
+    run(path, seen, resume=True)
+    assert {name for name, _ in seen} == {"reinforce", "again"}
 
 
 def test_stages_are_measured_once_and_reported(tmp_path: Path) -> None:

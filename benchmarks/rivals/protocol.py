@@ -147,7 +147,11 @@ def peak_bytes() -> int:
 def _family(process: int) -> Iterator[int]:
     yield process
     for task in Path(f"/proc/{process}/task").iterdir():
-        for child in (task / "children").read_text().split():
+        try:
+            children = (task / "children").read_text().split()
+        except (FileNotFoundError, ProcessLookupError):  # the thread has ended meanwhile
+            continue
+        for child in children:
             yield from _family(int(child))
 
 

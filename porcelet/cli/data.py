@@ -113,19 +113,20 @@ def clean(
 
 @app.command()
 def bits(
-    model: Annotated[Path, typer.Argument(help="A model's folder in Hugging Face form.")],
+    model: Annotated[str, typer.Argument(help="A name in the store, a GGUF file or a model folder.")],
     sources: Sources,
     max_bytes: Annotated[int, typer.Option(min=1, help="Bytes to measure with, of documents by hash.")] = 1 << 20,
     context: Annotated[int, typer.Option(min=0, help="Tokens a document is cut at; 0: what the model reads.")] = 0,
     key: Key = "text",
 ) -> None:
     """Measure a model in bits a byte, on the held-out part of a corpus."""
+    from porcelet import hub
     from porcelet.errors import InputError
     from porcelet.train.corpus.bits import held_out_bits
 
     if len(sources) != 1:
         raise InputError(f"bits are measured on one source; {len(sources)} were given")
-    found = held_out_bits(model, sources[0], max_bytes, context=context, key=key)
+    found = held_out_bits(hub.resolve(model), sources[0], max_bytes, context=context, key=key)
     print(
         f"{found.bits_per_byte:.4f} bits a byte on {found.num_bytes:,} bytes "
         f"({found.num_tokens:,} tokens of {found.num_documents:,} documents)"

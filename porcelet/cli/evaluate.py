@@ -9,34 +9,65 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from porcelet.errors import InputError
+
 if TYPE_CHECKING:
+    from porcelet.config import EvaluateConfig
     from porcelet.train.evaluate import Evaluation
+
+NUM_PROBLEMS = 200  # where neither the recipe nor an option says how many
 
 
 def evaluate(
     recipe: Annotated[Path, typer.Argument(help="A recipe: its [task], [[reward]], [policy] and [evaluate] count.")],
-    models: Annotated[list[Path], typer.Argument(help="Folders of models.")],
-    problems: Annotated[int, typer.Option(min=1, help="Held-out problems.")] = 200,
-    samples: Annotated[int, typer.Option(min=1, help="Answers to each; pass@k needs k.")] = 16,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy: one answer.")] = 1.0,
+    models: Annotated[list[str], typer.Argument(help="Names in the store, GGUF files or model folders.")],
+    problems: Annotated[
+        int | None, typer.Option(min=1, help="Held-out problems; else as many as [evaluate] says, or 200.")
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option(min=1, help="Answers to each; pass@k needs k. Else [evaluate]'s, or 16.")
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(min=0.0, help="0 is greedy: one answer. Else [evaluate]'s, or 1.")
+    ] = None,
     setting: Annotated[list[str] | None, typer.Option("--set", help="table.key=value of the recipe.")] = None,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Keep the result in a run's folder, for `porcelet report`.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a model.")] = False,
     unsafe_sandbox: Annotated[bool, typer.Option(help="Run code rewards without bubblewrap.")] = False,
 ) -> None:
     """Ask models a task's held-out problems: pass@k with 95 % intervals.
 
-    The result is kept in each folder as evaluation.json, which `porcelet report` reads.
+    With --keep the result becomes evaluation.json of a run's folder, in the place of the one that its recipe made.
     """
-    from porcelet.config import EvaluateConfig
+    from porcelet import hub
     from porcelet.train.evaluate import evaluate_folder, save_evaluation
     from porcelet.train.stages import read_stages
 
     config = read_stages(recipe, setting or [])[-1].config
-    wanted = EvaluateConfig(num_problems=problems, num_samples=samples, temperature=temperature)
-    for folder in models:
-        found = evaluate_folder(folder, dataclasses.replace(config, evaluate=wanted), unsafe_sandbox=unsafe_sandbox)
-        save_evaluation(found, folder / "evaluation.json")
-        print(json.dumps({"model": str(folder), **dataclasses.asdict(found)}) if as_json else _line(folder, found))
+    config = dataclasses.replace(config, evaluate=_wanted(config.evaluate, problems, samples, temperature))
+    paths = {model: hub.resolve(model) for model in models}
+    for model, path in paths.items():  # all of them before the first is measured
+        if keep and not (path / "metrics.jsonl").is_file():
+            raise InputError(f"--keep leaves the result in a run's folder, and {model} is none; leave --keep out")
+    for model, path in paths.items():
+        found = evaluate_folder(path, config, unsafe_sandbox=unsafe_sandbox)
+        if keep:
+            save_evaluation(found, path / "evaluation.json")
+        print(json.dumps({"model": model, **dataclasses.asdict(found)}) if as_json else _line(model, found))
+
+
+def _wanted(
+    table: EvaluateConfig, problems: int | None, samples: int | None, temperature: float | None
+) -> EvaluateConfig:
+    """The recipe's [evaluate] table with the options that were given; without either 200 problems."""
+    return dataclasses.replace(
+        table,
+        num_problems=problems or table.num_problems or NUM_PROBLEMS,
+        num_samples=samples or table.num_samples,
+        temperature=table.temperature if temperature is None else temperature,
+    )
 
 
 def report(
@@ -50,6 +81,6 @@ def report(
     print(f"report: {write_report(folders, output, language)}")
 
 
-def _line(folder: Path, found: Evaluation) -> str:
+def _line(model: str, found: Evaluation) -> str:
     shares = "  ".join(f"pass@{k} {share}" for k, share in found.pass_at.items())
-    return f"{folder}: {shares}  {found.num_tokens:.1f} tokens an answer, {found.finished:.1%} ended by themselves"
+    return f"{model}: {shares}  {found.num_tokens:.1f} tokens an answer, {found.finished:.1%} ended by themselves"

@@ -61,7 +61,7 @@ def train(
     if config.lora.rank:
         print(f"adapter: {output / 'adapter'}")
     if config.lora.rank and not config.lora.merge:
-        print(f"make it a model: porcelet merge {config.model} {output / 'adapter'} FOLDER")
+        print(_how_to_merge(config.model, output / "adapter"))
         return
     if not config.data.conversations:
         _print_result(config, output, unsafe_sandbox=unsafe_sandbox)
@@ -108,8 +108,19 @@ def summary(metrics: dict[str, float], seconds_left: float) -> str:
     return "  ".join([*parts, f"{hours}:{minutes:02}:{rest:02} left"])
 
 
+def _how_to_merge(model: str, adapter: Path) -> str:
+    """What to do to make a model of an adapter: merging takes a base in a folder."""
+    from porcelet import hub
+
+    base = hub.resolve(model)
+    if base.is_dir():
+        return f"make it a model: porcelet merge {base} {adapter} FOLDER"
+    return f"`porcelet merge` takes no GGUF file, which {model} is; a run with lora.merge=true makes a model"
+
+
 def _print_result(config: TrainConfig, output: Path, *, unsafe_sandbox: bool) -> None:
     """What the saved model can do with problems it was never trained on, beside what it could before."""
+    from porcelet import hub
     from porcelet.train.corpus.bits import held_out_bits
     from porcelet.train.evaluate import held_out_accuracy
 
@@ -127,6 +138,6 @@ def _print_result(config: TrainConfig, output: Path, *, unsafe_sandbox: bool) ->
     accuracy, count = held_out_accuracy(output, config, unsafe_sandbox=unsafe_sandbox)
     before = ""
     if config.model:
-        share, _ = held_out_accuracy(Path(config.model), config, unsafe_sandbox=unsafe_sandbox)
+        share, _ = held_out_accuracy(hub.resolve(config.model), config, unsafe_sandbox=unsafe_sandbox)
         before = f" (before: {share:.1%})"
     print(f"held-out {config.task.name} answered exactly: {accuracy:.1%}{before} of {count}")

@@ -178,7 +178,11 @@ class PolicyConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RewardConfig:
-    """One of the rewards whose weighted sum an answer earns: a built-in one's name or `file.py:function`."""
+    """One of the rewards whose weighted sum an answer earns: a built-in one's name or `file.py:function`.
+
+    Whether an answer is right, which evaluation counts and method "sample" asks, is decided by the first of them alone,
+    by the value 1: write the one that checks the answer first.
+    """
 
     name: str = "exact"
     weight: float = 1.0
@@ -241,14 +245,20 @@ class LogConfig:
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
     """How a model is measured with held-out problems of the task: `num_samples` answers to each of the first
-    `num_problems`, drawn at `temperature`; at 0 one greedy answer each. `num_problems` 0 measures nothing."""
+    `num_problems`, drawn at `temperature`; at 0 one greedy answer each. `num_problems` 0 measures nothing.
+
+    An answer has at most `max_new_tokens`, and ends where the model's context does. 0 is as many as [policy] says;
+    256 where the recipe leaves that table as it is and the method draws no answers. Right is an answer to which the
+    first reward gives 1.
+    """
 
     num_problems: int = 0
     num_samples: int = 16
     temperature: float = 1.0
+    max_new_tokens: int = 0
 
     def __post_init__(self) -> None:
-        _at_least(self, 0, "num_problems", "temperature")
+        _at_least(self, 0, "num_problems", "temperature", "max_new_tokens")
         _at_least(self, 1, "num_samples")
 
 
@@ -301,7 +311,7 @@ class TrainConfig:
     task: TaskConfig = field(default_factory=TaskConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
-    rewards: tuple[RewardConfig, ...] = ()  # none: the task's own
+    rewards: tuple[RewardConfig, ...] = ()  # none: the task's own; the first says whether an answer is right
     lora: LoraConfig = field(default_factory=LoraConfig)
     log: LogConfig = field(default_factory=LogConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)

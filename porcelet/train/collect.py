@@ -3,11 +3,11 @@
     problems → engine.generate, G draws each → judge → the shortest distinct right ones, `keep` a problem
 
 R1 draws its 600,000 reasoning samples so (2501.12948, section 2.3.3) and teaches small models with them (section 2.4).
-A right answer is one to which the first reward gives 1. It is a lesson if it ended by itself and says something, behind
-a thought where every prompt begins one. A step is a function of (seed, step) and the model, on as many threads: a run
-that was killed goes on behind the last step whose file is whole (kept.py). Left out: filters of the language or of the
-reader's taste, which R1 applies; give them as the first reward. Of [policy], only what says how answers are drawn, and
-`keep`, has a meaning here.
+A right answer is one to which the first reward gives 1, whatever the others and the weights say. It is a lesson if it
+ended by itself and says something, behind a thought where every prompt begins one. A step is a function of (seed, step)
+and the model, on as many threads: a run that was killed goes on behind the last step whose file is whole (kept.py).
+Left out: filters of the language or of the reader's taste, which R1 applies; give them as the first reward. Of
+[policy], only what says how answers are drawn, and `keep`, has a meaning here.
 """
 
 from __future__ import annotations

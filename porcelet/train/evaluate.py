@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from porcelet.config import EngineConfig, EvaluateConfig, TrainConfig
+from porcelet.config import DRAWING, EngineConfig, EvaluateConfig, PolicyConfig, TrainConfig
 from porcelet.engine.engine import Engine
-from porcelet.errors import ModelError
+from porcelet.errors import InputError, ModelError
 from porcelet.train.answers import ask
 from porcelet.train.estimate import Estimate, estimate, pass_at_k
 from porcelet.train.files import write_durably
@@ -28,6 +28,10 @@ from porcelet.train.tasks import Problem, load_task
 from porcelet.types import SamplingParams
 
 NUM_SHOWN = 8  # problems whose first answer the file keeps as it was said
+MAX_NEW_TOKENS = 256  # of an answer about whose length the recipe says nothing
+# In full precision. Guesses are made while they pay by the clock, and with them the shapes of steps and the last bits
+# of log-probabilities would change from call to call (sampler.py).
+SETTINGS = EngineConfig(weights="float32", speculation="off")
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,7 @@ class Evaluation:
 
     `pass_at` maps k to the share of problems that k answers solve; `solved` is each problem's share of right answers,
     for comparisons in pairs. `num_tokens` is an answer's mean length, `finished` the share that ended by themselves.
+    `asked` is what was asked for, which may be more problems than the task has; none where a file does not say it.
     """
 
     num_problems: int
@@ -55,27 +60,41 @@ class Evaluation:
     num_tokens: float
     finished: float
     shown: tuple[Shown, ...] = ()
+    asked: EvaluateConfig = EvaluateConfig()
 
 
-def evaluate_folder(folder: Path, config: TrainConfig, *, unsafe_sandbox: bool = False) -> Evaluation:
-    """What a saved model does with the held-out problems of a recipe's task, as its [evaluate] table says.
+def evaluate_folder(path: Path, config: TrainConfig, *, unsafe_sandbox: bool = False) -> Evaluation:
+    """What a saved model, a folder or a GGUF file, does with the held-out problems of a recipe's task, as the recipe's
+    [evaluate] table says.
 
     Raises:
         InputError: the recipe's task or rewards cannot be used.
         ModelError: the model cannot be read.
     """
-    wanted = config.evaluate
+    wanted = asked(config)
     problems = load_task(config.task.name, config.task.options).held_out[: wanted.num_problems]
     rewards = rewards_of(config, unsafe_sandbox=unsafe_sandbox)
-    engine = Engine.load(folder, EngineConfig(weights="float32"))
-    return evaluate(engine, Renderer(folder), problems, rewards, wanted, config.policy.max_new_tokens)
+    return evaluate(Engine.load(path, SETTINGS), Renderer(path), problems, rewards, wanted)
 
 
-def held_out_accuracy(folder: Path, config: TrainConfig, *, unsafe_sandbox: bool = False) -> tuple[float, int]:
+def asked(config: TrainConfig) -> EvaluateConfig:
+    """The recipe's [evaluate] table, with a number of tokens in the place of max_new_tokens 0."""
+    policy, own = config.policy, config.evaluate.max_new_tokens
+    is_given = config.method in DRAWING or policy != PolicyConfig()
+    longest = own or (policy.max_new_tokens if is_given else MAX_NEW_TOKENS)
+    return dataclasses.replace(config.evaluate, max_new_tokens=longest)
+
+
+def held_out_accuracy(path: Path, config: TrainConfig, *, unsafe_sandbox: bool = False) -> tuple[float, int]:
     """The share of all held-out problems of the task that a saved model solves greedily; and their number."""
-    whole = EvaluateConfig(num_problems=sys.maxsize, temperature=0.0)
-    found = evaluate_folder(folder, dataclasses.replace(config, evaluate=whole), unsafe_sandbox=unsafe_sandbox)
+    whole = dataclasses.replace(config.evaluate, num_problems=sys.maxsize, temperature=0.0)
+    found = evaluate_folder(path, dataclasses.replace(config, evaluate=whole), unsafe_sandbox=unsafe_sandbox)
     return found.pass_at[1].value, found.num_problems
+
+
+def is_measured(path: Path, config: TrainConfig) -> bool:
+    """Whether the file at `path` is an evaluation as the recipe's [evaluate] table asks for; False without a file."""
+    return path.exists() and read_evaluation(path).asked == asked(config)
 
 
 def evaluate(
@@ -84,12 +103,11 @@ def evaluate(
     problems: Sequence[Problem],
     rewards: Sequence[Term],
     config: EvaluateConfig,
-    max_new_tokens: int,
 ) -> Evaluation:
-    """What the engine's model does with some problems; equal calls draw equal answers."""
+    """What the engine's model does with some problems; equal calls draw equal answers if the engine has `SETTINGS`."""
     params = [
         SamplingParams(
-            max_tokens=max_new_tokens,
+            max_tokens=config.max_new_tokens,
             temperature=config.temperature,
             seed=hashed("evaluate", i),
             n=config.num_samples if config.temperature else 1,
@@ -106,7 +124,7 @@ def evaluate(
         ]
         for problem, group in zip(problems, groups, strict=True)
     ]
-    return summarize(attempts, config.temperature)
+    return dataclasses.replace(summarize(attempts, config.temperature), asked=config)
 
 
 def is_right(value: float) -> bool:
@@ -164,6 +182,7 @@ def read_evaluation(path: Path) -> Evaluation:
         values["pass_at"] = {int(k): Estimate(**found) for k, found in values["pass_at"].items()}
         values["solved"] = tuple(values["solved"])
         values["shown"] = tuple(Shown(**shown) for shown in values["shown"])
+        values["asked"] = EvaluateConfig(**values.get("asked", {}))
         return Evaluation(**values)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as problem:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, InputError) as problem:
         raise ModelError(f"{path} cannot be read: {problem}; delete it to measure again") from problem

@@ -1,4 +1,4 @@
-"""From problems to tokens, in the chat format of a model folder; and the smallest tokenizer for a new model."""
+"""From problems to tokens, in the chat format of a model; and the smallest tokenizer for a new model."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Builder
 
 from porcelet.chat import R1_TEMPLATE, V3_TEMPLATE, ChatFormat, Rendered
+from porcelet.engine.codec import open_codec
 from porcelet.errors import InputError, ModelError
 from porcelet.tokenizer import Tokenizer
 from porcelet.train.tasks import Problem
@@ -22,11 +23,14 @@ THINK, END_THINK = "<think>", "</think>"
 
 
 class Renderer:
-    """Turns problems into tokens with the tokenizer and the chat format of a model folder."""
+    """Turns problems into tokens with the tokenizer and the chat format of a model's folder or GGUF file. A folder may
+    hold no model yet."""
 
-    def __init__(self, folder: Path) -> None:
-        self.tokenizer = Tokenizer.from_folder(folder)
-        self.chat = ChatFormat.from_folder(folder)
+    def __init__(self, path: Path) -> None:
+        if path.is_file():
+            self.tokenizer, self.chat = open_codec(path)
+        else:
+            self.tokenizer, self.chat = Tokenizer.from_folder(path), ChatFormat.from_folder(path)
         # A rendering takes up to a millisecond; a stream over a finite task asks for the same ones again and again.
         self.prompt = lru_cache(maxsize=1 << 16)(self._prompt)
         self.sample = lru_cache(maxsize=1 << 16)(self._sample)

@@ -32,7 +32,7 @@ from porcelet.config import TrainConfig, parse_settings
 from porcelet.errors import InputError
 from porcelet.train import checkpoint
 from porcelet.train.collect import collect, is_collected
-from porcelet.train.evaluate import evaluate_folder, save_evaluation
+from porcelet.train.evaluate import evaluate_folder, is_measured, save_evaluation
 from porcelet.train.folders import stage_folder
 from porcelet.train.kept import RESULT
 from porcelet.train.loop import check_device, train
@@ -70,7 +70,26 @@ def read_stages(path: Path, overrides: Sequence[str] = ()) -> list[Stage]:
             raise InputError(
                 f"{path}: stage {stage.name!r} has model={stage.config.model} and a [model] table; drop one"
             )
+    _refuse_lone_adapters(stages, path)
     return stages
+
+
+def _refuse_lone_adapters(stages: Sequence[Stage], path: Path) -> None:
+    """Refuse to measure a stage that leaves an adapter and no model, or to go on from it."""
+    lone = {one.config.output: one.name for one in stages if one.config.lora.rank and not one.config.lora.merge}
+    for name, config in ((stage.name, stage.config) for stage in stages):
+        place = f"{path}: stage {name!r}" if name else str(path)
+        if config.evaluate.num_problems and config.output in lone:
+            raise InputError(
+                f"{place}: [lora] merge = false leaves no model for [evaluate] to measure; set merge = true, or "
+                "num_problems = 0"
+            )
+        for model in (config.model, config.policy.teacher):
+            if model in lone:
+                raise InputError(
+                    f"{place} needs the model of stage {lone[model]!r}, whose [lora] merge = false leaves none; set "
+                    "merge = true there"
+                )
 
 
 def _read(path: Path, overrides: Sequence[str]) -> list[Stage]:
@@ -208,10 +227,10 @@ def is_finished(stage: Stage) -> bool:
 
 
 def _evaluate(stage: Stage, unsafe_sandbox: bool) -> None:
-    """Measure a finished stage's model, once."""
+    """Measure a finished stage's model, unless it has been as [evaluate] says now."""
     folder, config = Path(stage.config.output), stage.config
     path = folder / "evaluation.json"
-    if config.evaluate.num_problems and config.method != "sample" and not path.exists():
+    if config.evaluate.num_problems and config.method != "sample" and not is_measured(path, config):
         save_evaluation(evaluate_folder(folder, config, unsafe_sandbox=unsafe_sandbox), path)
 
 

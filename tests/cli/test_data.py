@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
+from porcelet import hub
 from porcelet.cli import app, main
 from porcelet.config import TrainConfig
 from porcelet.train.corpus.store import open_store
@@ -73,6 +74,13 @@ def test_cleaning_says_what_it_dropped(tmp_path: Path, source: Path) -> None:
     assert f"{source}:2: " in leaked.stderr
     rows = [json.loads(line) for line in (tmp_path / "b.jsonl").read_text(encoding="utf-8").splitlines()]
     assert rows == [{"id": f"{source}:1", "text": TEXTS[0]}]
+
+
+def test_bits_are_measured_by_a_models_name(source: Path) -> None:
+    """A name is as good as a folder; the texts are few enough to be counted whole."""
+    said = data("bits", hub.R1_MINI, source).stdout
+    num_bytes = sum(len(text.encode()) for text in TEXTS)
+    assert f"bits a byte on {num_bytes} bytes" in said and "of 3 documents" in said
 
 
 @pytest.mark.parametrize(

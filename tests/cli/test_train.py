@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+from porcelet import hub
 from porcelet.cli import app
 from porcelet.cli.train import summary
 from porcelet.train.sandbox import require_sandbox
 from tests.train.test_stages import recipe
+from tests.weights import tiny_gguf
 
 SETTINGS = ("task.max_number=4", "reinforce.samples_per_step=8", "again.log.report=en")
 
@@ -63,3 +66,59 @@ def test_unusable_device_is_refused(tmp_path: Path, setting: str) -> None:
     path = str(recipe(tmp_path / "run"))
     refused = CliRunner().invoke(app, ["train", path, setting])
     assert refused.exit_code != 0 and "device is" in str(refused.exception)
+
+
+REINFORCE = """
+[train]
+method = "grpo"
+model = "{model}"
+output = "{output}"
+steps = 1
+samples_per_step = 8
+threads = 1
+[optimizer]
+warmup_steps = 0
+[task]
+max_number = 4
+[policy]
+max_new_tokens = 2
+group_size = 4
+"""
+
+
+def reinforced(folder: Path, model: object, *words: str) -> str:
+    """What a run says that reinforces a model for a step."""
+    path = folder / "recipe.toml"
+    path.write_text(REINFORCE.format(model=model, output=folder / "run"), encoding="utf-8")
+    done = CliRunner().invoke(app, ["train", str(path), *words])
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def gguf(folder: Path) -> Path:
+    tiny_gguf.write(folder / "tiny.gguf")
+    return folder / "tiny.gguf"
+
+
+def test_model_by_its_name_is_measured_before_and_after(tmp_path: Path) -> None:
+    """A name is as good a start as a folder, to the last line."""
+    said = reinforced(tmp_path, hub.R1_MINI)
+    assert "held-out sums answered exactly" in said and "(before: " in said and "talk to it" in said
+
+
+def test_gguf_file_is_measured_before_and_after(tmp_path: Path) -> None:
+    """The run leaves a folder; what it began with is a file."""
+    assert "(before: " in reinforced(tmp_path, gguf(tmp_path))
+
+
+def test_adapter_alone_says_how_it_becomes_a_model(tmp_path: Path) -> None:
+    """The base's folder where it was a name, and the command that is shown works; a GGUF file cannot be merged."""
+    words = ("lora.rank=2", "lora.merge=false")
+    (tmp_path / "name").mkdir()
+    said = reinforced(tmp_path / "name", hub.R1_MINI, *words)
+    shown = re.search("porcelet (merge .*) FOLDER", said)
+    assert shown and str(hub.resolve(hub.R1_MINI)) in shown[1]
+    merged = CliRunner().invoke(app, [*shown[1].split(), str(tmp_path / "merged")])
+    assert merged.exit_code == 0, merged.output
+    said = reinforced(tmp_path, gguf(tmp_path), *words)
+    assert "takes no GGUF file" in said and "lora.merge=true" in said and "porcelet merge " not in said

@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from porcelet.train.rendering import Renderer, make_tokenizer
+from porcelet.train.start import write_text_files
 from porcelet.train.tasks.sums import sums
+from tests.weights import tiny_gguf
 
 
 def test_only_answer_and_stop_carry_weight(tmp_path: Path) -> None:
@@ -22,6 +24,16 @@ def test_only_answer_and_stop_carry_weight(tmp_path: Path) -> None:
     talk = [{"role": "user", "content": problem.question}, {"role": "assistant", "content": problem.answer}]
     whole = renderer.chat.render(talk, renderer.tokenizer, add_generation_prompt=False)
     assert tuple(whole.tokens) == sample.tokens and whole.trainable == [weight == 1 for weight in sample.weights]
+
+
+def test_gguf_file_renders_as_the_folder_made_of_it(tmp_path: Path) -> None:
+    """The same tokens, and answers that begin alike."""
+    path = tmp_path / "tiny.gguf"
+    tiny_gguf.write(path)
+    write_text_files(path, tmp_path)
+    ours, theirs = Renderer(path), Renderer(tmp_path)
+    assert ours.prompt("abc ab") == theirs.prompt("abc ab") and len(ours.prompt("abc ab")) > 3
+    assert ours.opens_reasoning == theirs.opens_reasoning
 
 
 def test_numbers_may_be_one_token(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from porcelet.train.evaluate import read_evaluation
 from porcelet.train.pause import Paused
 from porcelet.train.report import write_report
 from porcelet.train.stages import Stage, read_stages, run_stages
+from porcelet.train.tasks import load_task
 from tests.train.test_checkpoint import assert_same_run
 from tests.train.tiny_run import FIELDS
 
@@ -222,7 +223,8 @@ def test_finished_stage_does_not_mind_what_it_never_read(tmp_path: Path) -> None
 
 
 def test_stages_are_measured_once_and_reported(tmp_path: Path) -> None:
-    """Every finished stage has its evaluation; a resumed run makes what is missing and no other; the report has all."""
+    """Every finished stage has its evaluation; a resumed run makes what is missing or wanted otherwise, and no other;
+    the report has all."""
     path = recipe(tmp_path / "run")
     words = ["evaluate.num_problems=4", "evaluate.num_samples=2"]
 
@@ -237,5 +239,33 @@ def test_stages_are_measured_once_and_reported(tmp_path: Path) -> None:
     files[1].unlink()
     again(resume=True)
     assert files[0].stat().st_mtime_ns == written and files[1].read_text(encoding="utf-8") == text
+    words[0] = "evaluate.num_problems=1000"  # more than there are
+    again(resume=True)
+    every = len(load_task("sums", {}).held_out)
+    assert all(read_evaluation(file).num_problems == every < 1000 for file in files)
+    written = files[0].stat().st_mtime_ns
+    again(resume=True)
+    assert files[0].stat().st_mtime_ns == written
     page = write_report(folders, path.parent / "report.html").read_text(encoding="utf-8")
     assert all(folder.name in page for folder in folders) and "pass@2" in page
+
+
+def test_stage_that_leaves_an_adapter_alone_is_a_dead_end(tmp_path: Path) -> None:
+    """Its model is neither measured nor gone on from, by order, by name or as a teacher; with one beside it, it is."""
+    path = recipe(tmp_path / "run")
+    text = path.read_text(encoding="utf-8")
+    alone = ["reinforce.lora.rank=2", "reinforce.lora.merge=false"]
+    named = "'again' needs the model of stage 'reinforce', whose .* merge = false leaves none; set merge = true there"
+    with pytest.raises(InputError, match=named):
+        read_stages(path, alone)
+    elsewhere = [*alone, "again.model=@start"]
+    assert read_stages(path, elsewhere)[2].config.model.endswith("01-start")
+    with pytest.raises(InputError, match=named):
+        read_stages(path, [*elsewhere, "again.method=distill", "again.policy.teacher=@reinforce"])
+    with pytest.raises(InputError, match=r"'reinforce': .* no model for \[evaluate\] to measure; set merge = true"):
+        read_stages(path, [*elsewhere, "reinforce.evaluate.num_problems=4"])
+    assert read_stages(path, [*elsewhere, "start.evaluate.num_problems=4"])
+    assert read_stages(path, ["reinforce.lora.rank=2", "evaluate.num_problems=4"])
+    path.write_text(text.split("[model]")[0] + "[evaluate]\nnum_problems = 4\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"recipe.toml: \[lora\] merge = false"):
+        read_stages(path, ["model=base", "lora.rank=2", "lora.merge=false"])

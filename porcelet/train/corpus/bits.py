@@ -16,11 +16,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from porcelet.errors import InputError
+from porcelet.config import ModelConfig
+from porcelet.engine.codec import open_tokenizer
+from porcelet.errors import InputError, ModelError
 from porcelet.kernels.loss import token_logprobs
 from porcelet.models.attention import PackedView
 from porcelet.models.transformer import Transformer
-from porcelet.tokenizer import Tokenizer
 from porcelet.train.corpus.readers import documents
 from porcelet.train.corpus.store import sentence_ends
 from porcelet.train.hashing import hashed
@@ -48,10 +49,10 @@ def bits_per_byte(logprobs: Iterable[float], num_bytes: int) -> float:
 
 
 def held_out_bits(
-    folder: Path, source: str | Path, max_bytes: int = 1 << 20, *, context: int = 0, key: str = "text"
+    path: Path, source: str | Path, max_bytes: int = 1 << 20, *, context: int = 0, key: str = "text"
 ) -> HeldOut:
-    """Bits a byte of the model in `folder` on a source's documents, the first `max_bytes` in an order by hash: the same
-    text for every model.
+    """Bits a byte of a model, a folder or a GGUF file, on a source's documents, the first `max_bytes` in an order by
+    hash: the same text for every model.
 
     A document is cut at every `context` tokens; 0 is all that the model can read at once, 4096 at most.
 
@@ -59,7 +60,7 @@ def held_out_bits(
         InputError: the source has no text, or cannot be read; `context` is more than the model reads.
         ModelError: the model or its tokenizer cannot be used.
     """
-    model, tokenizer = load(folder), Tokenizer.from_folder(folder)
+    model, tokenizer = load(path), open_tokenizer(path)
     longest = model.config.max_position_embeddings
     if context > longest:
         raise InputError(f"context is {context}; the model reads {longest} tokens at most (max_position_embeddings)")
@@ -67,7 +68,7 @@ def held_out_bits(
     texts = sorted((document.text for document in documents(source, key)), key=hashed)
     logprobs: list[float] = []
     num_documents = num_bytes = 0
-    bos, _ = sentence_ends(folder)
+    bos = sentence_ends(path)[0] if path.is_dir() else _first_token(model.config, path)
     for ids in map(tokenizer.encode, _first(texts, max_bytes)):
         logprobs += document_logprobs(model, bos, ids, context)
         num_bytes += sum(len(tokenizer.token_bytes(id)) for id in ids)
@@ -75,6 +76,14 @@ def held_out_bits(
     if not num_bytes:
         raise InputError(f"{source} holds no text to measure with")
     return HeldOut(bits_per_byte(logprobs, num_bytes), num_documents, len(logprobs), num_bytes)
+
+
+def _first_token(config: ModelConfig, path: Path) -> int:
+    """The token that begins a document, by the config of a GGUF file; without one, that which ends it."""
+    for token in (config.bos_token_id, *config.eos_token_ids):
+        if token is not None:
+            return token
+    raise ModelError(f"{path} names no token that begins or ends a document")
 
 
 def document_logprobs(model: Transformer, bos: int, ids: Sequence[int], context: int) -> list[float]:

@@ -12,8 +12,10 @@ from porcelet.kernels.attention import Segments
 from porcelet.models.attention import PackedView
 from porcelet.train.corpus.bits import bits_per_byte, document_logprobs, held_out_bits
 from porcelet.train.rendering import make_tokenizer
-from porcelet.weights.load import save
+from porcelet.train.start import write_text_files
+from porcelet.weights.load import load, save
 from tests.train.tiny_run import model
+from tests.weights import tiny_gguf
 
 TEXTS = ["A first document, with a little text.", "Grüße 🐷", "", "x" * 100]
 
@@ -57,3 +59,14 @@ def test_held_out_text_is_measured_in_bits(tmp_path: Path) -> None:
     source.write_text("", encoding="utf-8")
     with pytest.raises(InputError, match="no text to measure"):
         held_out_bits(tmp_path / "model", source)
+
+
+def test_gguf_file_is_measured_as_the_same_model_in_a_folder(tmp_path: Path) -> None:
+    """Its tokenizer and the token that begins a document are its own."""
+    path, folder, source = tmp_path / "tiny.gguf", tmp_path / "model", tmp_path / "held-out.txt"
+    tiny_gguf.write(path, "F32")
+    save(load(path), folder)
+    write_text_files(path, folder)
+    source.write_text("abc ab cab", encoding="utf-8")
+    found = held_out_bits(path, source)
+    assert found.num_bytes == 10 and found == held_out_bits(folder, source)

@@ -117,19 +117,29 @@ def paired(name: str, args: tuple[Any, ...]) -> Run:
     return run
 
 
+def make_matmul_rate() -> Callable[[], float]:
+    """What measures the machine: operations a second of one product of SIDE · SIDE."""
+    left, right = torch.randn(2, SIDE, SIDE)
+    product = torch.empty(SIDE, SIDE)
+
+    def measured() -> float:
+        start = time.perf_counter()
+        torch.mm(left, right, out=product)
+        return 2 * SIDE**3 / (time.perf_counter() - start)
+
+    return measured
+
+
 def whole_step(T: int) -> Run:
     """Forward, loss and backward of the whole model on T random tokens in sequences of SEQUENCE."""
     model = initialize(build(read_hf(MODEL, "benchmark")), 0)
     drawn = torch.randint(0, model.config.vocab_size, (T // SEQUENCE, SEQUENCE + 1)).tolist()
     batch = pack([Sample(tokens=tuple(tokens), weights=(0.0, *(1.0,) * SEQUENCE)) for tokens in drawn])
     operations = train_flops(model.config, batch, mtp=False)
-    left, right = torch.randn(2, SIDE, SIDE)
-    product = torch.empty(SIDE, SIDE)
+    matmul_rate = make_matmul_rate()
 
     def run() -> Mapping[str, float]:
-        start = time.perf_counter()
-        torch.mm(left, right, out=product)
-        rate = 2 * SIDE**3 / (time.perf_counter() - start)
+        rate = matmul_rate()
         start = time.perf_counter()
         model.zero_grad()
         hidden = model(batch.tokens, batch.positions, PackedView(batch.segments))

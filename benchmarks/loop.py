@@ -21,7 +21,7 @@ import itertools
 import random
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from benchmarks.gradients import MODEL, SEQUENCE, SIDE
+from benchmarks.gradients import MODEL, SEQUENCE, make_matmul_rate
 from benchmarks.harness import Run, interleave, report
 from porcelet.config import OptimizerConfig, TrainConfig, read_hf
 from porcelet.kernels.cpu import keep_freed_memory
@@ -114,23 +114,17 @@ def comparison(folder: Path, samples: Sequence[Sample], rounds: int) -> tuple[di
     }, note
 
 
-def timed(step: Any, num_tokens: int, flops: int) -> Run:
+def timed(step: Callable[[], object], num_tokens: int, flops: int) -> Run:
     """A step's seconds, tokens a second and share of what a large product reaches just before it."""
-    left, right = torch.randn(2, SIDE, SIDE)
-    product = torch.empty(SIDE, SIDE)
+    matmul_rate = make_matmul_rate()
 
     def run() -> Mapping[str, float]:
-        start = time.perf_counter()
-        torch.mm(left, right, out=product)
-        rate = 2 * SIDE**3 / (time.perf_counter() - start)
+        rate = matmul_rate()
         start = time.perf_counter()
         step()
         seconds = time.perf_counter() - start
-        return {
-            "seconds": seconds,
-            "tokens_per_second": num_tokens / seconds,
-            "percent_of_matmul": 100 * flops / seconds / rate,
-        }
+        percent = 100 * flops / seconds / rate
+        return {"seconds": seconds, "tokens_per_second": num_tokens / seconds, "percent_of_matmul": percent}
 
     return run
 

@@ -78,3 +78,11 @@ def test_workloads_are_what_they_are_called() -> None:
     lengths = sorted(len(sample.tokens) - 1 for sample in documents)
     assert len(lengths) == 32 and lengths[0] == 32 and lengths[-1] == 512
     assert all(sample.weights[0] == 0.0 and all(sample.weights[1:]) for sample in filled + documents)
+
+
+def test_a_timed_step_runs_once_and_says_what_it_reached() -> None:
+    """One call a run; seconds, tokens a second, and a share of the rate measured beside it."""
+    calls: list[int] = []
+    found = loop.timed(lambda: calls.append(1), num_tokens=10, flops=10**6)()
+    assert calls == [1] and found["percent_of_matmul"] > 0
+    assert found["tokens_per_second"] == pytest.approx(10 / found["seconds"])

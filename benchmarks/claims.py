@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import RESULTS
+from benchmarks.harness import RESULTS, portable
 
 ROOT = RESULTS.parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -115,7 +115,7 @@ def mismatch(claim: Claim, lines: dict[str, dict[str, Any]]) -> str | None:
 def rerun(name: str, line: dict[str, Any]) -> dict[str, Any] | None:
     """Run a benchmark again as its line was made; its new line, or None, with a word, where it cannot run."""
     module = name.partition("_")[0]  # one of several that a module measures has its arguments besides
-    command = [sys.executable, "-m", f"benchmarks.{module}", *line.get("arguments", [])]
+    command = [sys.executable, "-m", f"benchmarks.{module}", *portable(line.get("arguments", []))]
     print(f"running {name} ...", file=sys.stderr)
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:

@@ -13,7 +13,7 @@ import platform
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -103,7 +103,7 @@ def report(
         "machine": _machine(),
         "versions": {name: version(name) for name in ("torch", "transformers", "porcelet")}
         | {"python": platform.python_version()},
-        "arguments": [_portable(word) for word in sys.argv[1:] if word != "--append"],
+        "arguments": portable(sys.argv[1:]),
         "config": dict(config),
         **note,
         "results": dict(results),
@@ -114,9 +114,12 @@ def report(
             file.write(json.dumps(line) + "\n")
 
 
-def _portable(word: str) -> str:
-    """A word of the command line; of a path from the root its last part, as its folders are this machine's own."""
-    return Path(word).name if Path(word).is_absolute() else word
+def portable(words: Sequence[str]) -> list[str]:
+    """A command line that measures the same elsewhere: nothing is appended, and a run lies where it lies by default. Of
+    a path from the root the last part is left, as its folders are this machine's own."""
+    folders = {i + 1 for i, word in enumerate(words) if word == "--folder"}
+    kept = [w for i, w in enumerate(words) if i not in folders and w not in ("--append", "--folder")]
+    return [Path(word).name if Path(word).is_absolute() else word for word in kept]
 
 
 def _commit() -> str:

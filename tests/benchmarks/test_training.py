@@ -81,10 +81,6 @@ def test_a_stage_is_summed_up(tmp_path: Path) -> None:
 
 
 def test_results_name_no_folder_of_this_machine() -> None:
-    """A path from the root is recorded by its last part, other words as they were typed."""
-    assert [harness._portable(word) for word in ("/a/b/run", "runs/x", "--seeds", "3")] == [
-        "run",
-        "runs/x",
-        "--seeds",
-        "3",
-    ]
+    """A path from the root is recorded by its last part, a run's folder not at all, other words as they were typed."""
+    words = ["/a/b/run", "--append", "runs/x", "--folder", "/c/d", "--seeds", "3"]
+    assert harness.portable(words) == ["run", "runs/x", "--seeds", "3"]

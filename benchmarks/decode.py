@@ -1,29 +1,48 @@
-"""Prefill and decode of the default model beside `transformers`: same weights, same threads, interleaved.
+"""Prefill and decode of the default model beside other engines: same file or weights, same threads, interleaved.
 
-    python -m benchmarks.decode [--rounds 5] [--sequences 1 8] [--append]
+    python -m benchmarks.decode [--rounds 5] [--sequences 1 8] [--prompt 128] [--rival llama.cpp openvino] [--append]
 
-Variants: `transformers` in float32 (its model called directly with its own cache, which is faster than its
-`generate`), and the engine in float32 and in int8. The int8 weights are the file's own numbers without loss; only
-activations are rounded.
+Variants in this process: `transformers` in float32 (its model called directly with its own cache, which is faster than
+its `generate`), and the engine in float32, int8 and as the file stores it. The packed weights are the file's own
+numbers without loss; only activations are rounded. `--weights stored q4_0` names others, q4_0 being a file made by
+llama.cpp's own tool.
+
+Rivals run in processes of their own (benchmarks.rivals.environments makes them): llama.cpp's llama-batched-bench in its
+quickest formats (`--formats q4_0`), OpenVINO GenAI's continuous batching pipeline in int8. Rates are tokens a second
+over all sequences; OpenVINO's, whose prompts and answers overlap, over the time in which all sequences decode.
+
+`floor` is what the machine allows in the same run (benchmarks/floor.py): a step of decoding cannot take less than
+reading the weights (5 bits each, 9 in the head) and the cached values once, nor than its multiplications at the rate of
+8-bit ones; a prompt not less than the latter. `of_floor` are our rates with stored weights over that.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
+from itertools import count
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
+from benchmarks.floor import integer_rate, read_bandwidth
 from benchmarks.harness import Run, interleave, report
+from benchmarks.rivals import environments
+from benchmarks.rivals.protocol import Asked
 from porcelet import hub
-from porcelet.config import EngineConfig, write_hf
+from porcelet.config import EngineConfig, ModelConfig, write_hf
 from porcelet.engine.engine import Engine
 from porcelet.models.transformer import Transformer
 from porcelet.types import Request, SamplingParams
+from porcelet.weights.files import open_checkpoint
 from porcelet.weights.load import checkpoint_tensors, load
+
+SEEDS = count()  # no prompt comes twice: some rivals keep prefixes
 
 
 def main() -> None:
@@ -32,31 +51,68 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--prompt", type=int, default=128, help="prompt tokens a sequence")
     parser.add_argument("--new", type=int, default=48, help="decoded tokens a sequence")
+    parser.add_argument("--weights", nargs="*", default=["transformers", "float32", "int8", "stored"])
+    parser.add_argument("--rival", nargs="*", choices=["llama.cpp", "openvino"], default=[])
+    parser.add_argument("--formats", nargs="*", default=["q4_0"], help="llama.cpp's")
+    parser.add_argument("--max-stolen", type=float, default=0.05, help="a round's, if it is to count")
     parser.add_argument("--append", action="store_true", help="add the line to results.jsonl")
     options = parser.parse_args()
-
-    path = hub.resolve(hub.DEFAULT_MODEL)
-    exact, quick = load(path, "float32"), load(path, "int8")
-    rival = as_transformers(exact)
+    threads = torch.get_num_threads()
+    engines = {name: variant(name) for name in options.weights}
+    for name in options.formats if "llama.cpp" in options.rival else []:
+        engines[f"llama.cpp_{name}"] = partial(run_llama, name, threads)
+    if "openvino" in options.rival:
+        engines["openvino_int8"] = openvino(threads)
     results: dict[str, Mapping[str, float]] = {}
     notes = {}
-    for count in options.sequences:
-        prompts = torch.randint(
-            0, exact.config.vocab_size, (count, options.prompt), generator=torch.Generator().manual_seed(0)
-        )
+    for number in options.sequences:
         runs: dict[str, Run] = {
-            "transformers_float32": lambda p=prompts: run_transformers(rival, p, options.new),
-            "porcelet_float32": lambda p=prompts: run_engine(exact, p, options.new),
-            "porcelet_int8": lambda p=prompts: run_engine(quick, p, options.new),
+            name: partial(engine, number, options.prompt, options.new) for name, engine in engines.items()
         }
-        medians, note = interleave(runs, options.rounds)
-        base = medians["transformers_float32"]
+        medians, note = interleave(runs, options.rounds, max_stolen=options.max_stolen)
+        base = medians[next(iter(medians))]
         for name, metrics in medians.items():
             ratios = {f"{key}_ratio": float(f"{value / base[key]:.3g}") for key, value in metrics.items()}
-            results[f"{name}_{count}"] = metrics | ratios
-        notes[f"sequences_{count}"] = note
-    config = {"model": hub.DEFAULT_MODEL, "threads": torch.get_num_threads(), **vars(options)}
+            results[f"{name}_{number}"] = metrics | ratios
+        notes[f"sequences_{number}"] = note
+        if "stored" in engines:
+            results[f"floor_{number}"] = floor(load_config(), number, options.prompt + options.new // 2)
+            own = results[f"stored_{number}"]
+            shares = {key: float(f"{own[key] / results[f'floor_{number}'][key]:.3g}") for key in ("prefill", "decode")}
+            results[f"stored_{number}"] = dict(own) | {f"{key}_of_floor": value for key, value in shares.items()}
+    config = {"model": hub.DEFAULT_MODEL, "threads": threads, **vars(options)}
     report("decode", config, results, {"notes": notes}, append=options.append)
+
+
+def load_config() -> ModelConfig:
+    return open_checkpoint(hub.resolve(hub.DEFAULT_MODEL)).config
+
+
+def floor(config: ModelConfig, number: int, context: int) -> dict[str, float]:
+    """Tokens a second that memory and multiplications allow."""
+    bandwidth, rate = read_bandwidth(), integer_rate() or float("inf")
+    cached = 4 * config.cache_values_per_token() * number * context
+    seconds = max((config.packed_bytes(4) + cached) / bandwidth, number * config.flops_per_token() / rate)
+    head = 2 * config.vocab_size * config.hidden_size
+    return {
+        "prefill": rate / (config.flops_per_token() - head),
+        "decode": number / seconds,
+        "gb_per_s": bandwidth / 1e9,
+        "gop_per_s": rate / 1e9,
+    }
+
+
+Engine_ = Callable[[int, int, int], Mapping[str, float]]  # (sequences, prompt tokens, new tokens) → rates
+
+
+def variant(name: str) -> Engine_:
+    """One of ours, or transformers, in this process."""
+    stored = hub.resolve(hub.DEFAULT_MODEL)
+    if name == "transformers":
+        return partial(run_transformers, as_transformers(load(stored, "float32")))
+    if name in environments.LLAMA_FORMATS:
+        return partial(run_engine, load(environments.llama_model(name), "stored"))
+    return partial(run_engine, load(stored, name))
 
 
 def as_transformers(model: Transformer) -> LlamaForCausalLM:
@@ -69,10 +125,16 @@ def as_transformers(model: Transformer) -> LlamaForCausalLM:
     return rival
 
 
+def make_prompts(number: int, length: int) -> Tensor:
+    """Random tokens, none special."""
+    generator = torch.Generator().manual_seed(next(SEEDS))
+    return torch.randint(100, 49000, (number, length), generator=generator)
+
+
 @torch.inference_mode()
-def run_transformers(model: LlamaForCausalLM, prompts: Tensor, num_new: int) -> Mapping[str, float]:
+def run_transformers(model: LlamaForCausalLM, number: int, length: int, num_new: int) -> Mapping[str, float]:
     """Prefill and greedy decode through the model's forward and its own cache."""
-    cache = DynamicCache(config=model.config)
+    cache, prompts = DynamicCache(config=model.config), make_prompts(number, length)
     start = time.perf_counter()
     logits = model(prompts, past_key_values=cache, logits_to_keep=1).logits
     first = time.perf_counter()
@@ -81,18 +143,59 @@ def run_transformers(model: LlamaForCausalLM, prompts: Tensor, num_new: int) -> 
     return _rates(prompts, num_new, start, first, time.perf_counter())
 
 
-def run_engine(model: Transformer, prompts: Tensor, num_new: int) -> Mapping[str, float]:
+def run_engine(model: Transformer, number: int, length: int, num_new: int) -> Mapping[str, float]:
     """The same through the engine: scheduler, pages, sampler and all."""
-    engine = Engine(model, EngineConfig(max_batch_tokens=prompts.numel(), speculation="off", prefix_cache="off"))
+    prompts = make_prompts(number, length)
+    config = EngineConfig(
+        max_batch_tokens=512, speculation="off", prefix_cache="off", cache_tokens=number * (length + num_new + 64)
+    )
+    engine = Engine(model, config)
+    engine.generate([[1]], SamplingParams(max_tokens=2))  # makes the recording
     params = SamplingParams(max_tokens=num_new + 1, temperature=0, ignore_eos=True)
     for index, prompt in enumerate(prompts.tolist()):
         engine.submit(Request(id=str(index), prompt=tuple(prompt), params=params))
     start = time.perf_counter()
-    engine.step()
-    first = time.perf_counter()
+    begun: set[str] = set()
+    while len(begun) < number:
+        begun |= {output.request_id for output in engine.step()}
+    first, count = time.perf_counter(), 0
+    while engine.has_work:
+        outputs = engine.step()
+        count += len(outputs)
+        if len(outputs) < number:  # the first one begun has ended
+            break
+    end = time.perf_counter()
     while engine.has_work:
         engine.step()
-    return _rates(prompts, num_new, start, first, time.perf_counter())
+    return {"prefill": prompts.numel() / (first - start), "decode": count / (end - first)}
+
+
+def run_llama(name: str, threads: int, number: int, length: int, num_new: int) -> Mapping[str, float]:
+    """llama-batched-bench: prompts in batches of 512, then steps of one token each."""
+    sizes = ["-npp", length, "-ntg", num_new, "-npl", number, "-c", number * (length + num_new + 64), "-b", 2048]
+    program = environments.llama_program("llama-batched-bench")
+    command = [program, "-m", environments.llama_model(name), *sizes, "-ub", 512, "-t", threads]
+    command += ["--output-format", "jsonl"]
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=True)
+    found = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
+    return {"prefill": found["speed_pp"], "decode": found["speed_tg"]}
+
+
+def openvino(threads: int) -> Engine_:
+    """Its process, started once."""
+    from benchmarks.serve import Process, engines
+
+    process = Process(engines(threads)["openvino_int8"], {})
+
+    def run(number: int, length: int, num_new: int) -> Mapping[str, float]:
+        prompts = make_prompts(number, length).tolist()
+        answers = process.run([Asked(str(i), prompt, num_new + 1, 0.0) for i, prompt in enumerate(prompts)], limit=600)
+        times = [answer["times"] for answer in answers["answers"].values()]
+        first, last = max(own[0] for own in times), min(own[-1] for own in times)
+        decoded = sum(first < moment <= last for own in times for moment in own)
+        return {"prefill": number * length / first, "decode": decoded / (last - first)}
+
+    return run
 
 
 def _rates(prompts: Tensor, num_new: int, start: float, first: float, end: float) -> Mapping[str, float]:

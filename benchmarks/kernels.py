@@ -19,8 +19,8 @@ from torch.nn import functional
 
 from benchmarks.harness import Run, interleave, report
 from porcelet.kernels import cpu, op
-from porcelet.kernels.linear import Int8Weight, linear
-from porcelet.weights.quantize import to_int8
+from porcelet.kernels.linear import PackedWeight, linear
+from porcelet.weights.quantize import to_packed
 
 SHAPES = {"head": (576, 49152), "up": (576, 1536), "down": (1536, 576)}  # (inputs, outputs)
 TOKENS = (1, 16, 512)
@@ -39,9 +39,10 @@ def main() -> None:
             continue  # the head sees sampled rows only
         copies = max(1, min(64, ROTATED_BYTES // (inputs * outputs)))
         dense = [torch.randn(outputs, inputs) for _ in range(copies)]
-        packed = [to_int8(weight) for weight in dense]
         x = torch.randn(tokens, inputs)
-        runs[f"{name}_{tokens}_int8"] = timed(linear, x, packed)
+        for bits in (8, 4):
+            packed = [to_packed(weight, bits) for weight in dense]
+            runs[f"{name}_{tokens}_int{bits}"] = timed(linear, x, packed)
         runs[f"{name}_{tokens}_float32"] = timed(functional.linear, x, dense)
     with torch.inference_mode():
         results, note = interleave(runs, options.rounds)
@@ -49,7 +50,7 @@ def main() -> None:
     report("kernels", config, results, note, append=options.append)
 
 
-def timed(function: Callable[[Tensor, Tensor | Int8Weight], Tensor], x: Tensor, weights: list) -> Run:  # type: ignore[type-arg]
+def timed(function: Callable[[Tensor, Tensor | PackedWeight], Tensor], x: Tensor, weights: list) -> Run:  # type: ignore[type-arg]
     """Run through all weights often enough for some milliseconds; rates per call of the mean."""
 
     def run() -> Mapping[str, float]:
@@ -60,7 +61,7 @@ def timed(function: Callable[[Tensor, Tensor | Int8Weight], Tensor], x: Tensor, 
                 function(x, weight)
         seconds = (time.perf_counter() - start) / (repeats * len(weights))
         first = weights[0]
-        size = first.packed.numel() if isinstance(first, Int8Weight) else first.numel() * 4
+        size = first.packed.numel() if isinstance(first, PackedWeight) else first.numel() * 4
         operations = 2 * len(x) * first.shape[0] * first.shape[1]
         return {
             "microseconds": seconds * 1e6,

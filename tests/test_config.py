@@ -123,7 +123,7 @@ def test_any_odd_value_is_a_config_or_one_error(values: dict[str, Any], tmp_path
         except ModelError as problem:
             assert len(str(problem)) < 1000
             continue
-        assert config.num_parameters(mtp=True) > 0 and config.absorbed_below() > 0 and config.int8_bytes() > 0
+        assert config.num_parameters(mtp=True) > 0 and config.absorbed_below() > 0 and config.packed_bytes(4) > 0
         assert read_hf(write_hf(config)) == config
         cos, _ = angles(config, torch.arange(2), torch.float32)
         assert cos.isfinite().all() and config.softmax_scale > 0

@@ -15,7 +15,7 @@ from porcelet.engine.engine import Engine
 from porcelet.engine.text import TextModel
 from porcelet.kernels import Key, cpu
 from porcelet.kernels.attention import Segments
-from porcelet.kernels.linear import Int8Weight, linear
+from porcelet.kernels.linear import PackedWeight, linear
 from porcelet.models.attention import PackedView
 from porcelet.models.layers import Embedding, Linear
 from porcelet.models.transformer import Transformer
@@ -42,6 +42,12 @@ def quick(default_model: Path) -> Transformer:
     return load(default_model, "auto")
 
 
+@pytest.fixture
+def finely(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All activations rounded to 16 bits."""
+    monkeypatch.setenv("PORCELET_ACTIVATIONS", "16")
+
+
 def encode(path: Path, prompt: str) -> list[int]:
     tokenizer, chat_format = open_codec(path)
     return chat_format.render([{"role": "user", "content": prompt}], tokenizer).tokens
@@ -64,8 +70,10 @@ def assert_same_greedy(rival: torch.nn.Module, model: Transformer, path: Path, t
 
 
 @torch.inference_mode()
-def test_greedy_text_equals_transformers(exact: Transformer, quick: Transformer, default_model: Path) -> None:
-    """Engine, pages and all give the tokens of `transformers` with the same weights, in float32 and in int8."""
+def test_greedy_text_equals_transformers(
+    exact: Transformer, quick: Transformer, default_model: Path, finely: None
+) -> None:
+    """Engine, pages and all give the tokens of `transformers` with the same weights, in float32 and as stored."""
     rival = as_transformers(exact)
     assert_same_greedy(rival, exact, default_model)
     assert_same_greedy(rival, quick, default_model, tolerance=1e-2)
@@ -93,35 +101,41 @@ def test_greedy_text_equals_transformers_from_the_file(exact: Transformer, defau
 
 
 def test_answers_in_text(quick: Transformer, default_model: Path) -> None:
-    """The int8 model, as a user gets it, knows the capital of France."""
+    """The model, as a user gets it, knows the capital of France; asked so that its two likeliest words are not 0.08
+    apart in float32, as for the question alone."""
     model = TextModel(Engine(quick), *open_codec(default_model))
-    assert "Paris" in model.chat(PROMPTS[0], GREEDY)
+    assert "Paris" in model.chat("Name the capital city of France.", GREEDY)
 
 
 def test_the_native_body_serves_the_default_model(quick: Transformer) -> None:
     """Where a compiler was there, and CI has one, int8 runs natively."""
     assert cpu.available()
-    assert linear.chosen(Key("cpu", type(quick.lm_head.weight).__name__, torch.float32, False)) == "cpu_int8"
+    assert linear.chosen(Key("cpu", type(quick.lm_head.weight).__name__, torch.float32, False)) == "cpu_packed"
 
 
 @torch.inference_mode()
-def test_int8_keeps_the_perplexity(exact: Transformer, quick: Transformer, default_model: Path) -> None:
-    """On English prose, int8 changes the perplexity by less than 0.1 %."""
+def test_rounding_keeps_the_perplexity(exact: Transformer, quick: Transformer, default_model: Path) -> None:
+    """On English prose, rounded activations change the perplexity by less than 0.5 %, and the distribution of the next
+    token by less than 0.001 nats."""
     text = pydoc_data.topics.topics["objects"][:6000]
     tokens = torch.tensor(open_codec(default_model)[0].encode(text))[:640]
 
-    def nats(model: Transformer) -> Tensor:
+    def logprobs(model: Transformer) -> Tensor:
         view = PackedView(Segments.of(len(tokens) - 1))
-        hidden = model(tokens[:-1], torch.arange(len(tokens) - 1), view)
-        return -model.logits(hidden).log_softmax(-1).gather(-1, tokens[1:, None]).mean()
+        return model.logits(model(tokens[:-1], torch.arange(len(tokens) - 1), view)).log_softmax(-1)
 
-    assert abs(float((nats(quick) - nats(exact)).exp()) - 1) < 0.001
+    true, rounded = logprobs(exact), logprobs(quick)
+    change = (true - rounded).gather(-1, tokens[1:, None]).mean()
+    assert abs(float(change.exp()) - 1) < 0.005
+    assert (true.exp() * (true - rounded)).sum(-1).mean() < 0.001
 
 
-def test_int8_takes_the_memory_that_the_config_counts(quick: Transformer) -> None:
-    """`porcelet show` and the loaded model agree on the bytes of int8 weights, tile padding aside."""
+@pytest.mark.parametrize(("weights", "bits"), [("int8", 8), ("stored", 4)])
+def test_packed_weights_take_the_memory_that_the_config_counts(default_model: Path, weights: str, bits: int) -> None:
+    """`porcelet show` and the loaded model agree on the bytes of packed weights, tile padding aside."""
+    quick = load(default_model, weights)
     layers = (module for module in quick.modules() if isinstance(module, (Linear, Embedding)))
     weights = {id(layer.weight): layer.weight for layer in layers}  # the head is the embedding
-    packed = sum(weight.packed.nbytes for weight in weights.values() if isinstance(weight, Int8Weight))
+    packed = sum(weight.packed.nbytes for weight in weights.values() if isinstance(weight, PackedWeight))
     dense = sum(parameter.nbytes for parameter in quick.parameters())
-    assert 0 <= packed + dense - quick.config.int8_bytes() < 1e-3 * packed
+    assert 0 <= packed + dense - quick.config.packed_bytes(bits) < 1e-3 * packed

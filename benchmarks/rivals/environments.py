@@ -30,6 +30,7 @@ LLAMA_OFF = (
     "LLAMA_BUILD_APP",
     "LLAMA_USE_PREBUILT_UI",
 )
+LLAMA_PROGRAMS = ("llama-server", "llama-quantize", "llama-batched-bench")
 LLAMA_FORMATS = ("q4_0", "q8_0", "f16")
 
 
@@ -109,7 +110,7 @@ def make_trl() -> None:
 
 def make_llama() -> None:
     """The server and the formats it is fastest in."""
-    if not llama_program().exists():
+    if not all(llama_program(name).exists() for name in LLAMA_PROGRAMS):
         _build_llama()
     for weights in LLAMA_FORMATS:
         if not llama_model(weights).exists():
@@ -149,7 +150,7 @@ def _build_llama() -> None:
             archive.extractall(folder, filter="data")
     options = ["-DCMAKE_BUILD_TYPE=Release", "-DGGML_NATIVE=ON", *(f"-D{name}=OFF" for name in LLAMA_OFF)]
     _call(["cmake", "-G", "Ninja", "-S", tree, "-B", tree / "build", *options])
-    _call(["cmake", "--build", tree / "build", "--target", "llama-server", "llama-quantize"])
+    _call(["cmake", "--build", tree / "build", "--target", *LLAMA_PROGRAMS])
 
 
 def _call(command: Sequence[str | Path]) -> None:

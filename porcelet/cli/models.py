@@ -155,7 +155,8 @@ def describe(path: Path, context: int | None = None) -> dict[str, Any]:
         "memory": {
             "context": tokens,
             "weights_float32": 4 * config.num_parameters(),
-            "weights_int8": config.int8_bytes(),
+            "weights_int8": config.packed_bytes(8),
+            "weights_int4": config.packed_bytes(4),
             "weights_as_stored": weights,
             "cache_32bit": 4 * tokens * config.cache_values_per_token(),
             "cache_16bit": 2 * tokens * config.cache_values_per_token(),
@@ -214,6 +215,7 @@ def _lines(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
         "memory",
         (
             f"weights {_bytes(memory['weights_float32'])} as float32, {_bytes(memory['weights_int8'])} as int8, "
+            f"{_bytes(memory['weights_int4'])} as int4, "
             f"{_bytes(memory['weights_as_stored'])} as stored"
         ),
     )

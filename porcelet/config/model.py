@@ -242,17 +242,21 @@ class ModelConfig:
         total = self._num_embedding_parameters() + self.hidden_size
         return total + sum(self._num_layer_parameters(i, active=True) for i in range(self.num_hidden_layers))
 
-    def int8_bytes(self) -> int:
-        """Memory of the weights, without the MTP layer, when loaded as int8: 9 bytes for 8 values in linear layers and
-        embeddings (a scale and a minimum for every 32), 4 a value in what stays float32: routed experts, the gate,
-        MLA's kv_b_proj, norms and biases. Exact where widths are multiples of 32."""
-        quantised = self._num_embedding_parameters()
+    def packed_bytes(self, bits: int) -> int:
+        """Memory of the weights, without the MTP layer, when loaded as int8 or int4: one more bit a value for a scale
+        and a minimum for every 32; embedding and head in 8 bits; 4 bytes a value in what stays float32: the gate,
+        norms and biases. MLA's W_UK is there twice, in 8 bits for its absorbed form. Exact where widths are multiples
+        of 32."""
+        embedding, quantised = self._num_embedding_parameters(), 0
         for layer in range(self.num_hidden_layers):
             width = self.intermediate_size
             if self.is_moe_layer(layer):
-                width = self.n_shared_experts * self.moe_intermediate_size
-            quantised += self._num_attention_weights(kv_b=False) + 3 * self.hidden_size * width
-        return quantised * 9 // 8 + 4 * (self.num_parameters() - quantised)
+                width = (self.n_routed_experts + self.n_shared_experts) * self.moe_intermediate_size
+            quantised += self._num_attention_weights() + 3 * self.hidden_size * width
+        floats = self.num_parameters() - embedding - quantised
+        absorbed = self.kv_lora_rank * self.num_attention_heads * self.qk_nope_head_dim if self.is_mla else 0
+        eight_bits = embedding + self.num_hidden_layers * absorbed
+        return (eight_bits * 9 + quantised * (bits + 1)) // 8 + 4 * floats
 
     def cache_values_per_token(self) -> int:
         """Values the cache keeps for one token over all layers: kv_lora_rank + rope for MLA, keys and values for
@@ -281,7 +285,7 @@ class ModelConfig:
 
     def num_multiplied(self, layer: int) -> int:
         """Weights of a block that one token is multiplied with; the MTP layer's number is `num_hidden_layers`."""
-        attention, width = self._num_attention_weights(kv_b=True), self.hidden_size
+        attention, width = self._num_attention_weights(), self.hidden_size
         joined = 2 * width**2 if layer == self.num_hidden_layers else 0  # the MTP layer's eh_proj
         if not self.is_moe_layer(layer):
             return attention + joined + 3 * width * self.intermediate_size
@@ -307,15 +311,15 @@ class ModelConfig:
 
     def _num_attention_parameters(self) -> int:
         """Weights, biases and norms."""
-        weights = self._num_attention_weights(kv_b=True)
+        weights = self._num_attention_weights()
         if self.is_mla:
             return weights + (self.q_lora_rank or 0) + self.kv_lora_rank
         biases = self.head_dim * (self.num_attention_heads + 2 * self.num_key_value_heads) if self.has_qkv_bias else 0
         biases += self.hidden_size if self.attention_bias else 0
         return weights + biases + (2 * self.head_dim if self.has_qk_norm else 0)
 
-    def _num_attention_weights(self, *, kv_b: bool) -> int:
-        """Weights of the projections, MLA's kv_b_proj among them or not."""
+    def _num_attention_weights(self) -> int:
+        """Weights of the projections."""
         heads, width = self.num_attention_heads, self.hidden_size
         if not self.is_mla:
             return width * self.head_dim * (2 * heads + 2 * self.num_key_value_heads)
@@ -324,7 +328,7 @@ class ModelConfig:
         query = width * query_out if rank is None else rank * (width + query_out)
         latent = width * (self.kv_lora_rank + self.qk_rope_head_dim)
         expand = self.kv_lora_rank * heads * (self.qk_nope_head_dim + self.v_head_dim)
-        return query + latent + (expand if kv_b else 0) + heads * self.v_head_dim * width
+        return query + latent + expand + heads * self.v_head_dim * width
 
 
 # ---- checks ---------------------------------------------------------------------------------------------------------

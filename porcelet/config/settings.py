@@ -25,11 +25,12 @@ REPLAYED_TOKENS = 64
 class EngineConfig:
     """What the engine may use.
 
-    `weights` "auto" is fp8 for an FP8 checkpoint, int8 for a quantised GGUF file where the native body exists, else
-    float32; "float32", "int8" and "fp8" insist. `cache_memory` is the size of the paged cache: bytes ("2GB", "512MiB")
-    or a fraction ("0.5") of the memory that is available once the model is loaded; where it is empty, `cache_tokens`
-    says how many tokens fit. `cache_dtype` is float32 or float16, half as large. `prefix_cache` on finds what earlier
-    requests computed. `max_batch_tokens` is the token budget of a step, `max_sequences` the most that run at once.
+    `weights` "auto" is fp8 for an FP8 checkpoint, the stored four or eight bits of a quantised GGUF file where the
+    native body exists, else float32; "float32", "int8", "int4" and "fp8" insist. `cache_memory` is the size of the
+    paged cache: bytes ("2GB", "512MiB") or a fraction ("0.5") of the memory that is available once the model is loaded;
+    where it is empty, `cache_tokens` says how many tokens fit. `cache_dtype` is float32 or float16, half as large.
+    `prefix_cache` on finds what earlier requests computed. `max_batch_tokens` is the token budget of a step,
+    `max_sequences` the most that run at once.
 
     `speculation` guesses tokens ahead: by the model's own MTP layer, or by looking the last tokens up in the text so
     far; "auto" takes the first of them that the model has, and guesses while that pays; "mtp" and "lookup" insist.
@@ -58,7 +59,7 @@ class EngineConfig:
 
 
 _CHOICES = {
-    "weights": ("auto", "float32", "int8", "fp8"),
+    "weights": ("auto", "float32", "int8", "int4", "fp8"),
     "cache_dtype": ("float32", "float16"),
     "prefix_cache": ("on", "off"),
     "speculation": ("auto", "off", "lookup", "mtp"),

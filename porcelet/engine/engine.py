@@ -20,7 +20,7 @@ from porcelet.config import EngineConfig
 from porcelet.engine.cache import count_pages
 from porcelet.engine.codec import open_tokenizer
 from porcelet.engine.grammar import GrammarCompiler, Matcher
-from porcelet.engine.runner import Runner
+from porcelet.engine.runner import Runner, replayed_tokens
 from porcelet.engine.sampler import Sampler
 from porcelet.engine.scheduler import Scheduler
 from porcelet.engine.speculative import choose_drafter
@@ -59,7 +59,13 @@ class Engine:
         if choose_drafter(config.speculation, model.config) == "mtp":
             num_layers += 1
         num_pages = count_pages(config, model.config, num_layers)
-        self.runner = Runner(model, num_pages, num_layers, cache_dtype=CACHE_DTYPES[config.cache_dtype])
+        self.runner = Runner(
+            model,
+            num_pages,
+            num_layers,
+            cache_dtype=CACHE_DTYPES[config.cache_dtype],
+            capacity=replayed_tokens(model, config.max_batch_tokens),
+        )
         self.scheduler = Scheduler(model.config, config, num_pages, token_bytes, compile_constraint, seed)
         self.sampler = Sampler()
         self._ended: list[Output] = []

@@ -8,14 +8,23 @@ import torch
 from torch import Tensor
 
 from porcelet.config import PAGE_SIZE, REPLAYED_TOKENS, ModelConfig
-from porcelet.engine.step import Inputs, RecordedStep, step
-from porcelet.kernels.linear import take_rows
+from porcelet.engine.step import MOST_SAMPLED, Inputs, RecordedStep, step
+from porcelet.kernels.linear import PackedWeight, take_rows
 from porcelet.kernels.record import NotRecordable
+from porcelet.models.layers import Linear
 from porcelet.models.transformer import Transformer
 from porcelet.types import Batch
 
 if TYPE_CHECKING:
     from jaxtyping import Float
+
+
+def replayed_tokens(model: Transformer, max_batch_tokens: int) -> int:
+    """Tokens up to which a step is replayed: all that there may be where every linear layer is packed. Torch's float32
+    products are faster than the recorded ones from REPLAYED_TOKENS on."""
+    layers = [module for module in model.modules() if isinstance(module, Linear)]
+    is_packed = all(isinstance(layer.weight, PackedWeight) for layer in layers)
+    return max(REPLAYED_TOKENS, max_batch_tokens) if is_packed else REPLAYED_TOKENS
 
 
 class Runner:
@@ -63,7 +72,8 @@ class Runner:
 
     def _run(self, batch: Batch, before: Tensor | None) -> tuple[Tensor, Tensor]:
         """The step of the model, or of its MTP layer from the states `before`: hidden states and logits."""
-        if len(batch.tokens) <= self.capacity and not any(batch.expanded):
+        is_short = len(batch.tokens) <= self.capacity and len(batch.sampled_rows) <= MOST_SAMPLED
+        if is_short and not any(batch.expanded):
             recording = self._recording(is_draft=before is not None)
             if recording:
                 return recording.run(batch, before)
@@ -96,8 +106,9 @@ class Runner:
 
 
 def _layer_cache(config: ModelConfig, num_pages: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
-    """(latents,) [P, page, 1, C+R] for MLA, (keys, values) [P, page, K, Hd] for GQA."""
+    """(latents,) [P, page, 1, C+R] for MLA, (keys, values) [P, page, K, Hd] for GQA. In memory a page's tokens of one
+    head lie together: attention streams them."""
     if config.is_mla:
         return (torch.empty(num_pages, PAGE_SIZE, 1, config.kv_lora_rank + config.qk_rope_head_dim, dtype=dtype),)
-    shape = (num_pages, PAGE_SIZE, config.num_key_value_heads, config.head_dim)
-    return torch.empty(shape, dtype=dtype), torch.empty(shape, dtype=dtype)
+    shape = (num_pages, config.num_key_value_heads, PAGE_SIZE, config.head_dim)
+    return tuple(torch.empty(shape, dtype=dtype).transpose(1, 2) for _ in range(2))

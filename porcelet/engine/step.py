@@ -17,7 +17,8 @@ from torch import Tensor
 
 from porcelet.config import PAGE_SIZE
 from porcelet.kernels import cpu
-from porcelet.kernels.linear import Int8Weight, take_rows
+from porcelet.kernels.experts import PackedExperts
+from porcelet.kernels.linear import PackedHeads, PackedWeight, take_rows
 from porcelet.kernels.record import NotRecordable, Tape
 from porcelet.models.attention import PagedView
 from porcelet.models.rope import frequencies
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
 Cache = list[tuple[Tensor, ...]]
+
+MOST_SAMPLED = 256  # rows whose logits a recording has room for
 
 
 class Inputs:
@@ -77,15 +80,15 @@ def _weights(model: Transformer) -> list[tuple[dict[str, Any], str, object, Tens
     for module in model.modules():
         for table in (module._parameters, module._buffers, module.__dict__):
             for name, weight in table.items():
-                tensor = weight.packed if isinstance(weight, Int8Weight) else weight
+                tensor = weight.packed if isinstance(weight, (PackedExperts, PackedHeads, PackedWeight)) else weight
                 if isinstance(tensor, Tensor):
                     found.append((table, name, weight, tensor, tensor.data_ptr()))
     return found
 
 
 class RecordedStep:
-    """The model's step over a cache, recorded for up to `capacity` tokens at positions below `max_length`; the MTP
-    layer's if `is_draft`.
+    """The model's step over a cache, recorded for up to `capacity` tokens at positions below `max_length`, of which
+    MOST_SAMPLED are scored; the MTP layer's if `is_draft`.
 
     Raises:
         NotRecordable: something in the model has no native instruction.
@@ -103,7 +106,7 @@ class RecordedStep:
         frequencies(model.config, torch.device("cpu"))  # computed once a model, so before the recording
         with Tape(self.program, capacity, max_length) as self._tape:
             self._hidden = step(model, self._inputs, self._inputs.view(cache), self._before)
-            self._logits = model.logits(take_rows(self._hidden, self._inputs.sampled))
+            self._logits = model.logits(take_rows(self._hidden, self._inputs.sampled[:MOST_SAMPLED]))
         self._weights = _weights(model)
 
     @property
@@ -120,7 +123,7 @@ class RecordedStep:
         """Hidden states after the final norm and the sampled rows' logits; both are overwritten by the next step. The
         MTP layer begins with the states `before`."""
         count, taken = len(batch.tokens), len(batch.sampled_rows)
-        assert count <= self.capacity and taken <= self.capacity, (count, taken)
+        assert count <= self.capacity and taken <= len(self._logits), (count, taken)
         # A wrong index would be read by the native code as it is.
         assert min(batch.tokens) >= 0 and max(batch.tokens) < self.vocab_size
         assert min(batch.positions) >= 0 and max(batch.positions) < self.max_length

@@ -41,11 +41,12 @@ from porcelet.engine.messages import (
     unpack,
 )
 from porcelet.errors import CapacityError, EngineError, PorceletError
-from porcelet.kernels.linear import FP8Weight, Int8Weight
+from porcelet.kernels.linear import FP8Weight, Int4Weight, Int8Weight
 from porcelet.models.layers import Linear
 from porcelet.types import Output, Progress, Request
 
 REPORT_SECONDS = 0.1
+FORMAT_NAMES = {Int4Weight: "int4", Int8Weight: "int8", FP8Weight: "fp8"}  # the first that a model has is its name
 
 
 @dataclass(frozen=True)
@@ -253,7 +254,7 @@ def _failed(output: Output, error: str) -> Output:
 def _ready(engine: Engine) -> Ready:
     layers = (module for module in engine.model.modules() if isinstance(module, Linear))
     formats = {type(layer.weight) for layer in layers}
-    weights = "int8" if Int8Weight in formats else "fp8" if FP8Weight in formats else "float32"
+    weights = next((name for kind, name in FORMAT_NAMES.items() if kind in formats), "float32")
     return Ready(engine.model.config, weights, engine.scheduler.max_length)
 
 
@@ -263,7 +264,7 @@ def _last_words(problem: Exception, model: Path) -> Failed:
         return Failed(problem.kind, str(problem))
     if _is_lack_of_memory(problem):
         text = f"the engine of {model.name} ran out of memory; free some, or take a smaller cache (cache_tokens)"
-        return Failed(CapacityError.kind, f"{text}, other weights (int8) or a smaller model")
+        return Failed(CapacityError.kind, f"{text}, other weights (int8, int4) or a smaller model")
     traceback.print_exception(problem)
     first_line = str(problem).strip().partition("\n")[0]
     ours = "; this is porcelet's mistake: please report the traceback" if isinstance(problem, AssertionError) else ""

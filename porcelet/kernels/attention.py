@@ -162,7 +162,7 @@ def cache_write(
     cache: Float[Tensor, "P page *width"], values: Float[Tensor, "T *width"], slots: Int[Tensor, "T"]
 ) -> None:
     """Put each token's values into its slot, page · page size + place in the page. Changes `cache` in place."""
-    cache.flatten(0, 1)[slots] = values.to(cache.dtype)
+    cache[slots // cache.shape[1], slots % cache.shape[1]] = values.to(cache.dtype)
 
 
 @op

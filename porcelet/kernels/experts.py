@@ -6,19 +6,41 @@ the case of one group.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from porcelet.kernels import op
-from porcelet.kernels.linear import FP8Weight
+from porcelet.kernels.linear import FP8Weight, PackedWeight, packed_weight, round_activations
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Int
+    from jaxtyping import Float, Int, UInt8
 
-ExpertWeight = Tensor | FP8Weight
+
+@dataclass(frozen=True)
+class PackedExperts:
+    """Packed weights of E experts, stacked: [E, rows, K]. The rows are those of `parts` matrices, each with tiles of
+    its own: gate and up projections, or down alone. All blocks have the same number of bits."""
+
+    packed: UInt8[Tensor, "E parts tiles groups block"]
+    shape: tuple[int, int, int]
+    requires_grad: ClassVar[bool] = False
+
+    def __getitem__(self, expert: int) -> list[PackedWeight]:
+        """The matrices of one expert."""
+        _, rows, K = self.shape
+        parts = self.packed[expert]
+        return [packed_weight(part, (rows // len(parts), K)) for part in parts]
+
+    def dequantize(self, expert: int) -> Float[Tensor, "rows K"]:
+        """One expert's rows in float32."""
+        return torch.cat([part.dequantize() for part in self[expert]])
+
+
+ExpertWeight = Tensor | FP8Weight | PackedExperts
 
 
 @op
@@ -86,8 +108,9 @@ def experts(
     """Σ over a token's experts of weight · down(silu(gate) · up); a loop over experts.
 
     `gate_up` [E, 2F, D] stacks the gate's F rows above the up projection's, `down` is [E, D, F]; in FP8, whose blocks
-    must not straddle the two, they are [E, 2, F, D] and [E, 1, D, F]. Tokens are sorted by expert once, so every expert
-    reads and writes one contiguous piece; an expert without tokens costs nothing.
+    must not straddle the two, they are [E, 2, F, D] and [E, 1, D, F]; what packed ones are multiplied with is rounded.
+    Tokens are sorted by expert once, so every expert reads and writes one contiguous piece; an expert without tokens
+    costs nothing.
     """
     top_k = indices.shape[1]
     order = indices.flatten().argsort(stable=True)  # [T·A], assignments in order of their expert
@@ -96,13 +119,17 @@ def experts(
     pieces = []
     for expert, rows in enumerate(x[token].split(counts)):
         if len(rows):
-            gate, up = functional.linear(rows, _expert(gate_up, expert)).chunk(2, dim=-1)
-            pieces.append(functional.linear(functional.silu(gate) * up, _expert(down, expert)))
+            gate, up = _expert(rows, gate_up, expert).chunk(2, dim=-1)
+            pieces.append(_expert(functional.silu(gate) * up, down, expert))
     if not pieces:
         return torch.zeros_like(x)
     weighted = torch.cat(pieces) * weights.flatten()[order, None].to(x.dtype)
     return torch.zeros_like(x).index_add(0, token, weighted)
 
 
-def _expert(weight: ExpertWeight, expert: int) -> Tensor:
-    return weight[expert] if isinstance(weight, Tensor) else weight[expert].dequantize().flatten(0, 1)
+def _expert(x: Tensor, weight: ExpertWeight, expert: int) -> Tensor:
+    """x · weightᵀ of one expert."""
+    if isinstance(weight, PackedExperts):
+        return functional.linear(round_activations(x), weight.dequantize(expert))
+    dense = weight[expert] if isinstance(weight, Tensor) else weight[expert].dequantize().flatten(0, 1)
+    return functional.linear(x, dense)

@@ -1,14 +1,19 @@
 """Linear layers: x · Wᵀ for every weight format. The format is the weight's class; model code never asks for it.
 
-`Int8Weight` stores groups of 32 input columns as unsigned bytes with a half-precision scale and minimum a group,
-w = scale · q + minimum. That holds GGUF's Q4_0, Q4_1 and Q8_0 without any loss (weights/quantize.py). The bytes are
-laid out once in the order in which the native body (kernels/cpu/linear.cpp) streams them; one layout serves one row
-and many:
+`Int8Weight` and `Int4Weight` store groups of 32 input columns as unsigned numbers of 8 or 4 bits with a half-precision
+scale and minimum a group, w = scale · q + minimum. Eight bits hold GGUF's Q5_0, Q5_1 and Q8_0 without any loss, four
+hold Q4_0 and Q4_1 (weights/quantize.py). They are laid out once in the order in which the native body
+(kernels/cpu/linear.cpp) streams them; one layout serves one row and many:
 
-    packed [N/16 tiles, K/32 groups, 576 bytes]:  q [8 quads, 16 rows, 4 columns] | scale [16] half | minimum [16] half
+    packed [N/16 tiles, K/32 groups, 576 or 320 bytes]:  q in lines of 64 bytes | scale [16] half | minimum [16] half
+    a line in 8 bits:  [16 rows, 4 columns], quad i in line i of 8
+    a line in 4 bits:  the same, quads i and i + 4 in the low and high halves of line i of 4
 
 A quad is four neighbouring columns of one row, what one VNNI instruction multiplies and sums into one of 16 lanes.
 The last tile is filled up with zero rows.
+
+What such a weight is multiplied with is rounded too, `round_activations` says how: that is part of the definition, so
+every body and machine gives the same result up to the order of float sums.
 
 `FP8Weight` is DeepSeek-V3's released form: e4m3 values with a float32 scale for every block of 128 · 128. It has no
 native body yet: a call expands it to float32, which saves memory and costs time.
@@ -16,13 +21,15 @@ native body yet: a call expands it to float32, which saves memory and costs time
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from porcelet.errors import InputError
 from porcelet.kernels import op
 
 if TYPE_CHECKING:
@@ -31,32 +38,66 @@ if TYPE_CHECKING:
 FP8_BLOCK = 128  # rows, and columns, that share one scale
 GROUP = 32  # input columns that share a scale and a minimum
 TILE = 16  # output rows that lie together, one a vector lane
-BLOCK_BYTES = TILE * GROUP + 2 * TILE * 2
+QUADS = GROUP // 4
+HALVES_BYTES = 2 * TILE * 2
+WIDE_FROM = 1.25
 
 
-@dataclass(frozen=True)
-class Int8Weight:
+@dataclass(frozen=True, eq=False)
+class PackedWeight:
     """A packed [N, K] weight; see the module's docstring for the layout of `packed`."""
 
-    packed: UInt8[Tensor, "tiles groups 576"]
+    packed: UInt8[Tensor, "tiles groups block"]
     shape: tuple[int, int]
-    requires_grad = False
+    bits: ClassVar[int]
+    requires_grad: ClassVar[bool] = False
 
     def dequantize(self) -> Float[Tensor, "N K"]:
         """The weight in float32: exactly scale · q + minimum, rounded once."""
-        q, scale, minimum = unpack_int8(self)
-        grouped = q.view(self.shape[0], -1, GROUP).double() * scale.double()[..., None] + minimum.double()[..., None]
+        q, scale, minimum = self.unpack()
+        grouped = q.view(*scale.shape, GROUP).double() * scale.double()[..., None] + minimum.double()[..., None]
         return grouped.view(self.shape).float()
 
     def rows(self, index: Int[Tensor, "T"]) -> Float[Tensor, "T K"]:
         """Some rows in float32, without touching the others."""
-        blocks = self.packed[index // TILE]  # [T, groups, 576]
-        lane = (index % TILE)[:, None, None, None]
-        q = blocks[..., : TILE * GROUP].unflatten(-1, (GROUP // 4, TILE, 4))  # [T, groups, 8, 16, 4]
-        q = q.gather(3, lane[..., None].expand(*q.shape[:3], 1, 4)).flatten(2)  # [T, groups, 32]
-        halves = blocks[..., TILE * GROUP :].contiguous().view(torch.float16).unflatten(-1, (2, TILE))
-        halves = halves.gather(3, lane.expand(*halves.shape[:3], 1)).double()  # [T, groups, 2, 1]
-        return (q.double() * halves[:, :, 0] + halves[:, :, 1]).flatten(1).float()
+        tiles = type(self)(self.packed[index // TILE], (len(index) * TILE, self.shape[1]))  # a tile each
+        return tiles.dequantize()[torch.arange(len(index)) * TILE + index % TILE]
+
+    def unpack(self) -> tuple[UInt8[Tensor, "N K"], Float16[Tensor, "N groups"], Float16[Tensor, "N groups"]]:
+        """q, scale and minimum: the inverse of `pack`."""
+        N, K = self.shape
+        tiles, groups, _ = self.packed.shape
+        lines = self.packed[..., :-HALVES_BYTES].view(tiles, groups, self.bits, TILE, 4)
+        if self.bits == 4:
+            lines = torch.cat((lines & 15, lines >> 4), dim=2)
+        q = lines.permute(0, 3, 1, 2, 4).reshape(tiles * TILE, K)[:N]
+        halves = self.packed[..., -HALVES_BYTES:].contiguous().view(torch.float16).view(tiles, groups, 2, TILE)
+        scale, minimum = halves.permute(2, 0, 3, 1).reshape(2, tiles * TILE, groups)[:, :N]
+        return q, scale, minimum
+
+
+class Int8Weight(PackedWeight):
+    """Eight bits: 9 bytes for 8 values."""
+
+    bits = 8
+
+
+class Int4Weight(PackedWeight):
+    """Four bits: 5 bytes for 8 values."""
+
+    bits = 4
+
+
+@dataclass(frozen=True)
+class PackedHeads:
+    """One packed [O, I] weight a head."""
+
+    packed: UInt8[Tensor, "H tiles groups block"]
+    shape: tuple[int, int, int]  # H, O, I
+    requires_grad: ClassVar[bool] = False
+
+    def __getitem__(self, head: int) -> PackedWeight:
+        return packed_weight(self.packed[head], self.shape[1:])
 
 
 @dataclass(frozen=True)
@@ -88,48 +129,69 @@ class FP8Weight:
         return weights
 
 
-Weight = Tensor | Int8Weight | FP8Weight
-TableWeight = Tensor | Int8Weight  # weights/load.py expands an embedding in FP8
+Weight = Tensor | PackedWeight | FP8Weight
+HeadsWeight = Tensor | PackedHeads
+TableWeight = Tensor | PackedWeight  # weights/load.py expands an embedding in FP8
 
 
-def pack_int8(
-    q: UInt8[Tensor, "N K"], scale: Float16[Tensor, "N groups"], minimum: Float16[Tensor, "N groups"]
-) -> Int8Weight:
-    """Lay out a quantised weight. K must be a multiple of 32; N may be anything."""
+def block_bytes(bits: int) -> int:
+    """Bytes of one group of one tile."""
+    return TILE * GROUP * bits // 8 + HALVES_BYTES
+
+
+def pack(
+    q: UInt8[Tensor, "N K"], scale: Float16[Tensor, "N groups"], minimum: Float16[Tensor, "N groups"], bits: int = 8
+) -> PackedWeight:
+    """Lay out a quantised weight of 8 bits, or of 4 (q < 16). K must be a multiple of 32; N may be anything."""
     N, K = q.shape
     assert K % GROUP == 0 and scale.shape == minimum.shape == (N, K // GROUP), (q.shape, scale.shape, minimum.shape)
     fill = -N % TILE
     q, scale, minimum = (functional.pad(t, (0, 0, 0, fill)) for t in (q, scale, minimum))
     tiles, groups = (N + fill) // TILE, K // GROUP
-    bytes_ = q.view(tiles, TILE, groups, GROUP // 4, 4).permute(0, 2, 3, 1, 4).reshape(tiles, groups, -1)
-    halves = (
-        torch.stack((scale, minimum)).view(2, tiles, TILE, groups).permute(1, 3, 0, 2).contiguous()
-    )  # [tiles, groups, 2, 16]
-    packed = torch.cat((bytes_, halves.view(torch.uint8).view(tiles, groups, -1)), dim=-1)
-    return Int8Weight(packed, (N, K))
+    lines = q.view(tiles, TILE, groups, QUADS, 4).permute(0, 2, 3, 1, 4)  # [tiles, groups, 8, 16, 4]
+    if bits == 4:
+        low, high = lines.chunk(2, dim=2)
+        lines = low | high << 4
+    # [2, tiles, 16, groups] to [tiles, groups, 2, 16]
+    halves = torch.stack((scale, minimum)).view(2, tiles, TILE, groups).permute(1, 3, 0, 2).contiguous()
+    parts = lines.reshape(tiles, groups, -1), halves.view(torch.uint8).view(tiles, groups, -1)
+    return packed_weight(torch.cat(parts, dim=-1), (N, K))
 
 
-def unpack_int8(
-    weight: Int8Weight,
-) -> tuple[UInt8[Tensor, "N K"], Float16[Tensor, "N groups"], Float16[Tensor, "N groups"]]:
-    """The inverse of `pack_int8`."""
-    N, K = weight.shape
-    tiles, groups, _ = weight.packed.shape
-    q = (
-        weight.packed[..., : TILE * GROUP]
-        .view(tiles, groups, GROUP // 4, TILE, 4)
-        .permute(0, 3, 1, 2, 4)
-        .reshape(-1, K)[:N]
-    )
-    halves = weight.packed[..., TILE * GROUP :].contiguous().view(torch.float16).view(tiles, groups, 2, TILE)
-    scale, minimum = halves.permute(2, 0, 3, 1).reshape(2, -1, groups)[:, :N]
-    return q, scale, minimum
+def packed_weight(packed: UInt8[Tensor, "tiles groups block"], shape: tuple[int, int]) -> PackedWeight:
+    """The weight whose layout `packed` is; the size of a block tells which."""
+    kinds: dict[int, type[PackedWeight]] = {block_bytes(kind.bits): kind for kind in (Int4Weight, Int8Weight)}
+    return kinds[packed.shape[-1]](packed, shape)
+
+
+def wide_from() -> float:
+    """A group of activations is rounded to 16 bits if its largest exceeds this many times the mean of its token's
+    groups' largest, else to 8. PORCELET_ACTIVATIONS=16 rounds all to 16: slower, and within 1e-4 of no rounding."""
+    bits = os.environ.get("PORCELET_ACTIVATIONS", "8")
+    if bits not in ("8", "16"):
+        raise InputError(f"PORCELET_ACTIVATIONS is {bits!r}; it must be 8 or 16")
+    return WIDE_FROM if bits == "8" else 0.0
+
+
+def round_activations(x: Float[Tensor, "T K"]) -> Float[Tensor, "T K"]:
+    """What a packed weight is multiplied with. Each group of 32 of a token is rounded to whole multiples of its largest
+    magnitude over 127, or over 127 · 256 where that is far above the token's other groups' (`wide_from`). So a token's
+    values never depend on the batch, and the few outliers that transformers have cost no precision beside them."""
+    grouped = x.unflatten(-1, (-1, GROUP))
+    largest = grouped.abs().amax(-1, keepdim=True)  # [T, groups, 1]
+    wide = largest > wide_from() * largest.mean(1, keepdim=True)
+    top = torch.where(wide, 127.0 * 256, 127.0).to(x.dtype)
+    # Groups below 2^15 times the smallest normal number count as zero: their reciprocal would overflow.
+    reciprocal = torch.where(largest < 2**15 * torch.finfo(torch.float32).tiny, 0.0, top / largest)
+    return ((grouped * reciprocal).round() * (largest / top)).flatten(1)
 
 
 @op
 def linear(x: Float[Tensor, "T D"], weight: Weight) -> Float[Tensor, "T N"]:
-    """x · weightᵀ. Bodies that quantise x do so per token and group, so that a row's result never depends on the
-    batch."""
+    """x · weightᵀ, with x rounded for a packed weight: per token and group, so that a row's result never depends on
+    the batch."""
+    if isinstance(weight, PackedWeight):
+        return functional.linear(round_activations(x), weight.dequantize())
     return functional.linear(x, weight if isinstance(weight, Tensor) else weight.dequantize())
 
 
@@ -147,8 +209,10 @@ def embedding(tokens: Int[Tensor, "T"], weight: TableWeight) -> Float[Tensor, "T
 
 
 @op
-def heads_linear(x: Float[Tensor, "T H I"], weight: Float[Tensor, "H O I"]) -> Float[Tensor, "T H O"]:
-    """Every head's x · weightᵀ by its own matrix; `weight` may be a transposed view."""
+def heads_linear(x: Float[Tensor, "T H I"], weight: HeadsWeight) -> Float[Tensor, "T H O"]:
+    """Every head's x · weightᵀ by its own matrix, [H, O, I]; a tensor may be a transposed view."""
+    if isinstance(weight, PackedHeads):
+        return torch.stack([linear.reference(x[:, head], weight[head]) for head in range(x.shape[1])], dim=1)
     return torch.einsum("thi,hoi->tho", x, weight)
 
 

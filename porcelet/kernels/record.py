@@ -63,6 +63,7 @@ class Tape:
         self.program, self.capacity, self.max_length = program, capacity, max_length
         self.arena = Arena()
         self._kept: list[Tensor] = []
+        self._derived: tuple[weakref.ref[Tensor], Tensor] | None = None
         self._guard = _Guard()
         self._entered = ExitStack()
 
@@ -94,6 +95,15 @@ class Tape:
         if x.stride(-1) != 1:
             raise NotRecordable(f"an op's input of shape {tuple(x.shape)} has strides {x.stride()}")
         return x
+
+    def derive(self, x: Tensor, made: Tensor) -> Tensor:
+        """Remember what was made from `x` until something is made from another tensor."""
+        self._derived = weakref.ref(x), made
+        return made
+
+    def derived(self, x: Tensor) -> Tensor | None:
+        """What was made from `x`, if it is what was made last: values are never overwritten while a tensor lives."""
+        return self._derived[1] if self._derived and self._derived[0]() is x else None
 
     def keep(self, x: Tensor) -> Tensor:
         """Hold a constant of the recording for as long as the tape."""

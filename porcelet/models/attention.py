@@ -27,7 +27,7 @@ from porcelet.kernels.attention import (
     cache_read,
     cache_write,
 )
-from porcelet.kernels.linear import heads_linear
+from porcelet.kernels.linear import HeadsWeight, PackedHeads, heads_linear
 from porcelet.kernels.pointwise import concat, rope
 from porcelet.models.layers import Linear, RMSNorm
 from porcelet.models.rope import Angles
@@ -153,6 +153,9 @@ class MLA(nn.Module):
         self.kv_a_layernorm = RMSNorm(self.latent, LATENT_EPS)
         self.kv_b_proj = Linear(self.latent, self.heads * (self.nope + self.value))
         self.o_proj = Linear(self.heads * self.value, width)
+        # What the loader derives from a packed kv_b_proj, of which no view is W_UK.
+        self.packed_w_uk: PackedHeads | None = None  # [H, C, N]
+        self.packed_w_uv: PackedHeads | None = None  # [H, value, C]
 
     def forward(self, x: Float[Tensor, "T D"], angles: Angles, view: View) -> Float[Tensor, "T D"]:
         q = self.q_proj(x) if self.q_lora_rank is None else self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x)))
@@ -194,11 +197,17 @@ class MLA(nn.Module):
 
     def _absorbed(self, q_nope: Tensor, q_rope: Tensor, cache: Tensor, view: PagedView) -> Float[Tensor, "T H value"]:
         """Queries taken into the latent space, attention over one head of width C + R, values taken out of it."""
-        weight = self.kv_b_proj.weight
-        assert isinstance(weight, Tensor), "weights/load.py keeps kv_b_proj in full precision"
-        # [H, N, C], [H, value, C]
-        w_uk, w_uv = weight.unflatten(0, (self.heads, -1)).split((self.nope, self.value), dim=1)
-        q = concat(heads_linear(q_nope, w_uk.transpose(1, 2)), q_rope)  # [T, H, C+R]
+        w_uk, w_uv = self._absorbed_weights()
+        q = concat(heads_linear(q_nope, w_uk), q_rope)  # [T, H, C+R]
         latents = cache[..., : self.latent]
         out = attention_paged(q, cache, latents, view.offsets, view.lengths, view.tables, self.scale)
         return heads_linear(out, w_uv)
+
+    def _absorbed_weights(self) -> tuple[HeadsWeight, HeadsWeight]:
+        """W_UK [H, C, N] and W_UV [H, value, C]."""
+        if self.packed_w_uk and self.packed_w_uv:
+            return self.packed_w_uk, self.packed_w_uv
+        weight = self.kv_b_proj.weight
+        assert isinstance(weight, Tensor), "weights/load.py packs the absorbed weights with kv_b_proj"
+        w_uk, w_uv = weight.unflatten(0, (self.heads, -1)).split((self.nope, self.value), dim=1)
+        return w_uk.transpose(1, 2), w_uv

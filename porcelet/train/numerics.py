@@ -77,7 +77,7 @@ def _linear_bfloat16(x: Tensor, weight: Any) -> Tensor:
 
 
 @heads_linear.body("bfloat16", when=lambda key: key.dtype == torch.bfloat16)
-def _heads_linear_bfloat16(x: Tensor, weight: Tensor) -> Tensor:
+def _heads_linear_bfloat16(x: Tensor, weight: Any) -> Tensor:
     """Of the sampler's absorbed form, which takes slices of a parameter."""
     return heads_linear.reference(x, weight.bfloat16())
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +23,9 @@ from torch import Tensor, nn
 from porcelet.config import ModelConfig
 from porcelet.errors import ModelError
 from porcelet.kernels import cpu
-from porcelet.kernels.linear import GROUP, FP8Weight, Int8Weight, Weight
+from porcelet.kernels.experts import PackedExperts
+from porcelet.kernels.linear import GROUP, TILE, FP8Weight, PackedHeads, PackedWeight, Weight, block_bytes
+from porcelet.models.attention import MLA
 from porcelet.models.layers import Embedding, Linear
 from porcelet.models.transformer import Transformer, build
 from porcelet.types import Progress
@@ -51,12 +53,13 @@ RENAMES = (
 )
 # The MTP layer's copies of the embedding and the head: not kept, as they equal the main model's.
 SHARED_WITH_MAIN = ("embed_tokens.weight", "shared_head.head.weight")
-# The absorbed form of MLA multiplies with parts of this weight, which only full precision offers.
-NEVER_QUANTISED = ("kv_b_proj",)
+EIGHT_BITS = ("model.embed_tokens", "lm_head")  # what int4 does not go below
 EXPERT = re.compile(r"(.*\.mlp\.)experts\.(\d+)\.(gate_proj|up_proj|down_proj)\.weight")
 
 # Buffers that some old checkpoints stored and no model needs: they follow from the config.
 DERIVED = ("rotary_emb.inv_freq",)
+
+PACKED = ("int8", "int4", "stored")  # formats of `weights` that pack linear layers
 
 log = logging.getLogger(__name__)
 
@@ -69,9 +72,10 @@ def load(path: Path, weights: str = "float32", progress: Progress = no_progress)
     """Read a GGUF file or a Hugging Face folder into a model.
 
     `weights`: "float32"; "int8" quantises linear layers and the embedding (lossless from Q4_0, Q4_1, Q5_0, Q5_1 and
-    Q8_0), but for routed experts, the gate, MLA's kv_b_proj and rows that are not whole groups of 32; "fp8" keeps the
-    FP8 weights of a checkpoint as they are; "auto" is fp8 for such a checkpoint, int8 for a quantised GGUF file where
-    the native body exists, and float32 otherwise.
+    Q8_0), but for the gate and rows that are not whole groups of 32; "int4" the same
+    to four bits (lossless from Q4_0 and Q4_1), but eight for embedding and head; "stored" takes the fewer of the two
+    that hold a GGUF tensor as well as possible; "fp8" keeps the FP8 weights of a checkpoint as they are; "auto" is fp8
+    for such a checkpoint, stored for a quantised GGUF file where the native body exists, and float32 otherwise.
 
     Raises:
         ModelError: what is wrong, with file and tensor.
@@ -95,9 +99,10 @@ def fill(
     """Put a checkpoint's tensors into a model built on the meta device; all of them or an error."""
     used = _matched(model, tensors, source)
     total, done = sum(stored.num_bytes for stored in used), 0
+    bits = _expert_bits(used) if weights == "stored" else {}
     for stored in used:
-        with stored.open(as_stored=weights == "int8") as tensor:  # what is quantised is read piece by piece later
-            _place(model, stored.name, tensor, weights)
+        with stored.open(as_stored=weights in PACKED) as tensor:  # what is quantised is read piece by piece later
+            _place(model, stored.name, tensor, weights, bits)
         done += stored.num_bytes
         progress(done, total)
     if model.config.tie_word_embeddings:
@@ -127,6 +132,25 @@ def _matched(model: Transformer, tensors: Sequence[Stored], source: str) -> list
     return used
 
 
+def _expert_bits(used: Sequence[Stored]) -> dict[str, int]:
+    """Stack of experts → the most bits that one of its tensors needs."""
+    bits: dict[str, int] = {}
+    for stored in used:
+        if match := EXPERT.fullmatch(stored.name):
+            name = _stack_of(match)[0]
+            with stored.open() as tensor:
+                needed = 8 if isinstance(tensor, FP8Weight) else quantize.bits_of(tensor)
+            bits[name] = max(bits.get(name, 0), needed)
+    return bits
+
+
+def _stack_of(match: re.Match[str]) -> tuple[str, Stacked]:
+    """The parameter that an expert's tensor goes into, and its row of the table."""
+    prefix, _, projection = match.groups()
+    row = next(row for row in RENAMES if projection in row.checkpoint)
+    return prefix + row.parameter, row
+
+
 def _without_absent_mtp(checkpoint: Checkpoint) -> Checkpoint:
     """Tools that rewrite checkpoints drop the MTP layer but not its mention; such a model is whole without it."""
     config = checkpoint.config
@@ -143,7 +167,7 @@ def _format(weights: str, checkpoint: Checkpoint) -> str:
     if weights == "fp8" and not has_fp8:
         raise ModelError(f"{checkpoint.path} holds no FP8 weights to keep; load it with weights=float32 or int8")
     if weights == "auto":
-        native = "int8" if cpu.available() else "float32"
+        native = "stored" if cpu.available() else "float32"
         return "fp8" if has_fp8 else native if quantised else "float32"
     return weights
 
@@ -176,7 +200,7 @@ def checkpoint_tensors(model: Transformer) -> Iterator[tuple[str, Tensor]]:
     """(checkpoint name, tensor) of every parameter and buffer: `fill` backwards."""
     for name, module in model.named_modules():
         parts = (getattr(module, leaf, None) for leaf in ("weight", "gate_up_proj", "down_proj"))
-        if any(isinstance(part, (Int8Weight, FP8Weight)) for part in parts):
+        if any(isinstance(part, (PackedWeight, PackedExperts, FP8Weight)) for part in parts):
             raise ModelError(f"{name} is quantised; load the model with weights=float32 to save it")
     for name, tensor in _stored(model):
         rows = [row for row in RENAMES if name.endswith(f".mlp.{row.parameter}")]
@@ -214,12 +238,18 @@ def _is_shared_copy(config: ModelConfig, name: str) -> bool:
     return name in tied or any(name == f"{layer}.{suffix}" for layer in copies for suffix in SHARED_WITH_MAIN)
 
 
-def _place(model: Transformer, name: str, tensor: Source, weights: str) -> None:
+def _place(
+    model: Transformer, name: str, tensor: Source, weights: str, expert_bits: Mapping[str, int] | None = None
+) -> None:
     match = EXPERT.fullmatch(name)
     if match:
-        prefix, expert, projection = match.groups()
-        row = next(row for row in RENAMES if projection in row.checkpoint)
-        _place_expert(model, prefix + row.parameter, row, int(expert), tensor, keep=weights == "fp8")
+        stack, row = _stack_of(match)
+        config = model.config
+        if weights in PACKED and config.hidden_size % GROUP == config.moe_intermediate_size % GROUP == 0:
+            bits = expert_bits[stack] if expert_bits else int(weights.removeprefix("int"))
+            _pack_expert(model, stack, row, int(match[2]), tensor, bits)
+        else:
+            _place_expert(model, stack, row, int(match[2]), tensor, keep=weights == "fp8")
         return
     path, _, leaf = name.rpartition(".")
     module = model.get_submodule(path)
@@ -228,16 +258,41 @@ def _place(model: Transformer, name: str, tensor: Source, weights: str) -> None:
     elif leaf == "bias":
         setattr(module, leaf, nn.Parameter(_dense(tensor)))
     else:
-        _set_weight(module, _as_weight(module, path, name, tensor, weights))
+        weight = _as_weight(module, path, name, tensor, weights)
+        if path.endswith("kv_b_proj"):
+            weight = _with_absorbed(model.get_submodule(path.rpartition(".")[0]), weight)
+        _set_weight(module, weight)
+
+
+def _with_absorbed(attention: nn.Module, weight: Weight) -> Weight:
+    """MLA's kv_b_proj. Its absorbed form multiplies with parts of it: rows [heads, nope + value], and of the nope rows
+    what is turned over. Packed, the first are whole tiles and the second is packed once more, in 8 bits; a weight of
+    which that cannot be had stays float32."""
+    assert isinstance(attention, MLA)
+    if not isinstance(weight, PackedWeight):
+        return nn.Parameter(weight.dequantize()) if isinstance(weight, FP8Weight) else weight
+    H, N, V, C = attention.heads, attention.nope, attention.value, attention.latent
+    if N % GROUP or V % TILE:
+        return nn.Parameter(weight.dequantize())
+    turned = weight.dequantize().unflatten(0, (H, -1))[:, :N].transpose(1, 2)  # [H, C, N]
+    keys = quantize.to_packed(turned.flatten(0, 1), 8)  # C is whole groups, hence whole tiles
+    attention.packed_w_uk = PackedHeads(keys.packed.unflatten(0, (H, -1)), (H, C, N))
+    attention.packed_w_uv = PackedHeads(weight.packed.unflatten(0, (H, -1))[:, N // TILE :], (H, V, C))
+    return weight
 
 
 def _as_weight(module: nn.Module, path: str, name: str, tensor: Source, weights: str) -> Weight:
     """The tensor in the format that was asked for, as far as this module can compute with it."""
-    quantisable = isinstance(module, (Linear, Embedding)) and not path.endswith(NEVER_QUANTISED)
+    quantisable = isinstance(module, (Linear, Embedding))
     if weights == "fp8" and isinstance(tensor, FP8Weight) and quantisable and isinstance(module, Linear):
         return tensor
-    if weights == "int8" and quantisable and tensor.shape[-1] % GROUP == 0:
-        return quantize.to_int8(_dense(tensor) if isinstance(tensor, FP8Weight) else tensor, name)
+    if weights in PACKED and quantisable and tensor.shape[-1] % GROUP == 0:
+        source = _dense(tensor) if isinstance(tensor, FP8Weight) else tensor
+        if weights == "stored":
+            bits = quantize.bits_of(source)
+        else:
+            bits = 8 if path in EIGHT_BITS else int(weights.removeprefix("int"))
+        return quantize.to_packed(source, bits, name)
     return nn.Parameter(_dense(tensor))
 
 
@@ -251,6 +306,20 @@ def _place_expert(model: Transformer, name: str, row: Stacked, expert: int, tens
     if parameter is None:
         raise ModelError(f"{name}: some experts are FP8, expert {expert} is not; load the model with weights=float32")
     parameter.data[expert].chunk(row.num_parts)[row.part].copy_(_dense(tensor))
+
+
+def _pack_expert(model: Transformer, name: str, row: Stacked, expert: int, tensor: Source, bits: int) -> None:
+    source = _dense(tensor) if isinstance(tensor, FP8Weight) else tensor
+    path, _, leaf = name.rpartition(".")
+    module = model.get_submodule(path)
+    stack = getattr(module, leaf)
+    if not isinstance(stack, PackedExperts):
+        E, rows, K = stack.shape
+        shape = E, row.num_parts, -(-rows // row.num_parts // TILE), K // GROUP, block_bytes(bits)
+        stack = PackedExperts(torch.empty(shape, dtype=torch.uint8), (E, rows, K))
+        delattr(module, leaf)
+        setattr(module, leaf, stack)
+    stack.packed[expert, row.part] = quantize.to_packed(source, bits).packed
 
 
 def _fp8_stack(model: Transformer, name: str, num_parts: int, one: FP8Weight) -> FP8Weight:

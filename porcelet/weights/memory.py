@@ -19,7 +19,7 @@ def check_fits(config: ModelConfig, weights: str, source: str) -> None:
     needed = weight_bytes(config, weights)
     if needed <= available:
         return
-    fitting = [other for other in ("int8",) if other != weights and weight_bytes(config, other) <= available]
+    fitting = [other for other in ("int8", "int4") if other != weights and weight_bytes(config, other) <= available]
     remedy = f"load it with weights={fitting[0]}" if fitting else "free some memory, or take a smaller model"
     raise CapacityError(
         f"{source} takes {needed / 1e9:.1f} GB as {weights}, and {available / 1e9:.1f} GB are available; {remedy}"
@@ -27,9 +27,10 @@ def check_fits(config: ModelConfig, weights: str, source: str) -> None:
 
 
 def weight_bytes(config: ModelConfig, weights: str) -> int:
-    """Memory of a model's weights without the MTP layer: float32, int8, or fp8, where what stays float32 is little."""
-    if weights == "int8":
-        return config.int8_bytes()
+    """Memory of a model's weights without the MTP layer: float32, int8 (what a file stores may be less), int4, or fp8,
+    where what stays float32 is little."""
+    if weights in ("int8", "int4", "stored"):
+        return config.packed_bytes(4 if weights == "int4" else 8)
     return config.num_parameters() * (1 if weights == "fp8" else 4)
 
 

@@ -1,7 +1,8 @@
-"""From stored formats to the two that a model computes with: float32, and `Int8Weight`.
+"""From stored formats to those that a model computes with: float32, `Int8Weight` and `Int4Weight`.
 
-GGUF's blocks are runs of neighbouring values with a scale, some with a minimum too. `Int8Weight` has groups of 32,
-w = scale · q + minimum with unsigned q and half-precision scale and minimum. The blocks of 32 fit in without any loss:
+GGUF's blocks are runs of neighbouring values with a scale, some with a minimum too. Packed weights have groups of 32,
+w = scale · q + minimum with unsigned q and half-precision scale and minimum. The blocks of 32 fit in without any loss,
+those of four bits into either:
 
     Q4_0  w = d · (q - 8)       scale d, minimum -8 d       (exact in half: a multiplication by a power of two)
     Q5_0  w = d · (q - 16)      scale d, minimum -16 d
@@ -15,8 +16,8 @@ scales of their own:
                                                   and are rounded to half's 11; q is kept
     Q6_K        w = (d · sc) · q, q signed        16 groups of 16, sc of 8 bits: rounded like floats
 
-Everything else is rounded to 8 bits, each group of 32 between its own smallest and largest value. Tensors are worked
-on in pieces of about `PIECE` values, so beside the result only a few megabytes are ever needed.
+Everything else is rounded, to 8 or 4 bits, each group of 32 between its own smallest and largest value. Tensors are
+worked on in pieces of about `PIECE` values, so beside the result only a few megabytes are ever needed.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ import torch
 from torch import Tensor
 
 from porcelet.errors import ModelError
-from porcelet.kernels.linear import BLOCK_BYTES, GROUP, TILE, Int8Weight, pack_int8
+from porcelet.kernels.linear import GROUP, TILE, PackedWeight, block_bytes, pack, packed_weight
 from porcelet.weights.gguf import GGUFTensor
 
 if TYPE_CHECKING:
@@ -67,18 +68,23 @@ def dequantize(tensor: GGUFTensor) -> Tensor:
     return weights.view(tensor.shape)
 
 
-def to_int8(tensor: Tensor | GGUFTensor, name: str = "") -> Int8Weight:
-    """A [N, K] weight as an `Int8Weight`. Memory beside the result: a few times `PIECE` floats.
+def bits_of(tensor: Tensor | GGUFTensor) -> int:
+    """How many bits a packed weight needs to hold the tensor as well as it can: 4 for Q4_0, Q4_1 and Q4_K, else 8."""
+    return 4 if isinstance(tensor, GGUFTensor) and tensor.type.name in FOUR_BITS else 8
 
-    Exact from Q4_0, Q4_1, Q5_0, Q5_1 and Q8_0.
 
-    From Q4_K and Q5_K q is kept, and scale s and minimum m move to the nearest half: a value moves by at most
-    (q |s| + |m|) / 2048. Where zero lies within the group that is 1.5 % of the format's own step for Q4_K and 3 % for
-    Q5_K. Small groups lose nothing: every half is a multiple of 2^-24, so s and m are too, and half holds all multiples
-    of 2^-24 below 2^-13.
+def to_packed(tensor: Tensor | GGUFTensor, bits: int, name: str = "") -> PackedWeight:
+    """A [N, K] weight in 8 or 4 bits. Memory beside the result: a few times `PIECE` floats.
 
-    From Q6_K and floats each value moves by at most half its group's new scale, and that
-    scale <= (largest - smallest + |smallest| / 1024) / 255 * (1 + 1/1024), or half's least step 2^-24 if that is
+    Exact from Q4_0 and Q4_1, and in 8 bits from Q5_0, Q5_1 and Q8_0.
+
+    From Q4_K, and in 8 bits from Q5_K, q is kept, and scale s and minimum m move to the nearest half: a value moves by
+    at most (q |s| + |m|) / 2048. Where zero lies within the group that is 1.5 % of the format's own step for Q4_K and
+    3 % for Q5_K. Small groups lose nothing: every half is a multiple of 2^-24, so s and m are too, and half holds all
+    multiples of 2^-24 below 2^-13.
+
+    From all others each value moves by at most half its group's new scale, and with 255 or 15 steps that
+    scale <= (largest - smallest + |smallest| / 1024) / steps * (1 + 1/1024), or half's least step 2^-24 if that is
     more (and float32's rounding).
 
     Raises:
@@ -90,12 +96,12 @@ def to_int8(tensor: Tensor | GGUFTensor, name: str = "") -> Int8Weight:
     N, K = tensor.shape
     if K % GROUP:
         raise ModelError(f"tensor {name!r}: rows of {K} values are not whole groups of {GROUP}; load it as float32")
-    packed = torch.empty(-(-N // TILE), K // GROUP, BLOCK_BYTES, dtype=torch.uint8)
-    read = _int8_reader(tensor, name)
+    packed = torch.empty(-(-N // TILE), K // GROUP, block_bytes(bits), dtype=torch.uint8)
+    read = _reader(tensor, bits, name)
     for piece in _pieces(N, K):
         q, scale, minimum = read(piece)
-        packed[piece.start // TILE : -(-piece.stop // TILE)] = pack_int8(q.flatten(1), scale, minimum).packed
-    return Int8Weight(packed, (N, K))
+        packed[piece.start // TILE : -(-piece.stop // TILE)] = pack(q.flatten(1), scale, minimum, bits).packed
+    return packed_weight(packed, (N, K))
 
 
 def unpermute(rows: Shaped[Tensor, "N row"], num_heads: int) -> Shaped[Tensor, "N row"]:
@@ -222,28 +228,29 @@ _BLOCKS: dict[str, Callable[[Tensor], _Blocks]] = {
     "Q5_K": _read_q5_k,
     "Q6_K": _read_q6_k,
 }
-# What makes a format's q unsigned. Q6_K is missing: its groups are not `Int8Weight`'s.
+# What makes a format's q unsigned. Q6_K is missing: its groups are not a packed weight's.
+FOUR_BITS = ("Q4_0", "Q4_1", "Q4_K")
 _SHIFTS = {"Q4_0": 8, "Q4_1": 0, "Q5_0": 16, "Q5_1": 0, "Q8_0": 128, "Q4_K": 0, "Q5_K": 0}
 
 
-# ---- int8 -----------------------------------------------------------------------------------------------------------
+# ---- packed ---------------------------------------------------------------------------------------------------------
 _Groups = tuple[Tensor, Tensor, Tensor]  # q [rows, groups, 32] unsigned, scale and minimum [rows, groups] half
 
 
-def _int8_reader(tensor: Tensor | GGUFTensor, name: str) -> Callable[[slice], _Groups]:
+def _reader(tensor: Tensor | GGUFTensor, bits: int, name: str) -> Callable[[slice], _Groups]:
     """What turns some rows of a tensor into groups."""
     values = plain(tensor) if isinstance(tensor, GGUFTensor) else tensor
     if values is not None:
-        return lambda piece: _round(values[piece].float(), name)
+        return lambda piece: _round(values[piece].float(), bits, name)
     assert isinstance(tensor, GGUFTensor)
     kind, rows = tensor.type.name, raw_bytes(tensor)
-    if kind in _SHIFTS:
+    if kind in _SHIFTS and bits >= bits_of(tensor):
         return lambda piece: _keep(kind, rows[piece], name)
 
     def rounded(piece: slice) -> _Groups:
         weights = torch.empty(piece.stop - piece.start, tensor.shape[-1])
         _fill(weights, *_BLOCKS[kind](rows[piece]))
-        return _round(weights, name)
+        return _round(weights, bits, name)
 
     return rounded
 
@@ -268,16 +275,19 @@ def _keep(kind: str, rows: UInt8[Tensor, "rows row_bytes"], name: str) -> _Group
     return unsigned, scale, minimum
 
 
-def _round(weights: Float[Tensor, "N K"], name: str) -> _Groups:
+def _round(weights: Float[Tensor, "N K"], bits: int, name: str) -> _Groups:
+    steps = 2**bits - 1
     grouped = weights.reshape(len(weights), -1, GROUP)  # [N, groups, 32]
     smallest, largest = grouped.aminmax(dim=-1)
     minimum = _nearest_half(smallest, torch.le, -torch.inf)
-    scale = _nearest_half((largest - minimum.float()) / 255, torch.ge, torch.inf)
+    scale = _nearest_half((largest - minimum.float()) / steps, torch.ge, torch.inf)
     # NaN fails both comparisons, so one test finds every value that half cannot hold.
     if not ((smallest >= -HALF_MAX) & (largest <= HALF_MAX)).all():
-        raise ModelError(f"tensor {name!r}: holds values beyond ±{HALF_MAX:.0f} or not numbers; it cannot become int8")
-    steps = (grouped - minimum.float()[..., None]) / scale.float().clamp_min(2.0**-24)[..., None]
-    return steps.round_().clamp_(0, 255).to(torch.uint8), scale, minimum
+        raise ModelError(
+            f"tensor {name!r}: holds values beyond ±{HALF_MAX:.0f} or not numbers; it cannot become int{bits}"
+        )
+    q = (grouped - minimum.float()[..., None]) / scale.float().clamp_min(2.0**-24)[..., None]
+    return q.round_().clamp_(0, steps).to(torch.uint8), scale, minimum
 
 
 def _nearest_half(

@@ -78,7 +78,7 @@ def test_show_counts_what_is_in_the_file(environment: dict[str, str], folder: Pa
     assert facts["architecture"] == "llama" and facts["layers"] == 1
     assert facts["cache_bytes_per_token_16bit"] == 2 * 2 * 16  # keys and values of one head of 16 in two bytes
     memory = facts["memory"]
-    assert memory["weights_float32"] == 4 * count and memory["weights_int8"] == read_config(folder).int8_bytes()
+    assert memory["weights_float32"] == 4 * count and memory["weights_int8"] == read_config(folder).packed_bytes(8)
     assert memory["weights_as_stored"] == (folder / "model.safetensors").stat().st_size
     assert memory["cache_32bit"] == 2 * memory["cache_16bit"] == 1000 * facts["cache_bytes_per_token_32bit"]
     text = porcelet(environment, "show", str(folder)).stdout

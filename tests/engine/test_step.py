@@ -21,7 +21,7 @@ from porcelet.models.experts import Gate
 from porcelet.models.layers import Embedding, Linear
 from porcelet.models.transformer import Transformer, build, initialize
 from porcelet.types import Batch
-from porcelet.weights.quantize import to_int8
+from porcelet.weights.quantize import to_packed
 from tests.models.variants import LLAMA, V3, VARIANTS
 from tests.tiny_model import save_tiny_model
 
@@ -51,7 +51,7 @@ def quantise(model: Transformer) -> None:
         if isinstance(module, (Linear, Embedding)) and "kv_b_proj" not in name and module.weight.shape[1] % 32 == 0:
             parameter = module.weight
             del module.weight
-            module.weight = packed.setdefault(id(parameter), to_int8(parameter.detach()))
+            module.weight = packed.setdefault(id(parameter), to_packed(parameter.detach(), 8))
 
 
 @contextmanager
@@ -248,7 +248,7 @@ def new_buffer(model: Transformer) -> None:
 
 def new_packed_weight(model: Transformer) -> None:
     layer = model.model.layers[1].mlp.down_proj
-    layer.weight = to_int8(layer.weight.dequantize() * 1.5)
+    layer.weight = to_packed(layer.weight.dequantize() * 1.5, 8)
 
 
 @pytest.mark.parametrize(

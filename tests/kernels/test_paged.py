@@ -12,7 +12,7 @@ from porcelet.config import PAGE_SIZE
 from porcelet.kernels import cpu
 from porcelet.kernels.attention import attention_paged, cache_write
 from porcelet.kernels.linear import embedding
-from tests.kernels.cases import int8_weight, offsets
+from tests.kernels.cases import offsets, packed_weight
 from tests.kernels.test_cpu import HERE, NO_COMPILER
 
 pytestmark = pytest.mark.skipif(not cpu.available() and NO_COMPILER, reason="no compiler, hence no native module")
@@ -96,8 +96,9 @@ def test_part_of_a_slot_is_written() -> None:
     assert torch.equal(cache.flatten(0, 1), expected)
 
 
-def test_int8_embedding_is_exact() -> None:
+@pytest.mark.parametrize("bits", [8, 4])
+def test_packed_embedding_is_exact(bits: int) -> None:
     """Rows of a packed table have the definition's bits."""
-    weight, tokens = int8_weight(37, 96), torch.tensor([0, 36, 17, 16, 15, 36])
+    weight, tokens = packed_weight(37, 96, bits), torch.tensor([0, 36, 17, 16, 15, 36])
     assert torch.equal(embedding(tokens, weight), embedding.reference(tokens, weight))
     assert torch.equal(embedding(tokens, weight), weight.dequantize()[tokens])

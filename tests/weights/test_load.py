@@ -22,7 +22,7 @@ from porcelet.engine.engine import Engine
 from porcelet.errors import ModelError
 from porcelet.kernels import OPS
 from porcelet.kernels.attention import Segments
-from porcelet.kernels.linear import FP8Weight, Int8Weight
+from porcelet.kernels.linear import FP8Weight, PackedWeight
 from porcelet.models.attention import PackedView
 from porcelet.models.layers import Linear
 from porcelet.models.transformer import Transformer, build, initialize
@@ -103,8 +103,11 @@ def test_deepseek2_gguf_is_the_model_that_it_describes(tmp_path: Path, options: 
 
 @pytest.mark.parametrize("type_name", ["Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K"])
 @pytest.mark.parametrize("architecture", ["qwen2", "deepseek2"])
-def test_int8_follows_float32_from_every_format(tmp_path: Path, architecture: str, type_name: str) -> None:
+def test_int8_follows_float32_from_every_format(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, architecture: str, type_name: str
+) -> None:
     """Loaded as int8, every weight stays near the same file's in float32: equal from formats of one scale a group."""
+    monkeypatch.setenv("PORCELET_ACTIVATIONS", "16")  # the weights alone are looked at
     options = {"width": 256, "inner": 512, "head_dim": 64, "expert_inner": 256, "scale": 0.1, "tied": False}
     tiny_gguf.write(tmp_path / "tiny.gguf", type_name, architecture=architecture, **options)
     exact, quick = load(tmp_path / "tiny.gguf"), load(tmp_path / "tiny.gguf", "int8")
@@ -120,10 +123,11 @@ def assert_near(quick: Transformer, exact: Transformer, share: float) -> None:
         if not isinstance(module, Linear):
             continue
         weight, expected = quick.get_submodule(name).weight, module.weight
-        assert isinstance(weight, (Tensor, Int8Weight)) and isinstance(expected, Tensor)
+        assert isinstance(weight, (Tensor, PackedWeight)) and isinstance(expected, Tensor)
         values = weight if isinstance(weight, Tensor) else weight.dequantize()
-        num_quantised += isinstance(weight, Int8Weight)
-        assert (values - expected).abs().max() <= share * expected.abs().max(), name
+        num_quantised += isinstance(weight, PackedWeight)
+        joined = name.endswith("kv_b_proj")  # GGUF keeps it in two parts, one turned over: it comes as floats
+        assert (values - expected).abs().max() <= (0.005 if joined else share) * expected.abs().max(), name
     assert num_quantised
 
 

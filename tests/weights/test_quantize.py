@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from porcelet.errors import ModelError
-from porcelet.kernels.linear import GROUP, unpack_int8
+from porcelet.kernels.linear import GROUP
 from porcelet.weights import gguf, quantize
 from porcelet.weights.gguf import GGUFTensor
 from tests.weights import tiny_gguf
@@ -83,24 +83,26 @@ def test_k_quants_equal_the_layout_written_out(type_name: str, seed: int) -> Non
 @given(seed=st.integers(0, 2**32))
 @settings(max_examples=30, deadline=None)
 def test_blocks_of_32_repack_without_loss(type_name: str, seed: int) -> None:
-    """Random bits: Int8Weight holds exactly the values of the blocks."""
+    """Random bits: packed weights hold exactly the values of the blocks, in 8 bits and where it has 4, in those."""
     tensor = stored(type_name, random_blocks(type_name, 3 * 20, seed), (20, 3 * GROUP))
-    assert torch.equal(quantize.to_int8(tensor).dequantize(), quantize.dequantize(tensor))
+    assert quantize.bits_of(tensor) == (4 if type_name.startswith("Q4") else 8)
+    for bits in {8, quantize.bits_of(tensor)}:
+        assert torch.equal(quantize.to_packed(tensor, bits).dequantize(), quantize.dequantize(tensor))
 
 
 @pytest.mark.parametrize("type_name", ["Q4_K", "Q5_K"])
 @given(seed=st.integers(0, 2**32))
 @settings(max_examples=30, deadline=None)
 def test_k_quants_repack_within_their_bound(type_name: str, seed: int) -> None:
-    """Scales of every size: q is kept, a value moves as little as `to_int8` promises, in small groups not at all."""
+    """Scales of every size: q is kept, a value moves as little as `to_packed` promises, in small groups not at all."""
     raw = random_blocks(type_name, 3 * 20, seed)
     tensor = stored(type_name, raw, (20, 3 * 256))
-    packed = quantize.to_int8(tensor)
+    packed = quantize.to_packed(tensor, quantize.bits_of(tensor))
     q, scale, minimum = (part.double() for part in parts_of_k(type_name, raw))  # [20 * 24, 32], twice [20 * 24, 1]
     found, exact = packed.dequantize().view(-1, GROUP), quantize.dequantize(tensor).view(-1, GROUP)
     bound = (q * scale.abs() + minimum.abs()) / 2048
     assert ((found.double() - exact.double()).abs() <= bound + found.double().abs() * 2.0**-23).all()
-    assert torch.equal(unpack_int8(packed)[0].view(-1, GROUP), q.to(torch.uint8))
+    assert torch.equal(packed.unpack()[0].view(-1, GROUP), q.to(torch.uint8))
     small = (torch.maximum(scale.abs(), minimum.abs()) < 2.0**-13)[:, 0]
     assert small.any()
     assert torch.equal(found[small], exact[small])
@@ -109,12 +111,14 @@ def test_k_quants_repack_within_their_bound(type_name: str, seed: int) -> None:
 @given(seed=st.integers(0, 2**32))
 @settings(max_examples=20, deadline=None)
 def test_q6_k_is_rounded_like_its_floats(seed: int) -> None:
-    """Q6_K to int8 is the float32 values to int8, bit for bit; the bound of rounding is tested there."""
+    """Q6_K packed is the float32 values packed, bit for bit; the bound of rounding is tested there."""
     random = numpy.random.default_rng(seed)
     blocks = random.integers(0, 256, (18, 210), numpy.uint8)
     blocks[:, 208:] = random.uniform(-4, 4, 18).astype("<f2")[:, None].view(numpy.uint8)
     tensor = stored("Q6_K", blocks.tobytes(), (9, 512))
-    assert torch.equal(quantize.to_int8(tensor).packed, quantize.to_int8(quantize.dequantize(tensor)).packed)
+    for bits in (4, 8):
+        rounded = quantize.to_packed(quantize.dequantize(tensor), bits)
+        assert torch.equal(quantize.to_packed(tensor, bits).packed, rounded.packed)
 
 
 @pytest.mark.parametrize("type_name", ["F32", "Q4_1", "Q4_K", "Q6_K"])
@@ -126,10 +130,11 @@ def test_pieces_make_the_whole(monkeypatch: pytest.MonkeyPatch, type_name: str) 
         "Q4_1": lambda: random_blocks("Q4_1", 37 * 16, 0),
     }.get(type_name, lambda: tiny_gguf.random_blocks(random, (37, 512), type_name).tobytes())
     tensor = stored(type_name, raw(), (37, 512))
-    whole = quantize.dequantize(tensor), quantize.to_int8(tensor).packed
+    whole = quantize.dequantize(tensor), *(quantize.to_packed(tensor, bits).packed for bits in (8, 4))
     monkeypatch.setattr(quantize, "PIECE", 1)
     assert torch.equal(quantize.dequantize(tensor), whole[0])
-    assert torch.equal(quantize.to_int8(tensor).packed, whole[1])
+    for bits, packed in zip((8, 4), whole[1:], strict=True):
+        assert torch.equal(quantize.to_packed(tensor, bits).packed, packed)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
@@ -151,7 +156,8 @@ def tensor(name, num_rows):
     return gguf.GGUFTensor("t", kind, (num_rows, 4096), memoryview(raw))
 
 for name in ("Q4_K", "Q6_K"):
-    for work, width in ((quantize.dequantize, 4), (quantize.to_int8, 1.125)):
+    to_int8 = lambda tensor: quantize.to_packed(tensor, 8)
+    for work, width in ((quantize.dequantize, 4), (to_int8, 1.125)):
         work(tensor(name, 16))  # what libraries allocate once
         big = tensor(name, 4096)
         open("/proc/self/clear_refs", "w").write("5")  # the peak starts anew
@@ -237,28 +243,29 @@ def test_a_scale_whose_minimum_leaves_half_precision_is_refused(type_name: str, 
         raw = scale.astype("<f2").tobytes() + bytes(range(TYPES[type_name].size - 2))
         tensor = stored(type_name, raw, (1, GROUP))
         if fits:
-            assert torch.equal(quantize.to_int8(tensor).dequantize(), quantize.dequantize(tensor))
+            assert torch.equal(quantize.to_packed(tensor, 8).dequantize(), quantize.dequantize(tensor))
         else:
             with pytest.raises(ModelError, match="'t'.*scale"):
-                quantize.to_int8(tensor)
+                quantize.to_packed(tensor, 8)
 
 
+@pytest.mark.parametrize("bits", [8, 4])
 @given(
     exponent=st.floats(-30, 12),  # the largest of 320 draws and the offset stay below half's 65504
     offset=st.floats(-3, 3),
     seed=st.integers(0, 2**32),
 )
 @settings(max_examples=100, deadline=None)
-def test_rounding_moves_a_value_by_half_a_step_at_most(exponent: float, offset: float, seed: int) -> None:
-    """The two bounds of `to_int8`'s docstring, on values of every size and place."""
+def test_rounding_moves_a_value_by_half_a_step_at_most(bits: int, exponent: float, offset: float, seed: int) -> None:
+    """The two bounds of `to_packed`'s docstring, on values of every size and place."""
     weights = (torch.randn(5, 2 * GROUP, generator=torch.Generator().manual_seed(seed)) + offset) * 2.0**exponent
-    packed = quantize.to_int8(weights, "w")
-    scale = unpack_int8(packed)[1].float()
+    packed, steps = quantize.to_packed(weights, bits, "w"), 2**bits - 1
+    scale = packed.unpack()[1].float()
     smallest, largest = weights.view(5, 2, GROUP).aminmax(dim=-1)
     slack = 1 + 2.0**-18
-    bound = (largest - smallest + smallest.abs() / 1024) / 255 * (1 + 1 / 1024)
+    bound = (largest - smallest + smallest.abs() / 1024) / steps * (1 + 1 / 1024)
     # half's own step below its normal range is 2^-24: the minimum may lie that much lower, the scale that much higher.
-    assert (scale <= (bound + 2.0**-24 / 255 + 2.0**-24) * slack).all()
+    assert (scale <= (bound + 2.0**-24 / steps + 2.0**-24) * slack).all()
     # A value is put together in float32, which rounds it by up to 2^-23 of the largest one.
     rounding = 2.0**-23 * weights.abs().view(5, 2, GROUP).amax(dim=-1, keepdim=True) + 1e-12
     assert ((packed.dequantize() - weights).abs().view(5, 2, GROUP) <= scale[..., None] / 2 * slack + rounding).all()
@@ -267,7 +274,8 @@ def test_rounding_moves_a_value_by_half_a_step_at_most(exponent: float, offset: 
 def test_constant_groups_and_zeros_are_kept() -> None:
     """A group of equal values that half precision holds comes back exactly."""
     weights = torch.tensor([[0.0], [0.5], [-3.0]]).expand(3, GROUP).contiguous()
-    assert torch.equal(quantize.to_int8(weights).dequantize(), weights)
+    for bits in (8, 4):
+        assert torch.equal(quantize.to_packed(weights, bits).dequantize(), weights)
 
 
 @pytest.mark.parametrize("value", [7e4, -7e4, torch.inf, torch.nan])
@@ -276,13 +284,13 @@ def test_values_beyond_half_precision_are_refused(value: float) -> None:
     weights = torch.ones(2, GROUP)
     weights[1, 3] = value
     with pytest.raises(ModelError, match="'w'"):
-        quantize.to_int8(weights, "w")
+        quantize.to_packed(weights, 8, "w")
 
 
 def test_rows_must_be_whole_groups() -> None:
     """A width that is no multiple of 32 is refused with the width."""
     with pytest.raises(ModelError, match="rows of 40"):
-        quantize.to_int8(torch.ones(2, 40), "w")
+        quantize.to_packed(torch.ones(2, 40), 8, "w")
 
 
 @pytest.mark.parametrize("type_name", ["F32", "Q4_1"])

@@ -1,4 +1,4 @@
-"""Native bodies for the CPU, in C++: for AVX-512 VNNI, AVX-512, AVX2 or any processor, chosen at run time.
+"""Native bodies for the CPU, in C++: for AVX-512 VNNI, AVX-512, AVX-VNNI, AVX2 or any processor, chosen at run time.
 
 Each is written once, as a function that appends an instruction to a program. As an op's instruction it appends to the
 step under way (kernels/record.py); as an op's body, to a program of its own that runs at once.
@@ -17,7 +17,7 @@ from porcelet.kernels.cpu import (  # noqa: F401  register themselves
     pointwise,
     rows,
 )
-from porcelet.kernels.cpu.matrices import experts_float, heads_linear_float, linear_float, linear_int8
+from porcelet.kernels.cpu.matrices import experts_float, heads_linear_float, linear_float, linear_packed
 from porcelet.kernels.cpu.packed import attention_packed_float
 from porcelet.kernels.cpu.sampling import sample_cpu
 from porcelet.kernels.cpu.target import available, isa, keep_freed_memory, new_program
@@ -30,7 +30,7 @@ __all__ = [
     "isa",
     "keep_freed_memory",
     "linear_float",
-    "linear_int8",
+    "linear_packed",
     "new_program",
     "sample_cpu",
 ]

@@ -6,7 +6,7 @@
 namespace porcelet {
 namespace {
 
-constexpr size_t QUERIES = 8;  // of a group that go over the keys together: their sums stay in the first-level cache
+constexpr size_t QUERIES = MAX_TOKENS;  // of a group that go over the keys together
 constexpr size_t SMALLEST_PART = 128;
 
 // One new token: which sequence, how many cached tokens it sees, in how many parts, and where its partial results begin.
@@ -14,7 +14,7 @@ struct Row {
     size_t row, sequence, length, parts, first_partial;
 };
 
-// Calls visit(row) for every row served.
+// Calls visit(row) for every row that is no prompt's.
 template <class Visit>
 void each_row(const AttentionArgs& args, size_t rows, size_t part, Visit visit) {
     size_t partials = 0;
@@ -36,14 +36,6 @@ float* scratch(size_t count) {
     return memory.data();
 }
 
-CacheView of_head(CacheView view, size_t offset) {
-    if (view.type == CacheType::float32)
-        view.first = static_cast<const float*>(view.first) + offset;
-    else
-        view.first = static_cast<const uint16_t*>(view.first) + offset;
-    return view;
-}
-
 }  // namespace
 
 size_t attention_part(size_t group, size_t k_width, size_t v_width, size_t page_size) {
@@ -59,20 +51,46 @@ void attention(const AttentionArgs& args, size_t rows, const Team& team) {
     each_row(args, rows, part, [&](const Row& r) { items += r.parts, long_rows += r.parts > 1; });
     items *= args.kv_heads * blocks;
 
-    float* const scores = scratch(QUERIES * (part + size) + 4 * std::max(args.k_width, args.v_width));
+    const size_t page_values = args.page_size * std::max(args.k_width, args.v_width);
+    float* const scores = scratch(QUERIES * (part + size) + page_values);
     float* const whole = scores + QUERIES * part;  // the partial result of a row with one part
     float* const widened = whole + QUERIES * size;
     const auto compute = [&](const Row& r, size_t kv_head, size_t block, size_t index) {
         const size_t head = kv_head * group + block * QUERIES, queries = std::min(QUERIES, group - block * QUERIES);
+        const size_t first = index * part, end = std::min(r.length, first + part), stride = r.parts > 1 ? r.parts * size : size;
         // Partial results lie [row, head, part], so that one head's are merged from neighbours.
         float* const partial = r.parts > 1 ? args.partials + (r.first_partial * args.heads + head * r.parts + index) * size : whole;
-        args.body->attend({args.q + (r.row * args.heads + head) * args.k_width, queries,
-                           of_head(args.k, kv_head * args.k_head_stride), of_head(args.v, kv_head * args.v_head_stride),
-                           args.tables + r.sequence * args.max_pages, args.page_size, index * part,
-                           std::min(r.length, (index + 1) * part), args.k_width, args.v_width, args.scale, scores, widened, partial,
-                           r.parts > 1 ? r.parts * size : size});
+        const auto q_of = [&](size_t i) { return args.q + (r.row * args.heads + head + i) * args.k_width; };
+        const auto partial_of = [&](size_t i) { return partial + i * stride; };
+        // Calls visit(rows, place, count, ahead) page by page, with the distance to the rows of the next page, or of `then`.
+        const auto each_page = [&](const CacheView& view, size_t width, const CacheView& then, auto visit) {
+            for (size_t token = first; token < end; token += args.page_size) {
+                const int64_t* const page = args.tables + r.sequence * args.max_pages + token / args.page_size;
+                const Matrix rows = view.rows(*args.body, page[0], 0, kv_head, std::min(args.page_size, end - token), width, widened);
+                const bool is_last = token + args.page_size >= end;
+                const size_t ahead = is_last ? view.distance(page[0], then, args.tables[r.sequence * args.max_pages + first / args.page_size], kv_head)
+                                             : view.distance(page[0], view, page[1], kv_head);
+                visit(rows, token - first, std::min(args.page_size, end - token), ahead);
+            }
+        };
+        each_page(args.k, args.k_width, args.v, [&](Matrix keys, size_t place, size_t count, size_t ahead) {
+            each_rows(*args.matrices, queries, q_of, [&](size_t i) { return scores + i * part + place; },
+                      [&](size_t n, const float** x, float** out) {
+                          args.matrices->dot[n - 1](keys, count, args.k_width, x, out, {ahead, 0, TILE_ROWS});
+                      });
+        });
+        for (size_t i = 0; i < queries; ++i) {
+            std::fill(partial_of(i), partial_of(i) + args.v_width, 0.0f);
+            args.body->exponentials(scores + i * part, end - first, args.scale, partial_of(i) + args.v_width);
+        }
+        each_page(args.v, args.v_width, args.v, [&](Matrix values, size_t place, size_t count, size_t ahead) {
+            each_rows(*args.matrices, queries, [&](size_t i) { return scores + i * part + place; }, partial_of,
+                      [&](size_t n, const float** x, float** out) {
+                          args.matrices->mix_on[n - 1](values, count, args.v_width, x, out, ahead);
+                      });
+        });
         for (size_t i = 0; r.parts == 1 && i < queries; ++i)
-            args.body->merge(whole + i * size, 1, args.v_width, args.out + (r.row * args.heads + head + i) * args.v_width);
+            args.body->merge(partial_of(i), 1, args.v_width, args.out + (r.row * args.heads + head + i) * args.v_width);
     };
     const auto [begin, end] = team.share(items);
     size_t item = 0;
@@ -84,6 +102,7 @@ void attention(const AttentionArgs& args, size_t rows, const Team& team) {
         }
         item += count;
     });
+    attend_prompts(args, rows, team);
     if (!long_rows) return;
     team.meet();
     const auto [first, last] = team.share(long_rows * args.heads);

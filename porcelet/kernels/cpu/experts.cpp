@@ -13,29 +13,39 @@ namespace {
 
 constexpr size_t PIECE = 64;  // most outputs at once
 
-// A counting sort: the assignments of expert e become order[starts[e] .. starts[e + 1]), ascending.
-void sort_by_expert(const ExpertsArgs& args, size_t count) {
-    size_t* const starts = args.starts;
-    std::fill(starts, starts + args.E + 1, 0);
-    for (size_t i = 0; i < count; ++i) ++starts[args.indices[i] + 1];
-    for (size_t e = 0; e < args.E; ++e) starts[e + 1] += starts[e];
-    for (size_t i = 0; i < count; ++i) args.order[starts[args.indices[i]]++] = i;
-    for (size_t e = args.E; e > 0; --e) starts[e] = starts[e - 1];  // each had moved to the next one's
-    starts[0] = 0;
+// A counting sort by one thread; the team meets.
+void sort_by_expert(const Assignments& chosen, size_t rows, const Team& team) {
+    size_t* const starts = chosen.starts;
+    const size_t count = rows * chosen.A;
+    if (team.index == 0) {
+        std::fill(starts, starts + chosen.E + 1, 0);
+        for (size_t i = 0; i < count; ++i) ++starts[chosen.indices[i] + 1];
+        for (size_t e = 0; e < chosen.E; ++e) starts[e + 1] += starts[e];
+        for (size_t i = 0; i < count; ++i) chosen.order[starts[chosen.indices[i]]++] = i;
+        for (size_t e = chosen.E; e > 0; --e) starts[e] = starts[e - 1];  // each had moved to the next one's
+        starts[0] = 0;
+    }
+    team.meet();
 }
 
-// Calls visit(expert, first assignment, count, first row, rows) for every expert with tokens and this member's share of an
-// expert's `height` rows of `width` floats.
+// Calls visit(expert, assignments, count) for every expert with tokens.
 template <class Visit>
-void each_piece(const ExpertsArgs& args, size_t height, size_t width, const Team& team, Visit visit) {
+void each_expert(const Assignments& chosen, Visit visit) {
+    for (size_t expert = 0; expert < chosen.E; ++expert) {
+        const size_t start = chosen.starts[expert], count = chosen.starts[expert + 1] - start;
+        if (count) visit(expert, chosen.order + start, count);
+    }
+}
+
+// Calls visit(expert, assignments, count, first row, rows) for every expert with tokens and this member's share of an expert's
+// `height` rows of `width` floats.
+template <class Visit>
+void each_piece(const Assignments& chosen, size_t height, size_t width, const Team& team, Visit visit) {
     const auto [begin, end] = share_rows(height, team);
     const size_t piece = std::min(PIECE, piece_rows(width));
-    for (size_t expert = 0; expert < args.E; ++expert) {
-        const size_t start = args.starts[expert], count = args.starts[expert + 1] - start;
-        if (!count) continue;
-        for (size_t row = begin; row < end; row += piece)
-            visit(expert, args.order + start, count, row, std::min(piece, end - row));
-    }
+    each_expert(chosen, [&, begin = begin, end = end](size_t expert, const size_t* order, size_t count) {
+        for (size_t row = begin; row < end; row += piece) visit(expert, order, count, row, std::min(piece, end - row));
+    });
 }
 
 // hidden = silu(gate(x)) * up(x), an assignment a row.
@@ -43,10 +53,10 @@ void activate(const ExpertsArgs& args, const MatrixBody& body, const Team& team)
     const size_t D = args.D, F = args.F;
     const auto silu_mul = float_body(args.isa).silu_mul;
     alignas(64) float gate[MAX_TOKENS][PIECE] = {}, up[MAX_TOKENS][PIECE] = {};
-    each_piece(args, F, D, team, [&](size_t expert, const size_t* order, size_t count, size_t row, size_t height) {
+    each_piece(args.chosen, F, D, team, [&](size_t expert, const size_t* order, size_t count, size_t row, size_t height) {
         const Matrix weight = {args.gate_up + expert * 2 * F * D, D};
         each_block(count, body.tokens, [&](size_t, size_t, size_t first, size_t tokens) {
-            const auto x_of = [&](size_t t) { return args.x.from(order[first + t] / args.A).first; };
+            const auto x_of = [&](size_t t) { return args.x.from(order[first + t] / args.chosen.A).first; };
             dot_tokens(body, weight.from(row), height, D, tokens, x_of, [&](size_t t) { return gate[t]; });
             dot_tokens(body, weight.from(F + row), height, D, tokens, x_of, [&](size_t t) { return up[t]; });
             for (size_t t = 0; t < tokens; ++t) {
@@ -66,17 +76,80 @@ void combine(const ExpertsArgs& args, const MatrixBody& body, size_t rows, const
         std::fill(out + begin, out + end, 0.0f);
     }
     float values[MAX_TOKENS][PIECE];
-    each_piece(args, D, F, team, [&](size_t expert, const size_t* order, size_t count, size_t row, size_t height) {
+    each_piece(args.chosen, D, F, team, [&](size_t expert, const size_t* order, size_t count, size_t row, size_t height) {
         const Matrix weight = {args.down + expert * D * F, F};
         each_block(count, body.tokens, [&](size_t, size_t, size_t first, size_t tokens) {
             const auto x_of = [&](size_t t) { return args.hidden + order[first + t] * F; };
             dot_tokens(body, weight.from(row), height, F, tokens, x_of, [&](size_t t) { return values[t]; });
             for (size_t t = 0; t < tokens; ++t) {
                 const size_t assignment = order[first + t];
-                float* const out = args.out + assignment / args.A * args.out_stride + row;
-                body.add_scaled(out, args.weights[assignment], values[t], height);
+                float* const out = args.out + assignment / args.chosen.A * args.out_stride + row;
+                body.add_scaled(out, args.chosen.weights[assignment], values[t], height);
             }
         });
+    });
+}
+
+// ---- packed weights ----
+
+constexpr size_t PACKED_PIECE = 12, MOST = 32;  // tiles and tokens at once
+
+// Calls visit(expert, assignments, count, first tile, last tile) for every expert with tokens and this member's share of an expert's
+// tiles.
+template <class Visit>
+void each_tiles(const Assignments& chosen, size_t tiles, const Team& team, Visit visit) {
+    const auto [begin, end] = team.share(tiles);
+    each_expert(chosen, [&, begin = begin, end = end](size_t expert, const size_t* order, size_t all) {
+        for (size_t start = 0; start < all; start += MOST)
+            for (size_t tile = begin; tile < end; tile += PACKED_PIECE)
+                visit(expert, order + start, std::min(MOST, all - start), tile, std::min(end, tile + PACKED_PIECE));
+    });
+}
+
+// Outputs of tiles [first, last), of `count` records, into rows of `values`.
+template <class RecordOf>
+void multiply_piece(const LinearBody& body, PackedMatrix weight, size_t offset, size_t first, size_t last, size_t count,
+                    RecordOf record_of, float (*values)[PACKED_PIECE * TILE]) {
+    weight.first += offset;
+    const std::byte* records[MOST];
+    float* places[MOST];
+    for (size_t t = 0; t < count; ++t) {
+        records[t] = record_of(t);
+        places[t] = values[t] - first * TILE;
+    }
+    multiply_tiles(body, weight, first, last, count, records, places);
+}
+
+void activate(const PackedExpertsArgs& args, const Team& team) {
+    const size_t record_bytes = args.gate.groups * args.body->record_bytes, F = args.gate.N;
+    alignas(64) float gate[MOST][PACKED_PIECE * TILE] = {}, up[MOST][PACKED_PIECE * TILE] = {};
+    each_tiles(args.chosen, args.gate.tiles(), team, [&](size_t expert, const size_t* order, size_t count, size_t first, size_t last) {
+        const auto record_of = [&](size_t t) { return args.records + order[t] / args.chosen.A * record_bytes; };
+        const size_t offset = expert * args.gate_up_stride, row = first * TILE, height = std::min(last * TILE, F) - row;
+        multiply_piece(*args.body, args.gate, offset, first, last, count, record_of, gate);
+        multiply_piece(*args.body, args.up, offset, first, last, count, record_of, up);
+        for (size_t t = 0; t < count; ++t) {
+            args.floats->silu_mul(gate[t], up[t], gate[t], (height + TILE - 1) / TILE * TILE);
+            std::copy(gate[t], gate[t] + height, args.hidden + order[t] * F + row);
+        }
+    });
+}
+
+void combine(const PackedExpertsArgs& args, size_t rows, const Team& team) {
+    const size_t record_bytes = args.down.groups * args.body->record_bytes, D = args.down.N;
+    const auto [first_tile, last_tile] = team.share(args.down.tiles());
+    const size_t begin = std::min(D, first_tile * TILE), end = std::min(D, last_tile * TILE);
+    for (size_t t = 0; t < rows; ++t) std::fill(args.out + t * D + begin, args.out + t * D + end, 0.0f);
+    float values[MOST][PACKED_PIECE * TILE];
+    each_tiles(args.chosen, args.down.tiles(), team, [&](size_t expert, const size_t* order, size_t count, size_t first, size_t last) {
+        const auto record_of = [&](size_t t) { return args.hidden_records + order[t] * record_bytes; };
+        multiply_piece(*args.body, args.down, expert * args.down_stride, first, last, count, record_of, values);
+        const size_t row = first * TILE, height = std::min(last * TILE, D) - row;
+        for (size_t t = 0; t < count; ++t) {
+            float* const out = args.out + order[t] / args.chosen.A * D + row;
+            const float weight = args.chosen.weights[order[t]];
+            for (size_t i = 0; i < height; ++i) out[i] += weight * values[t][i];
+        }
     });
 }
 
@@ -84,11 +157,19 @@ void combine(const ExpertsArgs& args, const MatrixBody& body, size_t rows, const
 
 void experts_float(const ExpertsArgs& args, size_t rows, const Team& team) {
     const MatrixBody& body = matrix_body(args.isa);
-    if (team.index == 0) sort_by_expert(args, rows * args.A);
-    team.meet();
+    sort_by_expert(args.chosen, rows, team);
     activate(args, body, team);
     team.meet();
     combine(args, body, rows, team);
+}
+
+void experts_packed(const PackedExpertsArgs& args, size_t rows, const Team& team) {
+    sort_by_expert(args.chosen, rows, team);
+    activate(args, team);
+    team.meet();
+    quantize({args.body, args.hidden, args.gate.N, 0, 1, args.down.groups, args.wide_from, args.hidden_records}, rows * args.chosen.A, team);
+    team.meet();
+    combine(args, rows, team);
 }
 
 }  // namespace porcelet

@@ -1,30 +1,54 @@
-// The routed experts of DeepSeekMoE on the CPU with float32 weights, as kernels/experts.py defines them.
+// The routed experts of DeepSeekMoE on the CPU with float32 or packed weights, as kernels/experts.py defines them.
 #pragma once
 
 #include <cstdint>
 
+#include "float_body.h"
+#include "linear.h"
 #include "matrix_body.h"
 #include "team.h"
 
 namespace porcelet {
 
-struct ExpertsArgs {
-    Isa isa;
-    Matrix x;               // [T, D]
-    const float* gate_up;   // [E, 2F, D], contiguous
-    const float* down;      // [E, D, F], contiguous
+// Which experts a token goes to. An assignment (token t, choice a) has the number t * A + a.
+struct Assignments {
     const int64_t* indices;  // [T, A], all of them within [0, E)
-    const float* weights;   // [T, A]
-    float* out;             // [T, D]
-    size_t out_stride;
-    size_t D, F, E, A;
-    // Scratch for as many tokens as there may be:
+    const float* weights;    // [T, A]
+    size_t E, A;
+    // Scratch for as many tokens as there may be: the assignments of expert e become order[starts[e] .. starts[e + 1]), ascending.
     size_t* starts;  // [E + 1]
     size_t* order;   // [T * A]
-    float* hidden;   // [T * A, F]
+};
+
+struct ExpertsArgs {
+    Isa isa;
+    Matrix x;              // [T, D]
+    const float* gate_up;  // [E, 2F, D], contiguous
+    const float* down;     // [E, D, F], contiguous
+    Assignments chosen;
+    float* out;  // [T, D]
+    size_t out_stride;
+    size_t D, F;
+    float* hidden;  // scratch [T * A, F]
 };
 
 // out[t] = sum over the token's experts, ascending, of weight * down(silu(gate(x)) * up(x)).
 void experts_float(const ExpertsArgs& args, size_t rows, const Team& team);
+
+struct PackedExpertsArgs {
+    const LinearBody* body;
+    const FloatBody* floats;
+    PackedMatrix gate, up, down;          // the first expert's
+    size_t gate_up_stride, down_stride;  // bytes from one expert to the next
+    const std::byte* records;            // of x, [T, D / 32]
+    Assignments chosen;
+    float* out;                 // [T, D]
+    float* hidden;              // scratch [T * A, F]
+    float wide_from;
+    std::byte* hidden_records;  // scratch [T * A, F / 32]
+};
+
+// The same with packed weights; what down is multiplied with is rounded as x is.
+void experts_packed(const PackedExpertsArgs& args, size_t rows, const Team& team);
 
 }  // namespace porcelet

@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <utility>
 
 #ifdef __F16C__
 #include <immintrin.h>
@@ -61,103 +60,20 @@ void widen(const uint16_t* from, float* to, size_t count) {
     for (; i < count; ++i) to[i] = from_half(from[i]);
 }
 
-// Cached tokens are read four at a time: four sums are under way at once, and an output is read and written once for four values.
-constexpr size_t FOUR = 4;
-
-// The addresses of `count` <= 4 cached tokens from `token` on, all in one page; half precision goes through `widened`.
-inline void locate(const CacheView& view, const AttendArgs& args, size_t token, size_t count, size_t width, const float** rows) {
-    const size_t page = static_cast<size_t>(args.pages[token / args.page_size]);
-    const size_t place = page * view.page_stride + token % args.page_size * view.slot_stride;
-    for (size_t i = 0; i < count; ++i) {
-        if (view.type == CacheType::float32) {
-            rows[i] = static_cast<const float*>(view.first) + place + i * view.slot_stride;
-        } else {
-            widen(static_cast<const uint16_t*>(view.first) + place + i * view.slot_stride, args.widened + i * width, width);
-            rows[i] = args.widened + i * width;
-        }
-    }
-}
-
-// Calls visit(token, rows) for four tokens at once, then rest(token, row) for those left over at the end.
-template <class Visit, class Rest>
-inline void each_four(const CacheView& view, const AttendArgs& args, size_t width, Visit visit, Rest rest) {
-    const float* rows[FOUR];
-    size_t token = args.begin;
-    for (; token + FOUR <= args.end; token += FOUR) {
-        locate(view, args, token, FOUR, width, rows);
-        visit(token - args.begin, rows);
-    }
-    for (; token < args.end; ++token) {
-        locate(view, args, token, 1, width, rows);
-        rest(token - args.begin, rows[0]);
-    }
-}
-
-inline void four_dots(const float* q, const float* const* keys, size_t width, float scale, float* out) {
-    const float *k0 = keys[0], *k1 = keys[1], *k2 = keys[2], *k3 = keys[3];
-    float s0 = 0, s1 = 0, s2 = 0, s3 = 0;
-#pragma omp simd reduction(+ : s0, s1, s2, s3)
-    for (size_t i = 0; i < width; ++i) {
-        s0 += q[i] * k0[i];
-        s1 += q[i] * k1[i];
-        s2 += q[i] * k2[i];
-        s3 += q[i] * k3[i];
-    }
-    out[0] = s0 * scale, out[1] = s1 * scale, out[2] = s2 * scale, out[3] = s3 * scale;
-}
-
-inline void add_four(const float* weights, const float* const* values, size_t width, float* out) {
-    const float *v0 = values[0], *v1 = values[1], *v2 = values[2], *v3 = values[3];
-    const float w0 = weights[0], w1 = weights[1], w2 = weights[2], w3 = weights[3];
-#pragma omp simd
-    for (size_t i = 0; i < width; ++i) out[i] += (w0 * v0[i] + w1 * v1[i]) + (w2 * v2[i] + w3 * v3[i]);
-}
-
-// Scores become exp(score - largest); returns {largest, their sum}.
-inline std::pair<float, float> exponentials(float* scores, size_t count) {
+void exponentials(float* scores, size_t count, float scale, float* state) {
     float largest = -INFINITY, sum = 0;
 #pragma omp simd reduction(max : largest)
-    for (size_t i = 0; i < count; ++i) largest = std::max(largest, scores[i]);
+    for (size_t i = 0; i < count; ++i) {
+        scores[i] *= scale;
+        largest = std::max(largest, scores[i]);
+    }
 #pragma omp simd reduction(+ : sum)
     for (size_t i = 0; i < count; ++i) {
         scores[i] = exponential(scores[i] - largest);
         sum += scores[i];
     }
-    return {largest, sum};
-}
-
-void attend(const AttendArgs& args) {
-    const size_t count = args.end - args.begin;
-    each_four(
-        args.k, args, args.k_width,
-        [&](size_t place, const float* const* keys) {
-            for (size_t i = 0; i < args.queries; ++i)
-                four_dots(args.q + i * args.k_width, keys, args.k_width, args.scale, args.scores + i * count + place);
-        },
-        [&](size_t place, const float* key) {
-            for (size_t i = 0; i < args.queries; ++i)
-                args.scores[i * count + place] = dot(args.q + i * args.k_width, key, args.k_width) * args.scale;
-        });
-    for (size_t i = 0; i < args.queries; ++i) {
-        float* partial = args.partial + i * args.partial_stride;
-        const auto [largest, sum] = exponentials(args.scores + i * count, count);
-        std::fill(partial, partial + args.v_width, 0.0f);
-        partial[args.v_width] = largest;
-        partial[args.v_width + 1] = sum;
-    }
-    each_four(
-        args.v, args, args.v_width,
-        [&](size_t place, const float* const* values) {
-            for (size_t i = 0; i < args.queries; ++i)
-                add_four(args.scores + i * count + place, values, args.v_width, args.partial + i * args.partial_stride);
-        },
-        [&](size_t place, const float* value) {
-            for (size_t i = 0; i < args.queries; ++i) {
-                float* partial = args.partial + i * args.partial_stride;
-                const float weight = args.scores[i * count + place];
-                for (size_t j = 0; j < args.v_width; ++j) partial[j] += weight * value[j];
-            }
-        });
+    state[0] = largest;
+    state[1] = sum;
 }
 
 void merge(const float* partial, size_t parts, size_t v_width, float* out) {
@@ -174,8 +90,31 @@ void merge(const float* partial, size_t parts, size_t v_width, float* out) {
     for (size_t i = 0; i < v_width; ++i) out[i] /= sum;
 }
 
+// Whole rows are computed, so that a value never meets a loop's scalar end: its bits do not depend on what is visible beside it.
+void soften(float* scores, size_t visible, size_t count, float scale, float* state, float* out, size_t width) {
+    for (size_t i = visible; i < count; ++i) scores[i] = -INFINITY;
+    float largest = -INFINITY, sum = 0;
+#pragma omp simd reduction(max : largest)
+    for (size_t i = 0; i < count; ++i) {
+        scores[i] *= scale;
+        largest = std::max(largest, scores[i]);
+    }
+    largest = std::max(largest, state[0]);
+    const float factor = exponential(state[0] - largest);
+#pragma omp simd reduction(+ : sum)
+    for (size_t i = 0; i < count; ++i) {
+        scores[i] = exponential(scores[i] - largest);
+        sum += scores[i];
+    }
+    for (size_t i = visible; i < count; ++i) scores[i] = 0.0f;
+    if (state[0] < largest)
+        for (size_t i = 0; i < width; ++i) out[i] *= factor;
+    state[0] = largest;
+    state[1] = state[1] * factor + sum;
+}
+
 }  // namespace
 
-constexpr FloatBody PORCELET_BODY = {rms_norm, rope, silu_mul, attend, merge, narrow};
+constexpr FloatBody PORCELET_BODY = {rms_norm, rope, silu_mul, exponentials, merge, soften, narrow, widen};
 
 }  // namespace porcelet

@@ -11,41 +11,25 @@ namespace porcelet {
 
 enum class CacheType { float32, float16 };
 
-// Where the cached keys or values of one head lie: values from page to page and from slot to slot within a page.
-struct CacheView {
-    const void* first;
-    CacheType type;
-    size_t page_stride, slot_stride;
-};
-
-// A few query heads that read the same keys and values, over the cached tokens [begin, end) of their sequence.
-struct AttendArgs {
-    const float* q;  // [queries, k_width]
-    size_t queries;
-    CacheView k, v;
-    const int64_t* pages;
-    size_t page_size, begin, end, k_width, v_width;
-    float scale;
-    float* scores;  // room for queries * (end - begin)
-    float* widened;  // room for 4 * max(k_width, v_width)
-    float* partial;  // [queries, partial_stride]: sum of exp(score - largest) * value [v_width], largest, sum of exp
-    size_t partial_stride;
-};
-
 // One instruction set's body.
 //   rms_norm   out = x / sqrt(mean(x^2) + eps) * weight over one row
 //   rope       rotates one head: pairs (2i, 2i + 1) if interleaved, else (i, i + half), come out half-split
 //   silu_mul   out = gate / (1 + exp(-gate)) * up
-//   attend     part of a softmax over cached tokens
+//   exponentials  scores become exp(scale * score - largest); `state` is {largest, their sum}
 //   merge      out [v_width] from the parts of one query head, partial [parts, v_width + 2], in their order
+//   soften     a row of `count` scores, of which `visible` count, in a softmax under way: scores become exp(scale * score - largest), the
+//              others 0; `state` is {largest, sum of exp} so far, and `out` [width] shrinks where the largest has grown
 //   narrow     float32 to half precision
+//   widen      half precision to float32
 struct FloatBody {
     void (*rms_norm)(const float* x, const float* weight, float* out, size_t width, float eps);
     void (*rope)(const float* x, const float* cosine, const float* sine, float* out, size_t half, bool interleaved);
     void (*silu_mul)(const float* gate, const float* up, float* out, size_t count);
-    void (*attend)(const AttendArgs& args);
+    void (*exponentials)(float* scores, size_t count, float scale, float* state);
     void (*merge)(const float* partial, size_t parts, size_t v_width, float* out);
+    void (*soften)(float* scores, size_t visible, size_t count, float scale, float* state, float* out, size_t width);
     void (*narrow)(const float* from, uint16_t* to, size_t count);
+    void (*widen)(const uint16_t* from, float* to, size_t count);
 };
 
 extern const FloatBody float_scalar, float_avx2, float_avx512;

@@ -41,7 +41,8 @@ const GradientBody& gradient_body(Isa isa) {
     assert(supported(isa));
     switch (isa) {
 #ifdef __x86_64__
-        case Isa::avx2: return gradient_avx2;
+        case Isa::avx2:
+        case Isa::avxvnni: return gradient_avx2;
         case Isa::avx512:
         case Isa::avx512vnni: return gradient_avx512;
 #endif

@@ -25,4 +25,27 @@ void heads_linear(const HeadsArgs& args, size_t rows, const Team& team) {
     }
 }
 
+void heads_packed(const HeadsPackedArgs& args, size_t rows, const Team& team) {
+    constexpr size_t chunk = 32;  // tokens at once
+    const size_t tiles = args.weight.tiles(), record_bytes = args.weight.groups * args.body->record_bytes;
+    const auto [begin, end] = team.share(args.heads * tiles);
+    for (size_t item = begin; item < end;) {
+        const size_t head = item / tiles, first = item % tiles, last = std::min(tiles, first + end - item);
+        PackedMatrix weight = args.weight;
+        weight.first += head * args.head_bytes;
+        for (size_t start = 0; start < rows; start += chunk) {
+            const size_t count = std::min(chunk, rows - start);
+            const std::byte* records[chunk];
+            float* out[chunk];
+            for (size_t t = 0; t < count; ++t) {
+                const size_t place = (start + t) * args.heads + head;
+                records[t] = args.records + place * record_bytes;
+                out[t] = args.out + place * weight.N;
+            }
+            multiply_tiles(*args.body, weight, first, last, count, records, out);
+        }
+        item += last - first;
+    }
+}
+
 }  // namespace porcelet

@@ -2,6 +2,7 @@
 // (DeepSeek-V2 paper, section 2.1.2). The weights are slices of kv_b_proj, inputs and outputs may be slices of wider rows.
 #pragma once
 
+#include "linear.h"
 #include "matrix_body.h"
 #include "team.h"
 
@@ -21,5 +22,17 @@ struct HeadsArgs {
 
 // Head by head, out = x times the transposed weight ("thc,hvc->thv"); if mixed, times the weight ("thn,hnc->thc").
 void heads_linear(const HeadsArgs& args, size_t rows, const Team& team);
+
+// The same with packed weights: out [T, heads, N] from records [T, heads, groups].
+struct HeadsPackedArgs {
+    const LinearBody* body;
+    PackedMatrix weight;  // the first head's
+    size_t head_bytes;    // from one head's to the next
+    size_t heads;
+    const std::byte* records;
+    float* out;
+};
+
+void heads_packed(const HeadsPackedArgs& args, size_t rows, const Team& team);
 
 }  // namespace porcelet

@@ -11,7 +11,7 @@
 namespace porcelet {
 namespace {
 
-constexpr Isa best_first[] = {Isa::avx512vnni, Isa::avx512, Isa::avx2, Isa::scalar};
+constexpr Isa best_first[] = {Isa::avx512vnni, Isa::avx512, Isa::avxvnni, Isa::avx2, Isa::scalar};
 
 #ifdef __x86_64__
 bool has_f16c() {  // __builtin_cpu_supports knows this name only since GCC 11
@@ -19,10 +19,16 @@ bool has_f16c() {  // __builtin_cpu_supports knows this name only since GCC 11
     return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & bit_F16C);
 }
 
+bool has_avxvnni() {
+    unsigned eax, ebx, ecx, edx;
+    return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax >> 4 & 1);
+}
+
 bool detect(Isa isa) {
     switch (isa) {
         case Isa::scalar: return true;
         case Isa::avx2: return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
+        case Isa::avxvnni: return detect(Isa::avx2) && has_avxvnni();
         case Isa::avx512:
             return detect(Isa::avx2) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                    __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
@@ -53,6 +59,7 @@ const char* name(Isa isa) {
     switch (isa) {
         case Isa::scalar: return "scalar";
         case Isa::avx2: return "avx2";
+        case Isa::avxvnni: return "avxvnni";
         case Isa::avx512: return "avx512";
         case Isa::avx512vnni: return "avx512vnni";
     }
@@ -60,7 +67,8 @@ const char* name(Isa isa) {
 }
 
 bool supported(Isa isa) {
-    static const bool table[] = {detect(Isa::scalar), detect(Isa::avx2), detect(Isa::avx512), detect(Isa::avx512vnni)};
+    static const bool table[] = {detect(Isa::scalar), detect(Isa::avx2), detect(Isa::avxvnni),
+                                 detect(Isa::avx512), detect(Isa::avx512vnni)};
     return table[static_cast<int>(isa)];
 }
 

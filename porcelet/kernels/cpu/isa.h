@@ -4,7 +4,7 @@
 
 namespace porcelet {
 
-enum class Isa { scalar, avx2, avx512, avx512vnni };
+enum class Isa { scalar, avx2, avxvnni, avx512, avx512vnni };
 
 const char* name(Isa isa);
 

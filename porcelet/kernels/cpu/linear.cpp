@@ -1,22 +1,27 @@
-// Linear layers on the CPU: int8 weights in the packed layout of kernels/linear.py, float32 activations.
-//
-// Activations are quantised to 16 bits a token and group, so that the products are integers:
+// Linear layers on the CPU: packed weights in the layouts of kernels/linear.py, activations rounded a token and group of 32.
 //
 //   out[t, n] = sum over groups g of   scale[n, g] * x_scale[t, g] * (q[n, g] . x_q[t, g])  +  minimum[n, g] * x_sum[t, g]
 //
-// All threads quantise, meet, then each takes an unbroken range of tiles, which it streams from memory once for up to 32 tokens: a
-// tile is 10 to 27 KB for the default model and stays in cache over the token blocks.
+// Each thread takes an unbroken range of tiles, which it streams from memory once a chunk of tokens. Where several blocks of tokens
+// meet a tile of four bits, it is spread out to bytes once before.
 #include "linear.h"
 
 #include <algorithm>
 #include <cassert>
+#include <vector>
 
 namespace porcelet {
 namespace {
 
 // Tokens that meet all tiles before the next ones do: their records stay in the second-level cache, their outputs in few pages.
-// 512 tokens, K 576, N 1536 on one Cascade Lake core, with 8-bit activations: 248 GOP/s, and 217 without (2026-11-21).
 constexpr size_t CHUNK = 32;
+
+// Room of the calling thread, kept for its next call.
+uint8_t* scratch(size_t count) {
+    thread_local std::vector<uint8_t> memory;
+    if (memory.size() < count) memory.resize(count);
+    return memory.data();
+}
 
 }  // namespace
 
@@ -25,6 +30,7 @@ const LinearBody& linear_body(Isa isa) {
     switch (isa) {
 #ifdef __x86_64__
         case Isa::avx2: return linear_avx2;
+        case Isa::avxvnni: return linear_avxvnni;
         case Isa::avx512: return linear_avx512;
         case Isa::avx512vnni: return linear_avx512vnni;
 #endif
@@ -32,28 +38,52 @@ const LinearBody& linear_body(Isa isa) {
     }
 }
 
-void linear_int8(const LinearInt8Args& args, size_t rows, const Team& team) {
-    const LinearBody& body = *args.body;
-    const size_t groups = args.K / GROUP, tiles = (args.N + TILE - 1) / TILE;
-    // Records lie as `multiply` reads them: [token blocks, groups, tokens of the block].
-    const auto block_tokens = [=](size_t first) { return std::min(TOKENS, rows - first); };
-    const auto record = [&](size_t first, size_t group, size_t t) {
-        return args.records + (first * groups + group * block_tokens(first) + t) * body.record_bytes;
-    };
-    const auto [first_piece, last_piece] = team.share(rows * groups);
-    for (size_t piece = first_piece; piece < last_piece; ++piece) {
-        const size_t token = piece / groups, group = piece % groups, first = token / TOKENS * TOKENS;
-        body.quantize(args.x + token * args.x_stride + group * GROUP, record(first, group, token - first));
+void quantize(const QuantizeArgs& args, size_t rows, const Team& team) {
+    const auto [begin, end] = team.share(rows * args.heads * args.groups);
+    for (size_t piece = begin; piece < end;) {
+        const size_t item = piece / args.groups, first = piece % args.groups, last = std::min(args.groups, first + end - piece);
+        args.body->quantize(args.x + item / args.heads * args.x_stride + item % args.heads * args.head_stride, args.groups, first, last,
+                            args.wide_from, args.records + item * args.groups * args.body->record_bytes);
+        piece += last - first;
     }
-    team.meet();
-    const auto [first_tile, last_tile] = team.share(tiles);
-    for (size_t chunk = 0; chunk < rows; chunk += CHUNK)
-        for (size_t tile = first_tile; tile < last_tile; ++tile)
-            for (size_t first = chunk; first < std::min(rows, chunk + CHUNK); first += TOKENS) {
-                const size_t column = tile * TILE;
-                body.multiply[block_tokens(first) - 1](args.packed + tile * groups * BLOCK_BYTES, groups, record(first, 0, 0),
-                                                       args.out + first * args.N + column, args.N, std::min(TILE, args.N - column));
-            }
+}
+
+void multiply_tiles(const LinearBody& body, const PackedMatrix& weight, size_t first, size_t last, size_t tokens,
+                    const std::byte* const* records, float* const* out) {
+    const size_t blocks = (tokens + body.tokens - 1) / body.tokens, tile_bytes = weight.groups * block_bytes(Format::int8);
+    const bool spreads = weight.format == Format::int4 && blocks > 2;
+    const Format format = spreads ? Format::int8 : weight.format;
+    for (size_t tile = first; tile < last; tile += body.tiles) {
+        const size_t count = std::min(body.tiles, last - tile), column = tile * TILE;
+        const uint8_t* packed = weight.tile(tile);
+        if (spreads) {
+            uint8_t* const bytes = scratch(body.tiles * tile_bytes);
+            body.spread(packed, weight.groups * count, bytes);
+            packed = bytes;
+        }
+        for (size_t block = 0; block < blocks; ++block) {
+            const size_t begin = tokens * block / blocks, end = tokens * (block + 1) / blocks;
+            float* places[MOST_TOKENS];
+            for (size_t t = begin; t < end; ++t) places[t - begin] = out[t] + column;
+            body.multiply[static_cast<size_t>(format)][end - begin - 1](packed, weight.groups, records + begin, places,
+                                                                        std::min(count * TILE, weight.N - column));
+        }
+    }
+}
+
+void linear_packed(const LinearArgs& args, size_t rows, const Team& team) {
+    const auto [first, last] = team.share(args.weight.tiles());
+    const size_t row_bytes = args.weight.groups * args.body->record_bytes;
+    for (size_t chunk = 0; chunk < rows; chunk += CHUNK) {
+        const size_t tokens = std::min(CHUNK, rows - chunk);
+        const std::byte* records[CHUNK];
+        float* out[CHUNK];
+        for (size_t t = 0; t < tokens; ++t) {
+            records[t] = args.records + (chunk + t) * row_bytes;
+            out[t] = args.out + (chunk + t) * args.weight.N;
+        }
+        multiply_tiles(*args.body, args.weight, first, last, tokens, records, out);
+    }
 }
 
 }  // namespace porcelet

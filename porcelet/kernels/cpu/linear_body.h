@@ -1,9 +1,14 @@
-// The arithmetic of the int8 linear layer, once for all instruction sets. A set `V` gives vectors of V::lanes output rows:
+// The arithmetic of packed linear layers, once for all instruction sets. A set `V` gives vectors of V::lanes output rows, of which it
+// holds V::vectors for V::tokens tokens in registers:
 //
-//   place(column)                        where in its quad of four columns a quantised activation is stored
-//   weights(p), dot(sum, w, x)           a quad of `lanes` rows; sum + the four products a lane with the quad x, exactly
-//   halves(p), broadcast(s), to_float(i)
-//   multiply(a, b), fma(a, b, c), store(p, v)
+//   Record, put(record, column, q, is_wide)   how it keeps a group of activations
+//   Quad                                      four columns of `lanes` rows, as `dot` wants them
+//   whole(p), low(p), high(p)                 a Quad from bytes, from the low and from the high halves of bytes
+//   spread(p, low, high)                      the bytes of a Quad cut into their halves
+//   values(record, quad)                      four activations, as `dot` wants them
+//   dot(sum, w, x)                            sum + the four products a lane, exactly
+//   has_limbs, low_values(record, quad)       of activations in two bytes: the lower ones
+//   times_256(i), halves(p), broadcast(s), to_float(i), multiply(a, b), fma(a, b, c), store(p, v)
 //
 // Integer sums are exact and every output meets the same float operations in the same order (groups ascend, one fused
 // multiply-add for the scale, one for the minimum). So all sets agree bit for bit, and a token's result is the same
@@ -13,6 +18,7 @@
 // merge their code.
 #pragma once
 
+#include <algorithm>
 #include <cstring>
 #include <limits>
 #include <utility>
@@ -23,87 +29,189 @@
 namespace porcelet {
 namespace {
 
-// The largest quantised activation. Below 2^15, so that sums of 32 products with a byte stay below 2^28.
-constexpr float LARGEST = 32512;
+// The largest quantised activation, and that of a wide group: 127 * 256, of which both bytes fit.
+constexpr float LARGEST = 127, LARGEST_WIDE = 32512;
+// Activations in one byte, in wide groups in two. A group that holds NaN or infinity has scale and sum NaN: they make every
+// output of its token NaN.
+struct ByteRecord {
+    int8_t q[GROUP], low[GROUP];  // in a wide group a value is 256 * q + low
+    float scale;                  // largest magnitude / largest quantised one
+    float sum;                    // scale * the sum of the values, what the weights' minimum is multiplied with
+    uint32_t is_wide;
 
-// A group of one token. A group that holds NaN or infinity has scale and sum NaN: they make every output of its token NaN.
-struct Record {
-    int16_t q[GROUP];
-    float scale;  // largest magnitude / LARGEST
-    float sum;    // scale * (q[0] + ... + q[31]), what the weights' minimum is multiplied with
+    void put(size_t column, int32_t value, bool wide) {
+        const int32_t high = wide ? (value + 128) >> 8 : value;
+        q[column] = static_cast<int8_t>(high);
+        low[column] = static_cast<int8_t>(wide ? value - high * 256 : 0);
+    }
 };
 
-template <class V>
-void quantize(const float* x, void* out) {
-    constexpr uint32_t infinity_bits = 0x7f800000;
-    // Smaller groups count as zero: their reciprocal would overflow. 2^15 times the smallest normal number.
-    constexpr float smallest = 32768 * std::numeric_limits<float>::min();
-    Record& record = *static_cast<Record*>(out);
-    // Magnitudes are compared as integers, whose order is the same but for NaN: it is larger than all and not lost.
-    uint32_t largest_bits = 0;
+// The same values, two bytes each, in the order in which even and odd columns of a quad are multiplied.
+template <size_t... PLACES>
+struct WordRecord {
+    int16_t q[GROUP];
+    float scale, sum;
+    uint32_t is_wide;
+
+    void put(size_t column, int32_t value, bool) {
+        constexpr size_t places[] = {PLACES...};
+        q[column / 4 * 4 + places[column % 4]] = static_cast<int16_t>(value);
+    }
+};
+
+// Magnitudes are compared as integers, whose order is the same but for NaN: it is larger than all and not lost.
+inline float largest_of(const float* x) {
+    uint32_t largest = 0;
     for (size_t i = 0; i < GROUP; ++i) {
         const uint32_t magnitude = bits_of<uint32_t>(x[i]) & 0x7fffffff;
-        largest_bits = magnitude > largest_bits ? magnitude : largest_bits;
+        largest = magnitude > largest ? magnitude : largest;
     }
-    const float largest = bits_of<float>(largest_bits);
-    if (largest_bits >= infinity_bits || largest < smallest) {
-        std::memset(record.q, 0, sizeof record.q);
-        record.scale = record.sum = largest_bits >= infinity_bits ? std::numeric_limits<float>::quiet_NaN() : 0.0f;
+    return bits_of<float>(largest);
+}
+
+template <class Record>
+void quantize_group(const float* x, float largest, bool wide, Record& record) {
+    // Smaller groups count as zero: their reciprocal would overflow. 2^15 times the smallest normal number.
+    constexpr float smallest = 32768 * std::numeric_limits<float>::min();
+    if (!(largest <= std::numeric_limits<float>::max()) || largest < smallest) {
+        record = {};
+        if (!(largest < smallest)) record.scale = record.sum = std::numeric_limits<float>::quiet_NaN();
         return;
     }
-    const float reciprocal = LARGEST / largest;
+    const float top = wide ? LARGEST_WIDE : LARGEST, reciprocal = top / largest;
     // Adding 1.5 * 2^23 rounds to an integer, ties to even, and leaves it in the low bits: std::nearbyint, but the compiler vectorises it.
     constexpr float shift = 12582912.0f;
     constexpr int32_t shift_bits = 0x4b400000;
     int32_t q[GROUP], total = 0;
     for (size_t i = 0; i < GROUP; ++i) q[i] = bits_of<int32_t>(x[i] * reciprocal + shift) - shift_bits;
     for (size_t i = 0; i < GROUP; ++i) total += q[i];
-    for (size_t quad = 0; quad < GROUP; quad += 4)
-        for (size_t i = 0; i < 4; ++i) record.q[quad + V::place(i)] = static_cast<int16_t>(q[quad + i]);
-    record.scale = largest / LARGEST;
+    for (size_t i = 0; i < GROUP; ++i) record.put(i, q[i], wide);
+    record.scale = largest / top;
     record.sum = record.scale * static_cast<float>(total);
+    record.is_wide = wide;
 }
 
-// V::lanes rows of a tile times NT tokens; `out` [NT, TILE]. The loop over quads is left to the compiler: unrolled by force, AVX2
-// loses a quarter of its speed to spilled registers (GCC 12).
-template <class V, size_t NT>
-void multiply_rows(const uint8_t* block, size_t first_row, size_t groups, const Record* x, float* out) {
-    constexpr size_t ahead = 8 * BLOCK_BYTES;
-    typename V::Floats sum[NT] = {};
-    for (size_t group = 0; group < groups; ++group, block += BLOCK_BYTES, x += NT) {
-        if constexpr (NT <= TOKENS / 2)  // few tokens: the weights come from memory and set the pace
-            for (size_t line = 0; line < BLOCK_BYTES; line += 64) __builtin_prefetch(block + ahead + line);
-        typename V::Ints dot[NT] = {};
-        for (size_t quad = 0; quad < GROUP; quad += 4) {
-            const auto w = V::weights(block + quad * TILE + first_row * 4);
-            for (size_t t = 0; t < NT; ++t) dot[t] = V::dot(dot[t], w, x[t].q + quad);
-        }
-        const auto scale = V::halves(block + TILE * GROUP + first_row * 2);
-        const auto minimum = V::halves(block + TILE * GROUP + TILE * 2 + first_row * 2);
-        for (size_t t = 0; t < NT; ++t) {
-            sum[t] = V::fma(V::multiply(scale, V::broadcast(x[t].scale)), V::to_float(dot[t]), sum[t]);
-            sum[t] = V::fma(minimum, V::broadcast(x[t].sum), sum[t]);
+template <class V>
+void quantize(const float* x, size_t groups, size_t first, size_t last, float wide_from, std::byte* out) {
+    float total = 0.0f;
+    for (size_t group = 0; group < groups; ++group) total += largest_of(x + group * GROUP);
+    const float bound = wide_from * (total / static_cast<float>(groups));
+    auto* const records = reinterpret_cast<typename V::Record*>(out);
+    for (size_t group = first; group < last; ++group) {
+        const float largest = largest_of(x + group * GROUP);
+        quantize_group(x + group * GROUP, largest, largest > bound, records[group]);
+    }
+}
+
+// Calls visit(quad, load) for the eight quads of a block; load(block) gives the quad's weights for `lanes` rows.
+template <class V, Format F, class Visit>
+void each_quad(Visit visit) {
+    for (size_t line = 0; line < lines(F); ++line) {
+        if constexpr (F == Format::int8) {
+            visit(line, [=](const uint8_t* block) { return V::whole(block + line * LINE); });
+        } else {
+            visit(line, [=](const uint8_t* block) { return V::low(block + line * LINE); });
+            visit(line + lines(F), [=](const uint8_t* block) { return V::high(block + line * LINE); });
         }
     }
-    for (size_t t = 0; t < NT; ++t) V::store(out + t * TILE + first_row, sum[t]);
 }
 
-template <class V, size_t NT>
-void multiply(const uint8_t* tile, size_t groups, const void* records, float* out, size_t out_stride, size_t columns) {
-    float rows[NT * TILE];
-    for (size_t first_row = 0; first_row < TILE; first_row += V::lanes)
-        multiply_rows<V, NT>(tile, first_row, groups, static_cast<const Record*>(records), rows);
-    for (size_t t = 0; t < NT; ++t) std::memcpy(out + t * out_stride, rows + t * TILE, columns * sizeof(float));
+// R vectors of rows, the first of them number `vector` of these tiles, times NT tokens.
+template <class V, Format F, size_t R, size_t NT>
+void multiply_rows(const uint8_t* packed, size_t groups, const std::byte* const* records, float* const* out, size_t vector,
+                   size_t columns) {
+    constexpr size_t vectors_a_tile = TILE / V::lanes, block = block_bytes(F), ahead = 8 * block;
+    using Record = typename V::Record;
+    const uint8_t* rows[R];
+    for (size_t r = 0; r < R; ++r)
+        rows[r] = packed + (vector + r) / vectors_a_tile * groups * block + (vector + r) % vectors_a_tile * V::lanes * 4;
+    size_t half_offset[R];  // from a vector's first byte in a block to its scales
+    for (size_t r = 0; r < R; ++r) half_offset[r] = lines(F) * LINE - (vector + r) % vectors_a_tile * V::lanes * 2;
+    const Record* x[NT];
+    for (size_t t = 0; t < NT; ++t) x[t] = reinterpret_cast<const Record*>(records[t]);
+    typename V::Floats sums[R][NT];
+    for (size_t r = 0; r < R; ++r)
+        for (size_t t = 0; t < NT; ++t) sums[r][t] = V::broadcast(0.0f);
+    for (size_t group = 0; group < groups; ++group) {
+        if constexpr (NT == 1)  // the weights come from memory and set the pace
+            for (size_t line = 0; line < block; line += LINE) __builtin_prefetch(rows[0] + ahead + line);
+        typename V::Ints dots[R][NT];
+        uint32_t wide = 0;
+        for (size_t t = 0; t < NT; ++t) {
+            wide |= x[t][group].is_wide;
+            for (size_t r = 0; r < R; ++r) dots[r][t] = V::zero();
+        }
+        each_quad<V, F>([&](size_t quad, auto load) {
+            typename V::Quad w[R];
+            for (size_t r = 0; r < R; ++r) w[r] = load(rows[r]);
+            for (size_t t = 0; t < NT; ++t) {
+                const auto values = V::values(x[t][group], quad);
+                for (size_t r = 0; r < R; ++r) dots[r][t] = V::dot(dots[r][t], w[r], values);
+            }
+        });
+        if constexpr (V::has_limbs)
+            for (size_t t = 0; wide && t < NT; ++t) {
+                if (!x[t][group].is_wide) continue;
+                for (size_t r = 0; r < R; ++r) dots[r][t] = V::times_256(dots[r][t]);
+                each_quad<V, F>([&](size_t quad, auto load) {
+                    const auto values = V::low_values(x[t][group], quad);
+                    for (size_t r = 0; r < R; ++r) dots[r][t] = V::dot(dots[r][t], load(rows[r]), values);
+                });
+            }
+        for (size_t r = 0; r < R; ++r) {
+            const uint8_t* const halves = rows[r] + half_offset[r];
+            const auto scale = V::halves(halves), minimum = V::halves(halves + TILE * 2);
+            for (size_t t = 0; t < NT; ++t) {
+                const auto factor = V::multiply(scale, V::broadcast(x[t][group].scale));
+                sums[r][t] = V::fma(factor, V::to_float(dots[r][t]), sums[r][t]);
+                sums[r][t] = V::fma(minimum, V::broadcast(x[t][group].sum), sums[r][t]);
+            }
+            rows[r] += block;
+        }
+    }
+    for (size_t r = 0; r < R; ++r) {
+        const size_t column = (vector + r) * V::lanes;
+        for (size_t t = 0; t < NT && column < columns; ++t) {
+            float values[V::lanes];
+            V::store(values, sums[r][t]);
+            std::memcpy(out[t] + column, values, std::min(V::lanes, columns - column) * sizeof(float));
+        }
+    }
+}
+
+template <class V, Format F, size_t NT>
+void multiply(const uint8_t* packed, size_t groups, const std::byte* const* records, float* const* out, size_t columns) {
+    constexpr size_t R = V::vectors, vectors_a_tile = TILE / V::lanes;
+    const size_t vectors = (columns + TILE - 1) / TILE * vectors_a_tile;
+    size_t vector = 0;
+    for (; vector + R <= vectors; vector += R) multiply_rows<V, F, R, NT>(packed, groups, records, out, vector, columns);
+    for (; vector < vectors; ++vector) multiply_rows<V, F, 1, NT>(packed, groups, records, out, vector, columns);
+}
+
+template <class V>
+void spread(const uint8_t* from, size_t blocks, uint8_t* to) {
+    constexpr size_t bytes = lines(Format::int4) * LINE;
+    for (size_t block = 0; block < blocks; ++block) {
+        for (size_t i = 0; i < bytes; i += V::lanes * 4) V::spread(from + i, to + i, to + bytes + i);
+        std::memcpy(to + 2 * bytes, from + bytes, block_bytes(Format::int4) - bytes);
+        from += block_bytes(Format::int4);
+        to += block_bytes(Format::int8);
+    }
 }
 
 template <class V, size_t... I>
 constexpr LinearBody make_body(std::index_sequence<I...>) {
-    return {sizeof(Record), quantize<V>, {multiply<V, I + 1>...}};
+    return {sizeof(typename V::Record),
+            (V::vectors * V::lanes + TILE - 1) / TILE,
+            V::tokens,
+            quantize<V>,
+            {{multiply<V, Format::int8, I + 1>...}, {multiply<V, Format::int4, I + 1>...}},
+            spread<V>};
 }
 
 template <class V>
 constexpr LinearBody make_body() {
-    return make_body<V>(std::make_index_sequence<TOKENS>());
+    return make_body<V>(std::make_index_sequence<V::tokens>());
 }
 
 }  // namespace

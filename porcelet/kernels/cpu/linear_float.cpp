@@ -10,7 +10,8 @@ const MatrixBody& matrix_body(Isa isa) {
     assert(supported(isa));
     switch (isa) {
 #ifdef __x86_64__
-        case Isa::avx2: return matrix_avx2;
+        case Isa::avx2:
+        case Isa::avxvnni: return matrix_avx2;
         case Isa::avx512:
         case Isa::avx512vnni: return matrix_avx512;
 #endif

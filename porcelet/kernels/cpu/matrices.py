@@ -1,4 +1,4 @@
-"""Products with weights: linear layers in int8 and float32, absorbed MLA's matrix a head, routed experts and gates."""
+"""Products with weights, packed or in float32: linear layers, absorbed MLA's matrix a head, routed experts, gates."""
 
 from __future__ import annotations
 
@@ -15,13 +15,25 @@ from porcelet.kernels.cpu.target import (
     heads_of,
     indices_of,
     is_float,
-    is_int8,
+    is_packed,
+    is_packed_experts,
     is_plain_float,
     native,
+    num_heads,
+    packed_of,
     rows_of,
 )
-from porcelet.kernels.experts import ExpertWeight, experts, route, route_softmax
-from porcelet.kernels.linear import GROUP, Int8Weight, Weight, heads_linear, linear
+from porcelet.kernels.experts import ExpertWeight, PackedExperts, experts, route, route_softmax
+from porcelet.kernels.linear import (
+    GROUP,
+    HeadsWeight,
+    PackedHeads,
+    PackedWeight,
+    Weight,
+    heads_linear,
+    linear,
+    wide_from,
+)
 from porcelet.kernels.record import NotRecordable
 
 if TYPE_CHECKING:
@@ -33,22 +45,30 @@ if available():
 LARGEST_BATCH = 64  # more tokens go to torch's GEMM, which packs its operands: that pays from about here
 
 
-@native(linear, "cpu_int8", lambda key: is_int8(key) and is_float(key), work=lambda x: WORTH_THREADS)
-def linear_int8(target: Target, x: Float[Tensor, "T D"], weight: Weight) -> Float[Tensor, "T N"]:
-    """x · weightᵀ with x quantised to 16 bits a token and group of 32: within 1e-4 of the reference's largest value.
+@native(linear, "cpu_packed", lambda key: is_packed(key) and is_float(key), work=lambda x: WORTH_THREADS)
+def linear_packed(target: Target, x: Float[Tensor, "T D"], weight: Weight) -> Float[Tensor, "T N"]:
+    """x · weightᵀ with x rounded as `round_activations` says.
 
     The result is the same bit for bit whatever the instruction set, the number of threads and the other tokens. A token
     that holds NaN or infinity gets NaN in all its outputs.
     """
-    assert isinstance(weight, Int8Weight) and x.dtype == torch.float32 and weight.packed.dtype == torch.uint8
+    assert isinstance(weight, PackedWeight) and x.dtype == torch.float32 and x.is_cpu
     T, K = x.shape
     N = weight.shape[0]
     assert weight.shape[1] == K and K % GROUP == 0, (x.shape, weight.shape)
-    assert x.is_cpu and weight.packed.is_cpu and weight.packed.is_contiguous()
-    out, records = target.empty(T, N), target.empty(T, _native.linear_int8_record_bytes(K), dtype=torch.uint8)
-    addresses = weight.packed.data_ptr(), records.data_ptr(), out.data_ptr()
-    target.program.linear_int8(rows_of(target.dense(x)), *addresses, K, N)
+    out, records = target.empty(T, N), _records(target, x)
+    target.program.linear_packed(records.data_ptr(), packed_of(weight), out.data_ptr())
     return out
+
+
+def _records(target: Target, x: Tensor) -> Tensor:
+    """`x`, rows or heads of rows, rounded: once for all the weights that are multiplied with it."""
+    records = target.derived(x)
+    if records is None:
+        *rows, K = x.shape
+        records = target.derive(x, target.empty(*rows, _native.record_bytes(K), dtype=torch.uint8))
+        target.program.quantize(heads_of(target.dense(x)), records.data_ptr(), num_heads(x), K, wide_from())
+    return records
 
 
 def _linear_float(target: Target, x: Tensor, weight: Weight) -> Tensor:
@@ -75,8 +95,9 @@ def linear_float(x: Float[Tensor, "T D"], weight: Weight) -> Float[Tensor, "T N"
     return at_once(_linear_float, len(x), x.numel() * len(weight), x, weight)
 
 
-def _heads_linear(target: Target, x: Tensor, weight: Tensor) -> Tensor:
+def _heads_linear(target: Target, x: Tensor, weight: HeadsWeight) -> Tensor:
     """`weight` may be a slice of kv_b_proj, or that transposed."""
+    assert isinstance(weight, Tensor)
     T, heads, num_inputs = x.shape
     num_outputs = weight.shape[1]
     assert weight.shape == (heads, num_outputs, num_inputs) and weight.dtype == torch.float32, (x.shape, weight.shape)
@@ -89,12 +110,26 @@ def _heads_linear(target: Target, x: Tensor, weight: Tensor) -> Tensor:
     return out
 
 
-heads_linear.instruction(when=is_float, available=available)(_heads_linear)
+heads_linear.instruction(when=is_plain_float, available=available)(_heads_linear)
 
 
-@heads_linear.body("cpu_float", when=is_float, available=available)
-def heads_linear_float(x: Float[Tensor, "T H I"], weight: Float[Tensor, "H O I"]) -> Float[Tensor, "T H O"]:
+@native(heads_linear, "cpu_packed", lambda key: is_packed(key) and is_float(key), work=lambda x: WORTH_THREADS)
+def heads_linear_packed(target: Target, x: Float[Tensor, "T H I"], weight: HeadsWeight) -> Float[Tensor, "T H O"]:
+    """One packed matrix a head, x rounded a token, head and group; the same bits in every batch."""
+    assert isinstance(weight, PackedHeads) and x.dtype == torch.float32
+    T, heads, K = x.shape
+    assert weight.shape[0] == heads and weight.shape[2] == K, (x.shape, weight.shape)
+    out = target.empty(T, heads, weight.shape[1])
+    first = packed_of(weight[0])
+    head_bytes = weight.packed.stride(0)
+    target.program.heads_packed(_records(target, x).data_ptr(), first, head_bytes, heads, out.data_ptr())
+    return out
+
+
+@heads_linear.body("cpu_float", when=is_plain_float, available=available)
+def heads_linear_float(x: Float[Tensor, "T H I"], weight: HeadsWeight) -> Float[Tensor, "T H O"]:
     """One matrix a head from where it lies; up to 64 tokens, each with the same bits in every batch."""
+    assert isinstance(weight, Tensor)
     if len(x) > LARGEST_BATCH or 1 not in weight.stride()[1:]:
         return heads_linear.reference(x, weight)
     return at_once(_heads_linear, len(x), x.numel() * weight.shape[1], x, weight)
@@ -105,20 +140,64 @@ def _experts(
 ) -> Tensor:
     assert isinstance(gate_up, Tensor) and isinstance(down, Tensor)
     (T, D), (E, _, F), A = x.shape, down.shape, indices.shape[1]
-    assert gate_up.shape == (E, 2 * F, D) and down.shape == (E, D, F) and weights.shape == indices.shape == (T, A)
-    for tensor in (gate_up, down, weights):
+    assert gate_up.shape == (E, 2 * F, D) and down.shape == (E, D, F)
+    for tensor in (gate_up, down):
         assert tensor.is_contiguous() and tensor.dtype == torch.float32
     out, hidden = target.empty(T, D), target.empty(T * A, F)
+    chosen = _chosen(target, indices, weights, T, E)
+    stacks = gate_up.data_ptr(), down.data_ptr()
+    target.program.experts_float(rows_of(target.dense(x)), stacks, chosen, hidden.data_ptr(), out.data_ptr(), (D, F))
+    return out
+
+
+def _chosen(target: Target, indices: Tensor, weights: Tensor, T: int, E: int) -> tuple[int, int, int, int, int, int]:
+    """Addresses of indices and weights, E, A, and scratch to sort by expert."""
+    A = indices.shape[1]
+    assert weights.shape == indices.shape == (T, A) and weights.is_contiguous() and weights.dtype == torch.float32
     starts, order = target.empty(E + 1, dtype=torch.int64), target.empty(T * A, dtype=torch.int64)
-    target.program.experts_float(
-        rows_of(target.dense(x)),
-        (gate_up.data_ptr(), down.data_ptr()),
-        (indices_of(indices), weights.data_ptr()),
-        (starts.data_ptr(), order.data_ptr(), hidden.data_ptr()),
+    return indices_of(indices), weights.data_ptr(), E, A, starts.data_ptr(), order.data_ptr()
+
+
+def _experts_packed(
+    target: Target, x: Tensor, gate_up: ExpertWeight, down: ExpertWeight, indices: Tensor, weights: Tensor
+) -> Tensor:
+    assert isinstance(gate_up, PackedExperts) and isinstance(down, PackedExperts)
+    (T, D), (E, _, F), A = x.shape, down.shape, indices.shape[1]
+    assert gate_up.shape == (E, 2 * F, D) and down.shape[1] == D and F % GROUP == 0, (gate_up.shape, down.shape)
+    out, hidden = target.empty(T, D), target.empty(T * A, F)
+    hidden_records = target.empty(T * A, _native.record_bytes(F), dtype=torch.uint8)
+    first = gate_up[0]
+    target.program.experts_packed(
+        _records(target, x).data_ptr(),
+        (packed_of(first[0]), packed_of(first[1]), packed_of(down[0][0])),
+        (gate_up.packed.stride(0), down.packed.stride(0)),
+        _chosen(target, indices, weights, T, E),
+        (hidden.data_ptr(), hidden_records.data_ptr()),
+        wide_from(),
         out.data_ptr(),
-        (D, F, E, A),
     )
     return out
+
+
+experts.instruction(when=is_packed_experts, available=available)(_experts_packed)
+
+
+@experts.body("cpu_packed", when=is_packed_experts, available=available)
+def experts_packed(
+    x: Float[Tensor, "T D"],
+    gate_up: ExpertWeight,
+    down: ExpertWeight,
+    indices: Int[Tensor, "T A"],
+    weights: Float[Tensor, "T A"],
+) -> Float[Tensor, "T D"]:
+    """All experts of any number of tokens in one parallel region, with the same bits in every batch."""
+    _check_indices(indices, down.shape[0])
+    return at_once(_experts_packed, len(x), WORTH_THREADS, x, gate_up, down, indices.contiguous(), weights.contiguous())
+
+
+def _check_indices(indices: Tensor, count: int) -> None:
+    """A wrong index would be read by the native code as it is."""
+    assert not indices.numel() or (int(indices.min()) >= 0 and int(indices.max()) < count)
 
 
 experts.instruction(when=is_plain_float, available=available)(_experts)
@@ -137,7 +216,7 @@ def experts_float(
     assert isinstance(gate_up, Tensor) and isinstance(down, Tensor)
     if len(x) > LARGEST_BATCH or not (gate_up.is_contiguous() and down.is_contiguous()):
         return experts.reference(x, gate_up, down, indices, weights)
-    assert all(0 <= expert < len(down) for expert in indices.flatten().tolist())
+    _check_indices(indices, down.shape[0])
     work = indices.numel() * down[0].numel() * 3
     return at_once(_experts, len(x), work, x, gate_up, down, indices.contiguous(), weights.contiguous())
 

@@ -63,7 +63,7 @@ void dot_tokens(const MatrixBody& body, Matrix weight, size_t rows, size_t K, si
 template <class XOf, class OutOf>
 void mix_tokens(const MatrixBody& body, Matrix weight, size_t rows, size_t columns, size_t tokens, XOf x_of, OutOf out_of) {
     each_block_of(tokens, body.tokens, x_of, out_of, [&](size_t, size_t, size_t count, const float** x, float** out) {
-        body.mix[count - 1](weight, rows, columns, x, out);
+        body.mix[count - 1](weight, rows, columns, x, out, 0);
     });
 }
 

@@ -52,12 +52,17 @@ void dot(Matrix weight, size_t rows, size_t K, const float* const* x, float* con
 }
 
 // NV vectors of columns; the last holds `count` of them.
-template <size_t NT, size_t NV>
-void mix_tile(Matrix weight, size_t rows, const float* const* x, float* const* out, size_t column, size_t count) {
+template <size_t NT, size_t NV, bool ON>
+void mix_tile(Matrix weight, size_t rows, const float* const* x, float* const* out, size_t ahead, size_t column, size_t count) {
     Floats sums[NT][NV];
     clear(sums);
+    for (size_t t = 0; ON && t < NT; ++t) {
+        for (size_t v = 0; v + 1 < NV; ++v) sums[t][v] = Set::load(out[t] + column + v * Set::lanes);
+        sums[t][NV - 1] = Set::load(out[t] + column + (NV - 1) * Set::lanes, count);
+    }
     for (size_t row = 0; row < rows; ++row) {
         const float* w = weight.first + row * weight.stride + column;
+        for (size_t v = 0; NT <= 3 && v < NV; ++v) __builtin_prefetch(w + ahead + v * Set::lanes, 0, 2);
         Floats values[NV];
         for (size_t v = 0; v + 1 < NV; ++v) values[v] = Set::load(w + v * Set::lanes);
         values[NV - 1] = Set::load(w + (NV - 1) * Set::lanes, count);
@@ -70,13 +75,14 @@ void mix_tile(Matrix weight, size_t rows, const float* const* x, float* const* o
     }
 }
 
-template <size_t NT>
-void mix(Matrix weight, size_t rows, size_t columns, const float* const* x, float* const* out) {
-    constexpr size_t vectors = Set::sums / NT >= 8 ? 8 : 4, width = vectors * Set::lanes;
+template <size_t NT, bool ON>
+void mix(Matrix weight, size_t rows, size_t columns, const float* const* x, float* const* out, size_t ahead) {
+    constexpr size_t most = Set::sums / NT >= 8 ? 8 : 4, wide = most * Set::lanes, narrow = 4 * Set::lanes;
     size_t column = 0;
-    for (; column + width <= columns; column += width) mix_tile<NT, vectors>(weight, rows, x, out, column, Set::lanes);
+    for (; column + wide <= columns; column += wide) mix_tile<NT, most, ON>(weight, rows, x, out, ahead, column, Set::lanes);
+    for (; column + narrow <= columns; column += narrow) mix_tile<NT, 4, ON>(weight, rows, x, out, ahead, column, Set::lanes);
     for (; column < columns; column += Set::lanes)
-        mix_tile<NT, 1>(weight, rows, x, out, column, std::min(Set::lanes, columns - column));
+        mix_tile<NT, 1, ON>(weight, rows, x, out, ahead, column, std::min(Set::lanes, columns - column));
 }
 
 void add_scaled(float* out, float scale, const float* values, size_t count) {
@@ -90,7 +96,7 @@ void add_scaled(float* out, float scale, const float* values, size_t count) {
 
 template <size_t... I>
 constexpr MatrixBody body(std::index_sequence<I...>) {
-    return {Set::tokens, {dot<I + 1>...}, {mix<I + 1>...}, add_scaled};
+    return {Set::tokens, {dot<I + 1>...}, {mix<I + 1, false>...}, {mix<I + 1, true>...}, add_scaled};
 }
 
 }  // namespace

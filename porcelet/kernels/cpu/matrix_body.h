@@ -23,7 +23,8 @@ struct Matrix {
     Matrix from(size_t row) const { return {first + row * stride, stride}; }
 };
 
-// What `dot` asks memory for while it computes a tile: rows [first, last) of the one that lies `distance` floats on.
+// What `dot` asks memory for while it computes a tile: rows [first, last) of the one that lies `distance` floats on. Backwards too:
+// distances are added modulo 2^64.
 struct Ahead {
     size_t distance, first, last;
 };
@@ -32,11 +33,13 @@ struct Ahead {
 //   tokens      how many tokens fit its registers, at most MAX_TOKENS
 //   dot         out[t][r] = sum over k of weight[r][k] * x[t][k]    for `rows` rows of K values
 //   mix         out[t][c] = sum over r of x[t][r] * weight[r][c]    for `rows` rows of `columns` values
+//   mix_on      the same, begun with what `out` holds; for few tokens both ask memory for what lies `ahead` floats on from a row
 //   add_scaled  out += scale * values
 struct MatrixBody {
     size_t tokens;
     void (*dot[MAX_TOKENS])(Matrix weight, size_t rows, size_t K, const float* const* x, float* const* out, Ahead ahead);
-    void (*mix[MAX_TOKENS])(Matrix weight, size_t rows, size_t columns, const float* const* x, float* const* out);
+    using Mix = void (*)(Matrix weight, size_t rows, size_t columns, const float* const* x, float* const* out, size_t ahead);
+    Mix mix[MAX_TOKENS], mix_on[MAX_TOKENS];
     void (*add_scaled)(float* out, float scale, const float* values, size_t count);
 };
 

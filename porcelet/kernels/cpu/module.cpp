@@ -24,9 +24,24 @@ namespace {
 
 using Cache = std::tuple<uintptr_t, bool, size_t, size_t, size_t>;  // address, is float16; values from page to page, slot, head
 
-LinearInt8Args linear_int8_args(Rows x, uintptr_t packed, uintptr_t records, uintptr_t out, size_t K, size_t N) {
-    const auto [first, stride] = x;
-    return {&linear_body(select_isa()), at<float>(first), stride, at<uint8_t>(packed), at<std::byte>(records), at<float>(out), K, N};
+using Packed = std::tuple<uintptr_t, size_t, size_t, size_t>;  // address, bits, K, N
+
+PackedMatrix packed_matrix(Packed weight) {
+    const auto [first, bits, K, N] = weight;
+    return {bits == 4 ? Format::int4 : Format::int8, at<uint8_t>(first), K / GROUP, N};
+}
+
+QuantizeArgs quantize_args(Heads x, uintptr_t records, size_t heads, size_t K, float wide_from) {
+    const auto [first, stride, head_stride] = x;
+    return {&linear_body(select_isa()), at<float>(first), stride, head_stride, heads, K / GROUP, wide_from, at<std::byte>(records)};
+}
+
+HeadsPackedArgs heads_packed_args(uintptr_t records, Packed weight, size_t head_bytes, size_t heads, uintptr_t out) {
+    return {&linear_body(select_isa()), packed_matrix(weight), head_bytes, heads, at<std::byte>(records), at<float>(out)};
+}
+
+LinearArgs linear_packed_args(uintptr_t records, Packed weight, uintptr_t out) {
+    return {&linear_body(select_isa()), packed_matrix(weight), at<std::byte>(records), at<float>(out)};
 }
 
 RmsNormArgs rms_norm_args(Heads x, uintptr_t weight, uintptr_t out, size_t heads, size_t width, float eps) {
@@ -57,17 +72,18 @@ TakeRowsArgs take_rows_args(Rows table, uintptr_t index, uintptr_t out, size_t w
     return {at<float>(first), stride, at<int64_t>(index), at<float>(out), width};
 }
 
-TakeInt8RowsArgs take_int8_rows_args(uintptr_t packed, uintptr_t index, uintptr_t out, size_t K) {
-    return {at<uint8_t>(packed), at<int64_t>(index), at<float>(out), K};
+TakePackedRowsArgs take_packed_rows_args(Packed weight, uintptr_t index, uintptr_t out) {
+    return {packed_matrix(weight), at<int64_t>(index), at<float>(out)};
 }
 
 CacheType type_of(bool is_half) { return is_half ? CacheType::float16 : CacheType::float32; }
 
-CacheWriteArgs cache_write_args(Cache cache, Rows values, uintptr_t slots, size_t width) {
+CacheWriteArgs cache_write_args(Cache cache, Heads values, uintptr_t slots, std::tuple<size_t, size_t, size_t> sizes) {
     const auto [address, is_half, page_stride, slot_stride, head_stride] = cache;
-    const auto [first, stride] = values;
-    return {&float_body(select_isa()), at<void>(address), type_of(is_half), slot_stride, at<float>(first), stride, at<int64_t>(slots),
-            width};
+    const auto [first, stride, values_head_stride] = values;
+    const auto [page_size, heads, width] = sizes;
+    return {&float_body(select_isa()), type_of(is_half), at<void>(address), page_stride, slot_stride, head_stride, page_size,
+            at<float>(first), stride, values_head_stride, at<int64_t>(slots), heads, width};
 }
 
 AttentionArgs attention_args(uintptr_t q, Cache k, Cache v, std::tuple<uintptr_t, uintptr_t, uintptr_t> batch, uintptr_t partials,
@@ -77,8 +93,8 @@ AttentionArgs attention_args(uintptr_t q, Cache k, Cache v, std::tuple<uintptr_t
     const auto [v_address, v_half, v_page, v_slot, v_head] = v;
     const auto [offsets, lengths, tables] = batch;
     const auto [heads, kv_heads, k_width, v_width, page_size, max_pages] = sizes;
-    return {&float_body(select_isa()), at<float>(q), {at<void>(k_address), type_of(k_half), k_page, k_slot},
-            {at<void>(v_address), type_of(v_half), v_page, v_slot}, k_head, v_head, at<int64_t>(offsets), at<int64_t>(lengths),
+    return {&float_body(select_isa()), &matrix_body(select_isa()), at<float>(q), {at<void>(k_address), type_of(k_half), k_page, k_slot, k_head},
+            {at<void>(v_address), type_of(v_half), v_page, v_slot, v_head}, at<int64_t>(offsets), at<int64_t>(lengths),
             at<int64_t>(tables), at<float>(partials), at<float>(out), heads, kv_heads, k_width, v_width, page_size, max_pages, most,
             scale};
 }
@@ -96,16 +112,31 @@ HeadsArgs heads_linear_args(Heads x, Heads weight, uintptr_t out, size_t heads, 
             heads * outputs, outputs, heads, inputs, outputs, mixed};
 }
 
-ExpertsArgs experts_float_args(Rows x, std::tuple<uintptr_t, uintptr_t> stacks, std::tuple<uintptr_t, uintptr_t> chosen,
-                               std::tuple<uintptr_t, uintptr_t, uintptr_t> scratch, uintptr_t out,
-                               std::tuple<size_t, size_t, size_t, size_t> sizes) {
+using Chosen = std::tuple<uintptr_t, uintptr_t, size_t, size_t, uintptr_t, uintptr_t>;  // indices, weights, E, A, starts, order
+
+Assignments assignments(Chosen chosen) {
+    const auto [indices, weights, E, A, starts, order] = chosen;
+    return {at<int64_t>(indices), at<float>(weights), E, A, at<size_t>(starts), at<size_t>(order)};
+}
+
+ExpertsArgs experts_float_args(Rows x, std::tuple<uintptr_t, uintptr_t> stacks, Chosen chosen, uintptr_t hidden, uintptr_t out,
+                               std::tuple<size_t, size_t> sizes) {
     const auto [first, stride] = x;
     const auto [gate_up, down] = stacks;
-    const auto [indices, weights] = chosen;
-    const auto [starts, order, hidden] = scratch;
-    const auto [D, F, E, A] = sizes;
-    return {select_isa(), {at<float>(first), stride}, at<float>(gate_up), at<float>(down), at<int64_t>(indices), at<float>(weights),
-            at<float>(out), D, D, F, E, A, at<size_t>(starts), at<size_t>(order), at<float>(hidden)};
+    const auto [D, F] = sizes;
+    return {select_isa(), {at<float>(first), stride}, at<float>(gate_up), at<float>(down), assignments(chosen), at<float>(out), D, D, F,
+            at<float>(hidden)};
+}
+
+PackedExpertsArgs experts_packed_args(uintptr_t records, std::tuple<Packed, Packed, Packed> parts,
+                                      std::tuple<size_t, size_t> strides, Chosen chosen, std::tuple<uintptr_t, uintptr_t> hidden,
+                                      float wide_from, uintptr_t out) {
+    const auto [gate, up, down] = parts;
+    const auto [gate_up_stride, down_stride] = strides;
+    const auto [floats, hidden_records] = hidden;
+    return {&linear_body(select_isa()), &float_body(select_isa()), packed_matrix(gate), packed_matrix(up), packed_matrix(down),
+            gate_up_stride, down_stride, at<std::byte>(records), assignments(chosen), at<float>(out), at<float>(floats),
+            wide_from, at<std::byte>(hidden_records)};
 }
 
 RouteArgs route_args(uintptr_t logits, uintptr_t bias, uintptr_t indices, uintptr_t weights, uintptr_t scratch,
@@ -127,7 +158,7 @@ NB_MODULE(_native, m) {
         }
     });
     m.def("isa", [] { return std::string(name(select_isa())); });
-    m.def("linear_int8_record_bytes", [](size_t K) { return K / GROUP * linear_body(select_isa()).record_bytes; });
+    m.def("record_bytes", [](size_t K) { return K / GROUP * linear_body(select_isa()).record_bytes; });
     m.def("attention_part", attention_part);
     m.def("keep_freed_memory", keep_freed_memory);
     nb::class_<Program> program(m, "Program");
@@ -135,18 +166,21 @@ NB_MODULE(_native, m) {
         .def("__len__", &Program::size)
         .def("run", &Program::run, nb::call_guard<nb::gil_scoped_release>())
         .def("narrow", &Program::narrow)
-        .def("linear_int8", appends(linear_int8, linear_int8_args))
+        .def("quantize", appends(quantize, quantize_args))
+        .def("linear_packed", appends(linear_packed, linear_packed_args))
         .def("rms_norm", appends(rms_norm, rms_norm_args))
         .def("rope", appends(rope, rope_args))
         .def("silu_mul", appends(silu_mul, pair_args))
         .def("add", appends(add, pair_args))
         .def("concat", appends(concat, concat_args))
         .def("take_rows", appends(take_rows, take_rows_args))
-        .def("take_int8_rows", appends(take_int8_rows, take_int8_rows_args))
+        .def("take_packed_rows", appends(take_packed_rows, take_packed_rows_args))
         .def("cache_write", appends(cache_write, cache_write_args))
         .def("linear_float", appends(linear_float, linear_float_args))
         .def("heads_linear", appends(heads_linear, heads_linear_args))
+        .def("heads_packed", appends(heads_packed, heads_packed_args))
         .def("experts_float", appends(experts_float, experts_float_args))
+        .def("experts_packed", appends(experts_packed, experts_packed_args))
         .def("route", appends(route, route_args))
         .def("attention", appends(attention, attention_args));
     bind_gradients(program);

@@ -13,7 +13,8 @@ const PackedAttentionBody& body_of(Isa isa) {
     assert(supported(isa));
     switch (isa) {
 #ifdef __x86_64__
-        case Isa::avx2: return packed_attention_avx2;
+        case Isa::avx2:
+        case Isa::avxvnni: return packed_attention_avx2;
         case Isa::avx512:
         case Isa::avx512vnni: return packed_attention_avx512;
 #endif

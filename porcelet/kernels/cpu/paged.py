@@ -8,16 +8,16 @@ import torch
 from torch import Tensor
 
 from porcelet.kernels import Key
-from porcelet.kernels.attention import attention_paged, attention_suffix, cache_read, cache_write
+from porcelet.kernels.attention import attention_paged, cache_write
 from porcelet.kernels.cpu.target import (
     WORTH_THREADS,
     Target,
     at_once,
     available,
+    heads_of,
     indices_of,
     is_float,
     on_cpu,
-    rows_of,
 )
 from porcelet.kernels.record import NotRecordable
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 if available():
     from porcelet.kernels.cpu import _native
 
-MOST_NEW = 8  # new tokens a sequence up to which attention token by token beats torch's, which suits prompts
+MOST_NEW = 8  # new tokens a sequence that attend one by one; of more, blocks do
 
 
 def _is_cache(key: Key) -> bool:
@@ -38,11 +38,12 @@ def _is_cache(key: Key) -> bool:
 def _write(target: Target, cache: Tensor, values: Tensor, slots: Tensor) -> None:
     if values.dtype != torch.float32:
         raise NotRecordable(f"the cache is written from {values.dtype}")
-    assert cache.shape[2:] == values.shape[1:] and len(slots) == len(values)
-    assert cache.dim() == 4 and cache.stride(0) == cache.shape[1] * cache.stride(1)
-    slot, rows = cache[0, 0].flatten(), target.dense(values).flatten(1)
-    assert slot.data_ptr() == cache.data_ptr() and rows.data_ptr() == values.data_ptr(), "heads must lie together"
-    target.program.cache_write(_address(cache), rows_of(rows), indices_of(slots), rows.shape[1])
+    assert cache.dim() == 4 and cache.shape[2:] == values.shape[1:] and len(slots) == len(values)
+    assert cache.stride(3) == 1
+    _, page_size, heads, width = cache.shape
+    target.program.cache_write(
+        _address(cache), heads_of(target.dense(values)), indices_of(slots), (page_size, heads, width)
+    )
 
 
 @cache_write.body("cpu", when=_is_cache, available=available)
@@ -66,8 +67,8 @@ def attention_native(
     tables: Int[Tensor, "B max_pages"],
     scale: float,
 ) -> Float[Tensor, "T H Vd"]:
-    """Pages are read in place, every new token by itself."""
-    return _attend(target, q, k_cache, v_cache, offsets, lengths, tables, scale, 1 << 62)
+    """Pages are read in place: by every new token for itself, by those of a prompt in blocks."""
+    return _attend(target, q, k_cache, v_cache, offsets, lengths, tables, scale)
 
 
 @attention_paged.body("cpu_paged", when=is_float, available=available)
@@ -80,16 +81,11 @@ def attention_float(
     tables: Int[Tensor, "B max_pages"],
     scale: float,
 ) -> Float[Tensor, "T H Vd"]:
-    """Decoding and verification of drafts as in a recorded step, to the bit; prompts by torch's SDPA."""
+    """As in a recorded step, to the bit."""
     if not len(q):
         return q.new_zeros(0, q.shape[1], v_cache.shape[3])
     past = k_cache, v_cache, offsets, lengths, tables
-    out = at_once(_attend, len(q), WORTH_THREADS, q.contiguous(), *past, scale, MOST_NEW)
-    for row in (offsets.diff() > MOST_NEW).nonzero()[:, 0].tolist():
-        first, end = offsets[row : row + 2].tolist()
-        k, v = (cache_read(cache, tables[row], int(lengths[row])).to(q.dtype) for cache in (k_cache, v_cache))
-        out[first:end] = attention_suffix(q[first:end], k, v, scale)
-    return out
+    return at_once(_attend, len(q), WORTH_THREADS, q.contiguous(), *past, scale)
 
 
 def _attend(
@@ -101,9 +97,7 @@ def _attend(
     lengths: Tensor,
     tables: Tensor,
     scale: float,
-    most: int,
 ) -> Tensor:
-    """Attention of all sequences with at most `most` new tokens; the rows of the others are left as they are."""
     (T, H, k_width), (_, page_size, K, v_width) = q.shape, v_cache.shape
     assert q.is_contiguous() and tables.is_contiguous() and k_cache.stride(3) == v_cache.stride(3) == 1
     assert k_width == k_cache.shape[3] and H % K == 0 and k_cache.dtype == v_cache.dtype and page_size % 4 == 0
@@ -119,7 +113,7 @@ def _attend(
         partials.data_ptr(),
         out.data_ptr(),
         (H, K, k_width, v_width, page_size, max_pages),
-        most,
+        MOST_NEW,
         scale,
     )
     return out

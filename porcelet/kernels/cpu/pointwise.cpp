@@ -34,7 +34,8 @@ const FloatBody& float_body(Isa isa) {
     assert(supported(isa));
     switch (isa) {
 #ifdef __x86_64__
-        case Isa::avx2: return float_avx2;
+        case Isa::avx2:
+        case Isa::avxvnni: return float_avx2;
         case Isa::avx512:
         case Isa::avx512vnni: return float_avx512;
 #endif

@@ -3,7 +3,6 @@
 #include <algorithm>
 
 #include "half.h"
-#include "linear.h"
 
 namespace porcelet {
 
@@ -15,29 +14,34 @@ void take_rows(const TakeRowsArgs& args, size_t rows, const Team& team) {
     }
 }
 
-void take_int8_rows(const TakeInt8RowsArgs& args, size_t rows, const Team& team) {
-    const size_t groups = args.K / GROUP;
-    const auto [begin, end] = team.share(rows * groups);
+void take_packed_rows(const TakePackedRowsArgs& args, size_t rows, const Team& team) {
+    const PackedMatrix& weight = args.weight;
+    const bool is_int4 = weight.format == Format::int4;
+    const size_t values = lines(weight.format) * LINE;
+    const auto [begin, end] = team.share(rows * weight.groups);
     for (size_t i = begin; i < end; ++i) {
-        const size_t row = i / groups, group = i % groups, index = static_cast<size_t>(args.index[row]), lane = index % TILE;
-        const uint8_t* block = args.packed + (index / TILE * groups + group) * BLOCK_BYTES;
-        const uint8_t* halves = block + TILE * GROUP + lane * sizeof(uint16_t);
+        const size_t row = i / weight.groups, group = i % weight.groups, index = static_cast<size_t>(args.index[row]);
+        const size_t lane = index % TILE;
+        const uint8_t* const block = weight.tile(index / TILE) + group * block_bytes(weight.format);
         uint16_t scale, minimum;
-        std::memcpy(&scale, halves, sizeof scale);
-        std::memcpy(&minimum, halves + TILE * sizeof minimum, sizeof minimum);
-        float* out = args.out + row * args.K + group * GROUP;
+        std::memcpy(&scale, block + values + lane * sizeof scale, sizeof scale);
+        std::memcpy(&minimum, block + values + (TILE + lane) * sizeof minimum, sizeof minimum);
+        float* const out = args.out + row * weight.groups * GROUP + group * GROUP;
         for (size_t column = 0; column < GROUP; ++column) {
-            const double q = block[column / 4 * TILE * 4 + lane * 4 + column % 4];
+            const size_t quad = column / 4, line = quad % lines(weight.format);
+            const uint8_t byte = block[line * LINE + lane * 4 + column % 4];
+            const double q = is_int4 ? byte >> 4 * (quad != line) & 15 : byte;
             out[column] = static_cast<float>(q * static_cast<double>(from_half(scale)) + static_cast<double>(from_half(minimum)));
         }
     }
 }
 
 void cache_write(const CacheWriteArgs& args, size_t rows, const Team& team) {
-    const auto [begin, end] = team.share(rows);
-    for (size_t row = begin; row < end; ++row) {
-        const float* from = args.values + row * args.values_stride;
-        const size_t place = static_cast<size_t>(args.slots[row]) * args.slot_stride;
+    const auto [begin, end] = team.share(rows * args.heads);
+    for (size_t i = begin; i < end; ++i) {
+        const size_t row = i / args.heads, head = i % args.heads, slot = static_cast<size_t>(args.slots[row]);
+        const float* from = args.values + row * args.values_stride + head * args.values_head_stride;
+        const size_t place = slot / args.page_size * args.page_stride + slot % args.page_size * args.slot_stride + head * args.head_stride;
         if (args.type == CacheType::float32)
             std::copy(from, from + args.width, static_cast<float*>(args.cache) + place);
         else

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "float_body.h"
+#include "linear.h"
 #include "team.h"
 
 namespace porcelet {
@@ -15,28 +16,27 @@ struct TakeRowsArgs {
     size_t width;
 };
 
-// out [rows, K]: row index[t] of a packed weight with K columns, scale * q + minimum rounded once (kernels/linear.py).
-struct TakeInt8RowsArgs {
-    const uint8_t* packed;
+// out [rows, 32 * groups]: row index[t] of a packed weight, scale * q + minimum rounded once (kernels/linear.py).
+struct TakePackedRowsArgs {
+    PackedMatrix weight;
     const int64_t* index;
     float* out;
-    size_t K;
 };
 
-// Row t of `values` becomes part of slot slots[t] of a cache: `width` values, the slots `slot_stride` values apart.
+// Row t of `values` [rows, heads, width] becomes part of slot slots[t] of a cache, which is slot slots[t] % page_size of a page.
 struct CacheWriteArgs {
     const FloatBody* body;
-    void* cache;
     CacheType type;
-    size_t slot_stride;
+    void* cache;
+    size_t page_stride, slot_stride, head_stride, page_size;
     const float* values;
-    size_t values_stride;
+    size_t values_stride, values_head_stride;
     const int64_t* slots;
-    size_t width;
+    size_t heads, width;
 };
 
 void take_rows(const TakeRowsArgs& args, size_t rows, const Team& team);
-void take_int8_rows(const TakeInt8RowsArgs& args, size_t rows, const Team& team);
+void take_packed_rows(const TakePackedRowsArgs& args, size_t rows, const Team& team);
 void cache_write(const CacheWriteArgs& args, size_t rows, const Team& team);
 
 }  // namespace porcelet

@@ -12,13 +12,14 @@ from porcelet.kernels.cpu.target import (
     available,
     indices_of,
     is_float,
-    is_int8,
+    is_packed,
     is_plain,
     native,
     on_cpu,
+    packed_of,
     rows_of,
 )
-from porcelet.kernels.linear import Int8Weight, TableWeight, embedding, take_rows
+from porcelet.kernels.linear import PackedWeight, TableWeight, embedding, take_rows
 from porcelet.kernels.pointwise import rotary_angles
 from porcelet.kernels.record import NotRecordable, Tape
 
@@ -26,12 +27,12 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
 
-@native(embedding, "cpu_int8", is_int8)
-def embedding_int8(target: Target, tokens: Int[Tensor, "T"], weight: TableWeight) -> Float[Tensor, "T D"]:
+@native(embedding, "cpu_packed", is_packed)
+def embedding_packed(target: Target, tokens: Int[Tensor, "T"], weight: TableWeight) -> Float[Tensor, "T D"]:
     """Rows of a packed table, to the bits of the definition."""
-    assert isinstance(weight, Int8Weight) and weight.packed.is_contiguous()
+    assert isinstance(weight, PackedWeight)
     out = target.empty(len(tokens), weight.shape[1])
-    target.program.take_int8_rows(weight.packed.data_ptr(), indices_of(tokens), out.data_ptr(), weight.shape[1])
+    target.program.take_packed_rows(packed_of(weight), indices_of(tokens), out.data_ptr())
     return out
 
 

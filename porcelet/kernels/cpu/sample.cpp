@@ -205,7 +205,8 @@ const SampleBody& sample_body(Isa isa) {
     assert(supported(isa));
     switch (isa) {
 #ifdef __x86_64__
-        case Isa::avx2: return sample_avx2;
+        case Isa::avx2:
+        case Isa::avxvnni: return sample_avx2;
         case Isa::avx512:
         case Isa::avx512vnni: return sample_avx512;
 #endif

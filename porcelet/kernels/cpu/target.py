@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from porcelet.kernels import Key, Op
+from porcelet.kernels.linear import GROUP, TILE, PackedWeight, block_bytes
 from porcelet.kernels.record import Tape
 
 # A module that is there and does not load raises here; only one that was never built is done without.
@@ -67,8 +68,14 @@ class AtOnce:
         self._kept.append(x.contiguous())
         return self._kept[-1]
 
+    def derive(self, x: Tensor, made: Tensor) -> Tensor:
+        return made
 
-Target = Tape | AtOnce  # both have `program`, `empty` and `dense`
+    def derived(self, x: Tensor) -> Tensor | None:
+        return None
+
+
+Target = Tape | AtOnce  # both have `program`, `empty`, `dense`, `derive` and `derived`
 
 
 def at_once(
@@ -124,8 +131,20 @@ def is_plain_float(key: Key) -> bool:
     return is_plain(key) and is_float(key)
 
 
-def is_int8(key: Key) -> bool:
-    return on_cpu(key) and key.format == "Int8Weight"
+def is_packed(key: Key) -> bool:
+    return on_cpu(key) and key.format in ("Int8Weight", "Int4Weight", "PackedHeads")
+
+
+def is_packed_experts(key: Key) -> bool:
+    return is_float(key) and key.format == "PackedExperts"
+
+
+def packed_of(weight: PackedWeight) -> tuple[int, int, int, int]:
+    """Address, bits a value, K and N."""
+    N, K = weight.shape
+    assert weight.packed.dtype == torch.uint8 and weight.packed.is_cpu and weight.packed.is_contiguous()
+    assert weight.packed.shape == (-(-N // TILE), K // GROUP, block_bytes(weight.bits)), (weight.shape, weight.bits)
+    return weight.packed.data_ptr(), weight.bits, K, N
 
 
 def rows_of(x: Tensor) -> tuple[int, int]:

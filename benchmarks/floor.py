@@ -1,0 +1,83 @@
+"""What the machine allows: bytes a second from memory, and 8-bit multiplications and additions a second in registers.
+
+Both with all threads at once. The second is a loop of vpdpbusd over registers alone, written here and compiled for this
+processor; None where it has no such instruction or there is no compiler.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+import tempfile
+import threading
+import time
+from functools import cache
+from pathlib import Path
+
+import torch
+
+SOURCE = """
+#include <immintrin.h>
+#if defined(__AVX512VNNI__)
+using Ints = __m512i;
+static Ints dot(Ints sum, Ints a, Ints b) { return _mm512_dpbusd_epi32(sum, a, b); }
+static Ints set(int i) { return _mm512_set1_epi32(i); }
+#else
+using Ints = __m256i;
+static Ints dot(Ints sum, Ints a, Ints b) { return _mm256_dpbusd_avx_epi32(sum, a, b); }
+static Ints set(int i) { return _mm256_set1_epi32(i); }
+#endif
+// Twelve sums, more than latency times rate needs. The empty statement keeps the compiler from folding the loop.
+extern "C" double operations(long rounds) {
+    Ints sums[12], a = set(3), b = set(5);
+    for (int i = 0; i < 12; ++i) sums[i] = set(i);
+    for (long round = 0; round < rounds; ++round) {
+        for (int i = 0; i < 12; ++i) sums[i] = dot(sums[i], a, b);
+        asm volatile("" : "+v"(a), "+v"(b));
+    }
+    int out[sizeof(Ints) / 4];
+    long total = 0;
+    for (int i = 0; i < 12; ++i) {
+        __builtin_memcpy(out, &sums[i], sizeof out);
+        total += out[0];
+    }
+    return total == 42 ? 0 : 12.0 * rounds * sizeof(Ints) * 2;
+}
+"""
+
+
+def read_bandwidth(size: int = 1 << 28) -> float:
+    """Bytes a second: the sum of a large tensor."""
+    values = torch.ones(size // 4)
+    start = time.perf_counter()
+    values.sum()
+    return size / (time.perf_counter() - start)
+
+
+def integer_rate(rounds: int = 10_000_000) -> float | None:
+    """Operations a second, a multiplication and an addition counted as two."""
+    loop = _loop()
+    if loop is None:
+        return None
+    threads = [threading.Thread(target=loop, args=(rounds,)) for _ in range(torch.get_num_threads())]
+    start = time.perf_counter()
+    for thread in threads:
+        thread.start()  # ctypes lets go of the interpreter's lock
+    for thread in threads:
+        thread.join()
+    return len(threads) * float(loop(1)) * rounds / (time.perf_counter() - start)
+
+
+@cache
+def _loop() -> ctypes._NamedFuncPointer | None:
+    with tempfile.TemporaryDirectory() as folder:
+        source, library = Path(folder, "loop.cpp"), Path(folder, "loop.so")
+        source.write_text(SOURCE)
+        command = ["g++", "-O3", "-march=native", "-shared", "-fPIC", str(source), "-o", str(library)]
+        try:
+            subprocess.run(command, check=True, capture_output=True)
+        except (OSError, subprocess.CalledProcessError):
+            return None
+        function = ctypes.CDLL(str(library)).operations
+    function.restype, function.argtypes = ctypes.c_double, [ctypes.c_long]
+    return function

@@ -26,6 +26,8 @@ from tests.server.scripts import AGENT, CALLER, TALKER, V3_1_TEMPLATE
 from tests.tiny_model import save_tiny_model
 
 START_SECONDS = 60
+CONTEXT = 32768  # tokens of the chat models: more than a fast machine writes during a test
+ROOM = ("--set", f"cache_tokens={CONTEXT}")
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ def chat_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def chat_home(chat_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Interrupted]:
     """A server's folder after it was killed."""
     folder = tmp_path_factory.mktemp("chat")
-    killed = start_server(chat_model, folder / "stderr")
+    killed = start_server(chat_model, folder / "stderr", options=ROOM)
     with httpx.Client(base_url=f"{killed.url}/api", timeout=20) as client:
         conversation = client.post("/conversations", json={}).json()["id"]
         ask = {"parent": None, "content": "Think!", "model": "tiny", "effort": None}
@@ -138,7 +140,7 @@ def chat_home(chat_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tup
 @pytest.fixture(scope="session")
 def chat_server(chat_model: Path, chat_home: tuple[Path, Interrupted]) -> Iterator[Server]:
     """A server that found a killed one's database."""
-    running = start_server(chat_model, chat_home[0] / "stderr")
+    running = start_server(chat_model, chat_home[0] / "stderr", options=ROOM)
     yield running
     running.process.terminate()
     assert running.process.wait(20) == 0

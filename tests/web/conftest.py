@@ -94,6 +94,7 @@ def address(folder: Path, key: str) -> Iterator[str]:
         save_scripted_model(folder / "endless", scripts.ENDLESS, scripts.TEMPLATE),
     ]
     command = [sys.executable, "-m", "porcelet", "serve", "--port", "0", "--require-key", "--set", "threads=1"]
+    command += ["--set", "cache_tokens=262144"]  # "endless" is to outlast a test on a fast machine too
     command += [option for model in models for option in ("--model", str(model))]
     log = folder / "stderr"
     with log.open("wb") as stderr:

@@ -18,7 +18,7 @@ import pytest
 from porcelet.server.conversations.history import messages_of
 from porcelet.server.conversations.question import FILE_TEMPLATE
 from porcelet.server.store import Database
-from tests.server.conftest import THE_ANSWER, Interrupted, Server, start_server
+from tests.server.conftest import CONTEXT, THE_ANSWER, Interrupted, Server, start_server
 
 Json = dict[str, Any]
 
@@ -98,7 +98,7 @@ def test_session(client: httpx.Client) -> None:
     assert session["user"] == {"name": "local"} and session["login"] is False
     assert session["default_model"] == "tiny"
     (model,) = session["models"]
-    facts = {"name": "tiny", "context": 16384, "thinking": "always", "examples": []}
+    facts = {"name": "tiny", "context": CONTEXT, "thinking": "always", "examples": []}
     assert model == facts | {"loading": None, "failure": None}
 
 
@@ -229,9 +229,9 @@ def test_files_come_in_front_of_the_question(chat: Chat) -> None:
 
 def test_too_long_stores_nothing(chat: Chat) -> None:
     """A conversation that the context does not hold is refused by its own code, and leaves no trace."""
-    response = chat.post("x" * 20_000)
+    response = chat.post("x" * (CONTEXT + 4000))
     assert (response.status_code, response.json()["error"]["code"]) == (400, "context_length_exceeded")
-    assert "16384" in response.json()["error"]["message"]
+    assert str(CONTEXT) in response.json()["error"]["message"]
     assert chat.tree() == [] and chat.facts()["title"] == ""
 
 

@@ -13,10 +13,9 @@ import pytest
 
 from porcelet.server.conversations import pdf
 from porcelet.server.conversations.uploads import MAX_FILE_BYTES
-from tests.server.conftest import Server
+from tests.server.conftest import CONTEXT, Server
 from tests.server.pdf_file import encrypted, pdf_of
 
-CONTEXT = 16384  # of the tests' model, whose tokens are bytes
 PDF = pdf_of(["Hello from page one", "", "and three"])
 
 
@@ -81,7 +80,7 @@ def test_unreadable(chat_server: Server, data: bytes, code: str, reason: str) ->
         (b"x" * CONTEXT, f" {CONTEXT} tokens"),
         (("你" * 1000 + "\n").encode() * 100, "about 300"),
         (b"word " * 1_000_000, "about 5000000"),
-        (pdf_of(["many words " * 2000]), " 22"),
+        (pdf_of(["many words " * 4000]), " 44"),
     ],
     ids=["by one", "by far", "many megabytes", "pdf"],
 )

@@ -5,7 +5,7 @@
 
 A figure stands in the text before an invisible mark that names its source, benchmark and path within `results`:
 
-    about 80<!-- decode:porcelet_int8_1.decode --> tokens/s
+    about 80<!-- decode:stored_1.decode --> tokens/s
 
 The newest line of that benchmark must hold that number, rounded as the text writes it. A number with a unit of speed
 and without a mark is a claim without a source: both are errors.

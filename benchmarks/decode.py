@@ -60,7 +60,7 @@ def main() -> None:
     threads = torch.get_num_threads()
     engines = {name: variant(name) for name in options.weights}
     for name in options.formats if "llama.cpp" in options.rival else []:
-        engines[f"llama.cpp_{name}"] = partial(run_llama, name, threads)
+        engines[f"llama_{name}"] = partial(run_llama, name, threads)
     if "openvino" in options.rival:
         engines["openvino_int8"] = openvino(threads)
     results: dict[str, Mapping[str, float]] = {}

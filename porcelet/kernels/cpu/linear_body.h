@@ -116,6 +116,22 @@ void each_quad(Visit visit) {
     }
 }
 
+// The products with the lower bytes of the tokens whose group is wide.
+template <class V, Format F, size_t R, size_t NT>
+__attribute__((noinline)) void add_low_bytes(const uint8_t* const* rows, const typename V::Record* const* x, size_t group,
+                                             typename V::Ints (*sums)[NT]) {
+    for (size_t t = 0; t < NT; ++t) {
+        if (!x[t][group].is_wide) continue;
+        typename V::Ints dots[R];
+        for (size_t r = 0; r < R; ++r) dots[r] = V::times_256(sums[r][t]);
+        each_quad<V, F>([&](size_t quad, auto load) {
+            const auto values = V::low_values(x[t][group], quad);
+            for (size_t r = 0; r < R; ++r) dots[r] = V::dot(dots[r], load(rows[r]), values);
+        });
+        for (size_t r = 0; r < R; ++r) sums[r][t] = dots[r];
+    }
+}
+
 // R vectors of rows, the first of them number `vector` of these tiles, times NT tokens.
 template <class V, Format F, size_t R, size_t NT>
 void multiply_rows(const uint8_t* packed, size_t groups, const std::byte* const* records, float* const* out, size_t vector,
@@ -150,13 +166,13 @@ void multiply_rows(const uint8_t* packed, size_t groups, const std::byte* const*
             }
         });
         if constexpr (V::has_limbs)
-            for (size_t t = 0; wide && t < NT; ++t) {
-                if (!x[t][group].is_wide) continue;
-                for (size_t r = 0; r < R; ++r) dots[r][t] = V::times_256(dots[r][t]);
-                each_quad<V, F>([&](size_t quad, auto load) {
-                    const auto values = V::low_values(x[t][group], quad);
-                    for (size_t r = 0; r < R; ++r) dots[r][t] = V::dot(dots[r][t], load(rows[r]), values);
-                });
+            if (wide) {  // by way of memory: without it the sums stay in registers
+                typename V::Ints wider[R][NT];
+                for (size_t r = 0; r < R; ++r)
+                    for (size_t t = 0; t < NT; ++t) wider[r][t] = dots[r][t];
+                add_low_bytes<V, F, R, NT>(rows, x, group, wider);
+                for (size_t r = 0; r < R; ++r)
+                    for (size_t t = 0; t < NT; ++t) dots[r][t] = wider[r][t];
             }
         for (size_t r = 0; r < R; ++r) {
             const uint8_t* const halves = rows[r] + half_offset[r];

@@ -83,7 +83,7 @@ def load(path: Path, weights: str = "float32", progress: Progress = no_progress)
     """
     checkpoint = _without_absent_mtp(open_checkpoint(path))
     weights = _format(weights, checkpoint)
-    check_fits(checkpoint.config, weights, str(path))
+    check_fits(checkpoint.config, weights, str(path), sum(stored.num_bytes for stored in checkpoint.tensors))
     model = build(checkpoint.config, device="meta")
     fill(model, checkpoint.tensors, str(path), weights, progress)
     return model.eval()

@@ -9,14 +9,14 @@ from porcelet.config import ModelConfig
 from porcelet.errors import CapacityError
 
 
-def check_fits(config: ModelConfig, weights: str, source: str) -> None:
-    """`weights` is the format they are kept in.
+def check_fits(config: ModelConfig, weights: str, source: str, stored_bytes: int = 0) -> None:
+    """`weights` is the format they are kept in; "stored" takes a quarter more than the file's `stored_bytes` at most.
 
     Raises:
         CapacityError: they need more memory than can be had; it says which format would fit.
     """
     available = available_memory()
-    needed = weight_bytes(config, weights)
+    needed = stored_bytes * 5 // 4 if weights == "stored" else weight_bytes(config, weights)
     if needed <= available:
         return
     fitting = [other for other in ("int8", "int4") if other != weights and weight_bytes(config, other) <= available]
@@ -27,10 +27,10 @@ def check_fits(config: ModelConfig, weights: str, source: str) -> None:
 
 
 def weight_bytes(config: ModelConfig, weights: str) -> int:
-    """Memory of a model's weights without the MTP layer: float32, int8 (what a file stores may be less), int4, or fp8,
-    where what stays float32 is little."""
-    if weights in ("int8", "int4", "stored"):
-        return config.packed_bytes(4 if weights == "int4" else 8)
+    """Memory of a model's weights without the MTP layer: float32, int8, int4, or fp8, where what stays float32 is
+    little."""
+    if weights in ("int8", "int4"):
+        return config.packed_bytes(int(weights.removeprefix("int")))
     return config.num_parameters() * (1 if weights == "fp8" else 4)
 
 

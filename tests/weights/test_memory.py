@@ -28,6 +28,9 @@ def test_a_model_that_is_too_large_names_what_would_fit() -> None:
     fits_as_int8 = replace(huge, num_hidden_layers=math.ceil(1.5 * available_memory() / layer))
     with pytest.raises(CapacityError, match=r"big takes .* GB as float32, .* available; load it with weights=int8"):
         check_fits(fits_as_int8, "float32", "big")
+    check_fits(huge, "stored", "big", available_memory() // 2)  # what a file stores decides
+    with pytest.raises(CapacityError, match=r"big takes .* GB as stored"):
+        check_fits(huge, "stored", "big", available_memory())
     too_large = replace(huge, num_hidden_layers=math.ceil(20 * available_memory() / layer))
     with pytest.raises(CapacityError, match="free some memory, or take a smaller model"):
         check_fits(too_large, "float32", "bigger")

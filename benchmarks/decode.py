@@ -102,10 +102,10 @@ def floor(config: ModelConfig, number: int, context: int) -> dict[str, float]:
     }
 
 
-Engine_ = Callable[[int, int, int], Mapping[str, float]]  # (sequences, prompt tokens, new tokens) → rates
+Measured = Callable[[int, int, int], Mapping[str, float]]  # (sequences, prompt tokens, new tokens) → rates
 
 
-def variant(name: str) -> Engine_:
+def variant(name: str) -> Measured:
     """One of ours, or transformers, in this process."""
     stored = hub.resolve(hub.DEFAULT_MODEL)
     if name == "transformers":
@@ -181,7 +181,7 @@ def run_llama(name: str, threads: int, number: int, length: int, num_new: int) -
     return {"prefill": found["speed_pp"], "decode": found["speed_tg"]}
 
 
-def openvino(threads: int) -> Engine_:
+def openvino(threads: int) -> Measured:
     """Its process, started once."""
     from benchmarks.serve import Process, engines
 

@@ -113,6 +113,11 @@ def test_the_native_body_serves_the_default_model(quick: Transformer) -> None:
     assert linear.chosen(Key("cpu", type(quick.lm_head.weight).__name__, torch.float32, False)) == "cpu_packed"
 
 
+def test_prompts_of_packed_models_are_replayed(exact: Transformer, quick: Transformer) -> None:
+    """As many tokens as a step may have; where linear layers are float32, few."""
+    assert Engine(quick).runner.capacity == 512 and Engine(exact).runner.capacity == 64
+
+
 @torch.inference_mode()
 def test_rounding_keeps_the_perplexity(exact: Transformer, quick: Transformer, default_model: Path) -> None:
     """On English prose, rounded activations change the perplexity by less than 0.5 %, and the distribution of the next

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 PAGE_SIZE = 64  # tokens a cache page holds; FlashMLA's block size
-# Tokens up to which a step is replayed from its recording, and which guesses do not exceed; longer steps hold prompts,
-# for which Python's time is little.
+# Tokens up to which a step of any model is replayed from its recording, and which guesses do not exceed; longer ones
+# hold prompts, for which Python's time is little. A packed model's are replayed too.
 REPLAYED_TOKENS = 64
 
 

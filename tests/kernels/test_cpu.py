@@ -233,6 +233,18 @@ def test_linear_takes_the_native_body_and_stays_near_the_reference(N: int, K: in
     assert (out - exact).abs().max() <= 1e-2 * largest
 
 
+def test_all_activations_in_16_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PORCELET_ACTIVATIONS=16 stays within 1e-4 of the largest value of the exact product; other words are refused."""
+    monkeypatch.setenv("PORCELET_ACTIVATIONS", "16")
+    weight, x = make_weight(192, 576), make_tokens(17, 576)
+    exact = x @ weight.dequantize().T
+    for out in (linear(x, weight), linear.reference(x, weight)):
+        assert (out - exact).abs().max() <= 1e-4 * exact.abs().max()
+    monkeypatch.setenv("PORCELET_ACTIVATIONS", "12")
+    with pytest.raises(InputError, match="PORCELET_ACTIVATIONS is '12'; it must be 8 or 16"):
+        linear(x, weight)
+
+
 def test_outliers_are_rounded_by_themselves() -> None:
     """A group of outliers is rounded to two bytes a value, the others to one, each within half a step."""
     x = torch.randn(7, 20 * GROUP)

@@ -38,10 +38,10 @@ def past(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["float32", "float16"])
 @pytest.mark.parametrize("isa", HERE)
 def test_attention_equals_its_definition(isa: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Odd widths and groups, drafts, several parts: every instruction set agrees with the reference."""
+    """Odd widths and groups, drafts, several parts, prompts: every instruction set agrees with the reference."""
     monkeypatch.setenv("PORCELET_ISA", isa)
     for shape, (lengths, new) in itertools.product(
-        SHAPES, [((1, 5), (1, 1)), ((130, 300, 64), (1, 3, 2)), ((20, 400), (8, 8))]
+        SHAPES, [((1, 5), (1, 1)), ((130, 300, 64), (1, 3, 2)), ((20, 400), (8, 8)), ((90, 300), (90, 150))]
     ):
         args = past(lengths, new, shape, dtype)
         out, expected = attention_paged(*args, 0.3), attention_paged.reference(*args, 0.3)
@@ -58,7 +58,7 @@ def test_a_sequence_does_not_depend_on_its_batch(isa: str, monkeypatch: pytest.M
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
             whole = attention_paged(q, k, v, cuts, lengths, tables, 0.3)
-            for row in range(3):
+            for row in range(4):
                 rows = slice(int(cuts[row]), int(cuts[row + 1]))
                 count = rows.stop - rows.start
                 own = lengths[row : row + 1], tables[row : row + 1]

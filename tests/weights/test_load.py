@@ -22,8 +22,10 @@ from porcelet.engine.engine import Engine
 from porcelet.errors import ModelError
 from porcelet.kernels import OPS
 from porcelet.kernels.attention import Segments
-from porcelet.kernels.linear import FP8Weight, PackedWeight
-from porcelet.models.attention import PackedView
+from porcelet.kernels.experts import PackedExperts
+from porcelet.kernels.linear import FP8Weight, PackedHeads, PackedWeight
+from porcelet.models.attention import MLA, PackedView
+from porcelet.models.experts import Experts
 from porcelet.models.layers import Linear
 from porcelet.models.transformer import Transformer, build, initialize
 from porcelet.types import SamplingParams
@@ -118,8 +120,23 @@ def test_int8_follows_float32_from_every_format(
 
 def assert_near(quick: Transformer, exact: Transformer, share: float) -> None:
     """Every quantised layer's weights lie within a share of its largest; the others are equal; some are quantised."""
-    num_quantised = 0
+    num_quantised, num_absorbed, c = 0, 0, quick.config
     for name, module in exact.named_modules():
+        if isinstance(module, Experts):
+            for leaf in ("gate_up_proj", "down_proj"):
+                stack, dense = getattr(quick.get_submodule(name), leaf), getattr(module, leaf)
+                assert isinstance(stack, PackedExperts) == (c.hidden_size % 32 == c.moe_intermediate_size % 32 == 0)
+                if not isinstance(stack, PackedExperts):
+                    continue
+                values = torch.stack([stack.dequantize(expert) for expert in range(len(dense))])
+                assert (values - dense).abs().max() <= share * dense.abs().max(), (name, leaf)
+        if isinstance(module, MLA):
+            packed = quick.get_submodule(name)
+            for weight, expected in zip(packed._absorbed_weights(), module._absorbed_weights(), strict=True):
+                if isinstance(weight, PackedHeads):
+                    values = torch.stack([weight[head].dequantize() for head in range(module.heads)])
+                    assert (values - expected).abs().max() <= 0.01 * expected.abs().max(), name
+                    num_absorbed += 1
         if not isinstance(module, Linear):
             continue
         weight, expected = quick.get_submodule(name).weight, module.weight
@@ -129,6 +146,8 @@ def assert_near(quick: Transformer, exact: Transformer, share: float) -> None:
         joined = name.endswith("kv_b_proj")  # GGUF keeps it in two parts, one turned over: it comes as floats
         assert (values - expected).abs().max() <= (0.005 if joined else share) * expected.abs().max(), name
     assert num_quantised
+    fits = c.is_mla and c.qk_nope_head_dim % 32 == c.kv_lora_rank % 32 == c.v_head_dim % 16 == 0
+    assert num_absorbed == 2 * c.num_hidden_layers * fits
 
 
 def test_groups_that_old_gguf_files_leave_out() -> None:

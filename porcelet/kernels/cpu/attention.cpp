@@ -64,13 +64,13 @@ void attention(const AttentionArgs& args, size_t rows, const Team& team) {
         const auto partial_of = [&](size_t i) { return partial + i * stride; };
         // Calls visit(rows, place, count, ahead) page by page, with the distance to the rows of the next page, or of `then`.
         const auto each_page = [&](const CacheView& view, size_t width, const CacheView& then, auto visit) {
-            for (size_t token = first; token < end; token += args.page_size) {
-                const int64_t* const page = args.tables + r.sequence * args.max_pages + token / args.page_size;
-                const Matrix rows = view.rows(*args.body, page[0], 0, kv_head, std::min(args.page_size, end - token), width, widened);
-                const bool is_last = token + args.page_size >= end;
-                const size_t ahead = is_last ? view.distance(page[0], then, args.tables[r.sequence * args.max_pages + first / args.page_size], kv_head)
-                                             : view.distance(page[0], view, page[1], kv_head);
-                visit(rows, token - first, std::min(args.page_size, end - token), ahead);
+            const int64_t* const pages = args.tables + r.sequence * args.max_pages + first / args.page_size;
+            for (size_t place = 0; place < end - first; place += args.page_size) {
+                const size_t number = place / args.page_size, count = std::min(args.page_size, end - first - place);
+                const bool is_last = place + args.page_size >= end - first;
+                const size_t ahead = is_last ? view.distance(pages[number], then, pages[0], kv_head)
+                                             : view.distance(pages[number], view, pages[number + 1], kv_head);
+                visit(view.rows(*args.body, pages[number], kv_head, count, width, widened), place, count, ahead);
             }
         };
         each_page(args.k, args.k_width, args.v, [&](Matrix keys, size_t place, size_t count, size_t ahead) {

@@ -15,9 +15,9 @@ struct CacheView {
     CacheType type;
     size_t page_stride, slot_stride, head_stride;
 
-    // `count` tokens of one head from a slot of a page on, `width` floats each: where they lie, or widened.
-    Matrix rows(const FloatBody& body, size_t page, size_t slot, size_t head, size_t count, size_t width, float* widened) const {
-        const size_t offset = page * page_stride + slot * slot_stride + head * head_stride;
+    // The first `count` tokens of a page, of one head, `width` floats each: where they lie, or widened.
+    Matrix rows(const FloatBody& body, size_t page, size_t head, size_t count, size_t width, float* widened) const {
+        const size_t offset = page * page_stride + head * head_stride;
         if (type == CacheType::float32) return {static_cast<const float*>(first) + offset, slot_stride};
         for (size_t i = 0; i < count; ++i)
             body.widen(static_cast<const uint16_t*>(first) + offset + i * slot_stride, widened + i * width, width);

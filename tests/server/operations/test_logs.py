@@ -61,15 +61,24 @@ def test_access_lines(logging_server: Running) -> None:
 
 def test_streams_count_their_tokens(logging_server: Running) -> None:
     """A stream's line comes when it is over, with its tokens; one that was left says what had come."""
+    url = f"{logging_server.url}/v1/chat/completions"
+
+    def line_of(id: str) -> dict[str, object]:
+        logging_server.wait_for(lambda: any(line.get("request_id") == id for line in lines(logging_server)))
+        (line,) = [line for line in lines(logging_server) if line.get("request_id") == id]
+        return line
+
     headers = {"X-Request-Id": "streamed"}
-    with httpx.stream(
-        "POST", f"{logging_server.url}/v1/chat/completions", json=ASK | {"stream": True}, headers=headers, timeout=20
-    ) as stream:
-        assert all(line["request_id"] != "streamed" for line in lines(logging_server) if "request_id" in line)
+    with httpx.stream("POST", url, json=ASK | {"stream": True}, headers=headers, timeout=20) as stream:
         stream.read()
-    logging_server.wait_for(lambda: any(line.get("request_id") == "streamed" for line in lines(logging_server)))
-    (line,) = [line for line in lines(logging_server) if line.get("request_id") == "streamed"]
-    assert line["generated_tokens"] == 7
+    assert line_of("streamed")["generated_tokens"] == 7
+    headers = {"X-Request-Id": "left"}
+    endless = ASK | {"stream": True, "max_tokens": 50_000, "ignore_eos": True}
+    with httpx.stream("POST", url, json=endless, headers=headers, timeout=20) as stream:
+        next(stream.iter_bytes())
+        assert all(line.get("request_id") != "left" for line in lines(logging_server))
+    left = line_of("left")["generated_tokens"]
+    assert isinstance(left, int) and 0 < left < 50_000
 
 
 def test_exceptions_are_a_field() -> None:

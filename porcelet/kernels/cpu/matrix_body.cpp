@@ -12,11 +12,14 @@ namespace {
 
 static_assert(TILE_ROWS == 4, "store_sums takes the sums of one tile");
 
-// `= {}` becomes a call that clears memory (GCC 12), from which the registers are then loaded: a seventh of a tile of 256 columns.
+// Loops over registers are unrolled early, by pragmas: otherwise GCC 12 also stores the sums to memory at each turn, though nothing reads
+// them there. And `= {}` becomes a call that clears memory.
 template <size_t NT, size_t N>
 void clear(Floats (&sums)[NT][N]) {
-    for (auto& token : sums)
-        for (Floats& sum : token) sum = Set::broadcast(0.0f);
+#pragma GCC unroll 6
+    for (size_t t = 0; t < NT; ++t)
+#pragma GCC unroll 8
+        for (size_t n = 0; n < N; ++n) sums[t][n] = Set::broadcast(0.0f);
 }
 
 // Up to four rows. A missing row is computed as the last one once more, and not stored: the sums of the others stay as they are.
@@ -30,9 +33,12 @@ void dot_tile(Matrix weight, size_t rows, size_t K, const float* const* x, float
     clear(sums);
     const auto step = [&](size_t k, auto load) {
         Floats tokens[NT];
+#pragma GCC unroll 6
         for (size_t t = 0; t < NT; ++t) tokens[t] = load(x[t] + k);
+#pragma GCC unroll 4
         for (size_t r = 0; r < TILE_ROWS; ++r) {
             const Floats values = load(w[r] + k);
+#pragma GCC unroll 6
             for (size_t t = 0; t < NT; ++t) sums[t][r] = Set::fma(values, tokens[t], sums[t][r]);
         }
     };
@@ -42,6 +48,7 @@ void dot_tile(Matrix weight, size_t rows, size_t K, const float* const* x, float
         step(k, [](const float* p) { return Set::load(p); });
     }
     if constexpr (TAIL) step(k, [=](const float* p) { return Set::load(p, K - k); });
+#pragma GCC unroll 6
     for (size_t t = 0; t < NT; ++t) Set::store_sums(out[t] + first_row, sums[t], rows);
 }
 
@@ -56,7 +63,9 @@ template <size_t NT, size_t NV, bool ON>
 void mix_tile(Matrix weight, size_t rows, const float* const* x, float* const* out, size_t ahead, size_t column, size_t count) {
     Floats sums[NT][NV];
     clear(sums);
+#pragma GCC unroll 6
     for (size_t t = 0; ON && t < NT; ++t) {
+#pragma GCC unroll 8
         for (size_t v = 0; v + 1 < NV; ++v) sums[t][v] = Set::load(out[t] + column + v * Set::lanes);
         sums[t][NV - 1] = Set::load(out[t] + column + (NV - 1) * Set::lanes, count);
     }
@@ -64,12 +73,19 @@ void mix_tile(Matrix weight, size_t rows, const float* const* x, float* const* o
         const float* w = weight.first + row * weight.stride + column;
         for (size_t v = 0; NT <= 3 && v < NV; ++v) __builtin_prefetch(w + ahead + v * Set::lanes, 0, 2);
         Floats values[NV];
+#pragma GCC unroll 8
         for (size_t v = 0; v + 1 < NV; ++v) values[v] = Set::load(w + v * Set::lanes);
         values[NV - 1] = Set::load(w + (NV - 1) * Set::lanes, count);
-        for (size_t t = 0; t < NT; ++t)
-            for (size_t v = 0; v < NV; ++v) sums[t][v] = Set::fma(Set::broadcast(x[t][row]), values[v], sums[t][v]);
+#pragma GCC unroll 6
+        for (size_t t = 0; t < NT; ++t) {
+            const Floats factor = Set::broadcast(x[t][row]);
+#pragma GCC unroll 8
+            for (size_t v = 0; v < NV; ++v) sums[t][v] = Set::fma(factor, values[v], sums[t][v]);
+        }
     }
+#pragma GCC unroll 6
     for (size_t t = 0; t < NT; ++t) {
+#pragma GCC unroll 8
         for (size_t v = 0; v + 1 < NV; ++v) Set::store(out[t] + column + v * Set::lanes, sums[t][v]);
         Set::store(out[t] + column + (NV - 1) * Set::lanes, sums[t][NV - 1], count);
     }

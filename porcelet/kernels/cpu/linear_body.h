@@ -25,6 +25,7 @@
 
 #include "half.h"
 #include "linear.h"
+#include "unroll.h"
 
 namespace porcelet {
 namespace {
@@ -105,31 +106,15 @@ void quantize(const float* x, size_t groups, size_t first, size_t last, float wi
 
 // Calls visit(quad, load) for the eight quads of a block; load(block) gives the quad's weights for `lanes` rows.
 template <class V, Format F, class Visit>
-void each_quad(Visit visit) {
-    for (size_t line = 0; line < lines(F); ++line) {
+PORCELET_INLINE inline void each_quad(Visit visit) {
+    repeat<lines(F)>([&](size_t line) PORCELET_INLINE {
         if constexpr (F == Format::int8) {
-            visit(line, [=](const uint8_t* block) { return V::whole(block + line * LINE); });
+            visit(line, [=](const uint8_t* block) PORCELET_INLINE { return V::whole(block + line * LINE); });
         } else {
-            visit(line, [=](const uint8_t* block) { return V::low(block + line * LINE); });
-            visit(line + lines(F), [=](const uint8_t* block) { return V::high(block + line * LINE); });
+            visit(line, [=](const uint8_t* block) PORCELET_INLINE { return V::low(block + line * LINE); });
+            visit(line + lines(F), [=](const uint8_t* block) PORCELET_INLINE { return V::high(block + line * LINE); });
         }
-    }
-}
-
-// The products with the lower bytes of the tokens whose group is wide.
-template <class V, Format F, size_t R, size_t NT>
-__attribute__((noinline)) void add_low_bytes(const uint8_t* const* rows, const typename V::Record* const* x, size_t group,
-                                             typename V::Ints (*sums)[NT]) {
-    for (size_t t = 0; t < NT; ++t) {
-        if (!x[t][group].is_wide) continue;
-        typename V::Ints dots[R];
-        for (size_t r = 0; r < R; ++r) dots[r] = V::times_256(sums[r][t]);
-        each_quad<V, F>([&](size_t quad, auto load) {
-            const auto values = V::low_values(x[t][group], quad);
-            for (size_t r = 0; r < R; ++r) dots[r] = V::dot(dots[r], load(rows[r]), values);
-        });
-        for (size_t r = 0; r < R; ++r) sums[r][t] = dots[r];
-    }
+    });
 }
 
 // R vectors of rows, the first of them number `vector` of these tiles, times NT tokens.
@@ -139,60 +124,61 @@ void multiply_rows(const uint8_t* packed, size_t groups, const std::byte* const*
     constexpr size_t vectors_a_tile = TILE / V::lanes, block = block_bytes(F), ahead = 8 * block;
     using Record = typename V::Record;
     const uint8_t* rows[R];
-    for (size_t r = 0; r < R; ++r)
-        rows[r] = packed + (vector + r) / vectors_a_tile * groups * block + (vector + r) % vectors_a_tile * V::lanes * 4;
     size_t half_offset[R];  // from a vector's first byte in a block to its scales
-    for (size_t r = 0; r < R; ++r) half_offset[r] = lines(F) * LINE - (vector + r) % vectors_a_tile * V::lanes * 2;
+    repeat<R>([&](size_t r) PORCELET_INLINE {
+        const size_t tile = (vector + r) / vectors_a_tile, place = (vector + r) % vectors_a_tile;
+        rows[r] = packed + tile * groups * block + place * V::lanes * 4;
+        half_offset[r] = lines(F) * LINE - place * V::lanes * 2;
+    });
     const Record* x[NT];
-    for (size_t t = 0; t < NT; ++t) x[t] = reinterpret_cast<const Record*>(records[t]);
-    typename V::Floats sums[R][NT];
-    for (size_t r = 0; r < R; ++r)
-        for (size_t t = 0; t < NT; ++t) sums[r][t] = V::broadcast(0.0f);
+    repeat<NT>([&](size_t t) PORCELET_INLINE { x[t] = reinterpret_cast<const Record*>(records[t]); });
+    typename V::Floats sums[NT][R];
+    const auto each_sum = [&](auto visit) PORCELET_INLINE {
+        repeat<NT>([&](size_t t) PORCELET_INLINE { repeat<R>([&](size_t r) PORCELET_INLINE { visit(t, r); }); });
+    };
+    each_sum([&](size_t t, size_t r) PORCELET_INLINE { sums[t][r] = V::broadcast(0.0f); });
     for (size_t group = 0; group < groups; ++group) {
         if constexpr (NT == 1)  // the weights come from memory and set the pace
             for (size_t line = 0; line < block; line += LINE) __builtin_prefetch(rows[0] + ahead + line);
-        typename V::Ints dots[R][NT];
-        uint32_t wide = 0;
-        for (size_t t = 0; t < NT; ++t) {
-            wide |= x[t][group].is_wide;
-            for (size_t r = 0; r < R; ++r) dots[r][t] = V::zero();
-        }
-        each_quad<V, F>([&](size_t quad, auto load) {
+        typename V::Ints dots[NT][R];
+        each_sum([&](size_t t, size_t r) PORCELET_INLINE { dots[t][r] = V::zero(); });
+        each_quad<V, F>([&](size_t quad, auto load) PORCELET_INLINE {
             typename V::Quad w[R];
-            for (size_t r = 0; r < R; ++r) w[r] = load(rows[r]);
-            for (size_t t = 0; t < NT; ++t) {
+            repeat<R>([&](size_t r) PORCELET_INLINE { w[r] = load(rows[r]); });
+            repeat<NT>([&](size_t t) PORCELET_INLINE {
                 const auto values = V::values(x[t][group], quad);
-                for (size_t r = 0; r < R; ++r) dots[r][t] = V::dot(dots[r][t], w[r], values);
-            }
+                repeat<R>([&](size_t r) PORCELET_INLINE { dots[t][r] = V::dot(dots[t][r], w[r], values); });
+            });
         });
         if constexpr (V::has_limbs)
-            if (wide) {  // by way of memory: without it the sums stay in registers
-                typename V::Ints wider[R][NT];
-                for (size_t r = 0; r < R; ++r)
-                    for (size_t t = 0; t < NT; ++t) wider[r][t] = dots[r][t];
-                add_low_bytes<V, F, R, NT>(rows, x, group, wider);
-                for (size_t r = 0; r < R; ++r)
-                    for (size_t t = 0; t < NT; ++t) dots[r][t] = wider[r][t];
-            }
-        for (size_t r = 0; r < R; ++r) {
+            repeat<NT>([&](size_t t) PORCELET_INLINE {
+                if (!x[t][group].is_wide) return;
+                asm volatile("" ::: "memory");  // or the weights above are kept for this, and push the sums out of the registers
+                repeat<R>([&](size_t r) PORCELET_INLINE { dots[t][r] = V::times_256(dots[t][r]); });
+                each_quad<V, F>([&](size_t quad, auto load) PORCELET_INLINE {
+                    const auto values = V::low_values(x[t][group], quad);
+                    repeat<R>([&](size_t r) PORCELET_INLINE { dots[t][r] = V::dot(dots[t][r], load(rows[r]), values); });
+                });
+            });
+        repeat<R>([&](size_t r) PORCELET_INLINE {
             const uint8_t* const halves = rows[r] + half_offset[r];
             const auto scale = V::halves(halves), minimum = V::halves(halves + TILE * 2);
-            for (size_t t = 0; t < NT; ++t) {
+            repeat<NT>([&](size_t t) PORCELET_INLINE {
                 const auto factor = V::multiply(scale, V::broadcast(x[t][group].scale));
-                sums[r][t] = V::fma(factor, V::to_float(dots[r][t]), sums[r][t]);
-                sums[r][t] = V::fma(minimum, V::broadcast(x[t][group].sum), sums[r][t]);
-            }
+                sums[t][r] = V::fma(factor, V::to_float(dots[t][r]), sums[t][r]);
+                sums[t][r] = V::fma(minimum, V::broadcast(x[t][group].sum), sums[t][r]);
+            });
             rows[r] += block;
-        }
+        });
     }
-    for (size_t r = 0; r < R; ++r) {
+    each_sum([&](size_t t, size_t r) PORCELET_INLINE {
         const size_t column = (vector + r) * V::lanes;
-        for (size_t t = 0; t < NT && column < columns; ++t) {
-            float values[V::lanes];
-            V::store(values, sums[r][t]);
-            std::memcpy(out[t] + column, values, std::min(V::lanes, columns - column) * sizeof(float));
-        }
-    }
+        if (column + V::lanes <= columns) return V::store(out[t] + column, sums[t][r]);
+        if (column >= columns) return;
+        float values[V::lanes];
+        V::store(values, sums[t][r]);
+        std::memcpy(out[t] + column, values, (columns - column) * sizeof(float));
+    });
 }
 
 template <class V, Format F, size_t NT>

@@ -52,8 +52,9 @@ void attention(const AttentionArgs& args, size_t rows, const Team& team) {
     items *= args.kv_heads * blocks;
 
     const size_t page_values = args.page_size * std::max(args.k_width, args.v_width);
-    float* const scores = scratch(QUERIES * (part + size) + page_values);
-    float* const whole = scores + QUERIES * part;  // the partial result of a row with one part
+    const size_t row_scores = whole_scores(part);
+    float* const scores = scratch(QUERIES * (row_scores + size) + page_values);
+    float* const whole = scores + QUERIES * row_scores;  // the partial result of a row with one part
     float* const widened = whole + QUERIES * size;
     const auto compute = [&](const Row& r, size_t kv_head, size_t block, size_t index) {
         const size_t head = kv_head * group + block * QUERIES, queries = std::min(QUERIES, group - block * QUERIES);
@@ -74,17 +75,18 @@ void attention(const AttentionArgs& args, size_t rows, const Team& team) {
             }
         };
         each_page(args.k, args.k_width, args.v, [&](Matrix keys, size_t place, size_t count, size_t ahead) {
-            each_rows(*args.matrices, queries, q_of, [&](size_t i) { return scores + i * part + place; },
+            each_rows(*args.matrices, queries, q_of, [&](size_t i) { return scores + i * row_scores + place; },
                       [&](size_t n, const float** x, float** out) {
                           args.matrices->dot[n - 1](keys, count, args.k_width, x, out, {ahead, 0, TILE_ROWS});
                       });
         });
         for (size_t i = 0; i < queries; ++i) {
             std::fill(partial_of(i), partial_of(i) + args.v_width, 0.0f);
-            args.body->exponentials(scores + i * part, end - first, args.scale, partial_of(i) + args.v_width);
+            args.body->exponentials(scores + i * row_scores, end - first, whole_scores(end - first), args.scale,
+                                    partial_of(i) + args.v_width);
         }
         each_page(args.v, args.v_width, args.v, [&](Matrix values, size_t place, size_t count, size_t ahead) {
-            each_rows(*args.matrices, queries, [&](size_t i) { return scores + i * part + place; }, partial_of,
+            each_rows(*args.matrices, queries, [&](size_t i) { return scores + i * row_scores + place; }, partial_of,
                       [&](size_t n, const float** x, float** out) {
                           args.matrices->mix_on[n - 1](values, count, args.v_width, x, out, ahead);
                       });

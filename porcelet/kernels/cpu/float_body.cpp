@@ -12,6 +12,7 @@
 
 #include "exponential.h"
 #include "half.h"
+#include "vectors.h"
 
 namespace porcelet {
 namespace {
@@ -37,9 +38,14 @@ void rope(const float* x, const float* cosine, const float* sine, float* out, si
     }
 }
 
+// gate / (1 + exp(-gate)) * up, a vector at a time: a value's bits do not depend on its place.
 void silu_mul(const float* gate, const float* up, float* out, size_t count) {
-#pragma omp simd
-    for (size_t i = 0; i < count; ++i) out[i] = gate[i] / (1.0f + exponential(-gate[i])) * up[i];
+    const Floats zero = Set::broadcast(0.0f), one = Set::broadcast(1.0f);
+    const auto activated = [=](Floats x, Floats y) { return x / (one + exponential_of(zero - x)) * y; };
+    size_t i = 0;
+    for (; i + Set::lanes <= count; i += Set::lanes) Set::store(out + i, activated(Set::load(gate + i), Set::load(up + i)));
+    const size_t rest = count - i;
+    if (rest) Set::store(out + i, activated(Set::load(gate + i, rest), Set::load(up + i, rest)), rest);
 }
 
 void narrow(const float* from, uint16_t* to, size_t count) {
@@ -60,20 +66,21 @@ void widen(const uint16_t* from, float* to, size_t count) {
     for (; i < count; ++i) to[i] = from_half(from[i]);
 }
 
-void exponentials(float* scores, size_t count, float scale, float* state) {
-    float largest = -INFINITY, sum = 0;
-#pragma omp simd reduction(max : largest)
-    for (size_t i = 0; i < count; ++i) {
-        scores[i] *= scale;
-        largest = std::max(largest, scores[i]);
-    }
-#pragma omp simd reduction(+ : sum)
-    for (size_t i = 0; i < count; ++i) {
-        scores[i] = exponential(scores[i] - largest);
-        sum += scores[i];
-    }
-    state[0] = largest;
-    state[1] = sum;
+// What is not visible gets weight zero, and adds 1e-38 to a sum of at least one.
+float weigh(float* scores, size_t visible, size_t count, float scale, float shift) {
+    const float sum = soften_all(scores, count, scale, shift);
+    for (size_t i = visible; i < count; ++i) scores[i] = 0.0f;
+    return sum;
+}
+
+float largest_visible(float* scores, size_t visible, size_t count, float scale) {
+    for (size_t i = visible; i < count; ++i) scores[i] = -INFINITY;
+    return scale * largest_of(scores, count);
+}
+
+void exponentials(float* scores, size_t visible, size_t count, float scale, float* state) {
+    state[0] = largest_visible(scores, visible, count, scale);
+    state[1] = weigh(scores, visible, count, scale, state[0]);
 }
 
 void merge(const float* partial, size_t parts, size_t v_width, float* out) {
@@ -90,27 +97,15 @@ void merge(const float* partial, size_t parts, size_t v_width, float* out) {
     for (size_t i = 0; i < v_width; ++i) out[i] /= sum;
 }
 
-// Whole rows are computed, so that a value never meets a loop's scalar end: its bits do not depend on what is visible beside it.
 void soften(float* scores, size_t visible, size_t count, float scale, float* state, float* out, size_t width) {
-    for (size_t i = visible; i < count; ++i) scores[i] = -INFINITY;
-    float largest = -INFINITY, sum = 0;
-#pragma omp simd reduction(max : largest)
-    for (size_t i = 0; i < count; ++i) {
-        scores[i] *= scale;
-        largest = std::max(largest, scores[i]);
-    }
-    largest = std::max(largest, state[0]);
-    const float factor = exponential(state[0] - largest);
-#pragma omp simd reduction(+ : sum)
-    for (size_t i = 0; i < count; ++i) {
-        scores[i] = exponential(scores[i] - largest);
-        sum += scores[i];
-    }
-    for (size_t i = visible; i < count; ++i) scores[i] = 0.0f;
-    if (state[0] < largest)
+    const float largest = std::max(largest_visible(scores, visible, count, scale), state[0]);
+    if (state[0] < largest) {
+        const float factor = exponential(state[0] - largest);
         for (size_t i = 0; i < width; ++i) out[i] *= factor;
-    state[0] = largest;
-    state[1] = state[1] * factor + sum;
+        state[0] = largest;
+        state[1] *= factor;
+    }
+    state[1] += weigh(scores, visible, count, scale, largest);
 }
 
 }  // namespace

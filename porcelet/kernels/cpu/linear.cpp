@@ -14,7 +14,7 @@ namespace porcelet {
 namespace {
 
 // Tokens that meet all tiles before the next ones do: their records stay in the second-level cache, their outputs in few pages.
-constexpr size_t CHUNK = 32;
+constexpr size_t CHUNK = 64;
 
 // Room of the calling thread, kept for its next call.
 uint8_t* scratch(size_t count) {

@@ -14,6 +14,7 @@
 #include <cmath>
 
 #include "exponential.h"
+#include "turn.h"
 #include "vectors.h"
 
 namespace porcelet {
@@ -94,40 +95,6 @@ void product(Left left, Right right, Out out, size_t rows, size_t terms, size_t 
     }
 }
 
-typedef float Four __attribute__((vector_size(16)));
-typedef int FourIndices __attribute__((vector_size(16)));
-
-Four load_four(const float* p) {
-    Four four;
-    std::memcpy(&four, p, sizeof four);
-    return four;
-}
-
-void turn_four(const float* from, size_t row_stride, float* to) {
-    constexpr FourIndices low = {0, 4, 1, 5}, high = {2, 6, 3, 7}, first = {0, 1, 4, 5}, second = {2, 3, 6, 7};
-    const Four a = load_four(from), b = load_four(from + row_stride);
-    const Four c = load_four(from + 2 * row_stride), d = load_four(from + 3 * row_stride);
-    const Four ab_low = __builtin_shuffle(a, b, low), ab_high = __builtin_shuffle(a, b, high);
-    const Four cd_low = __builtin_shuffle(c, d, low), cd_high = __builtin_shuffle(c, d, high);
-    const Four columns[4] = {__builtin_shuffle(ab_low, cd_low, first), __builtin_shuffle(ab_low, cd_low, second),
-                             __builtin_shuffle(ab_high, cd_high, first), __builtin_shuffle(ab_high, cd_high, second)};
-    for (size_t i = 0; i < 4; ++i) std::memcpy(to + i * BLOCK_KEYS, &columns[i], sizeof(Four));
-}
-
-// turned [width, BLOCK_KEYS] from `count` rows of `width` values, a cache line after the other.
-void turn(const float* rows, size_t row_stride, size_t count, size_t width, float* turned) {
-    constexpr size_t line = 16;
-    for (size_t first = 0; first < count; first += line)
-        for (size_t i = 0; i < width; i += 4) {
-            const size_t end = std::min(count, first + line), columns = std::min<size_t>(4, width - i);
-            size_t row = first;
-            for (; columns == 4 && row + 4 <= end; row += 4)
-                turn_four(rows + row * row_stride + i, row_stride, turned + i * BLOCK_KEYS + row);
-            for (; row < end; ++row)
-                for (size_t j = i; j < i + columns; ++j) turned[j * BLOCK_KEYS + row] = rows[row * row_stride + j];
-        }
-}
-
 // Side by side: heads are often a power of two apart, and their rows would push one another out of the first-level cache.
 void copy(const float* rows, size_t row_stride, size_t count, size_t width, float* copied) {
     for (size_t row = 0; row < count; ++row) std::memcpy(copied + row * width, rows + row * row_stride, width * sizeof(float));
@@ -199,35 +166,24 @@ void multiply(float* values, size_t count, float factor) {
 template <size_t WIDTH>
 struct Softmax {
     static void largest(const float* scores, size_t rows, float* largest) {
-        for (size_t r = 0; r < rows; ++r, scores += BLOCK_KEYS) {
-            float best = -INFINITY;
-#pragma omp simd reduction(max : best)
-            for (size_t i = 0; i < WIDTH; ++i) best = std::max(best, scores[i]);
-            largest[r] = best;
-        }
+        for (size_t r = 0; r < rows; ++r) largest[r] = largest_of(scores + r * BLOCK_KEYS, WIDTH);
     }
 
     // scores become exp(score * scale - shift).
     static void weights(float* scores, size_t rows, float scale, const float* shifts, float* sums) {
-        for (size_t r = 0; r < rows; ++r, scores += BLOCK_KEYS) {
-            float sum = 0;
-#pragma omp simd reduction(+ : sum)
-            for (size_t i = 0; i < WIDTH; ++i) {
-                scores[i] = exponential(scores[i] * scale - shifts[r]);
-                sum += scores[i];
-            }
-            sums[r] = sum;
-        }
+        for (size_t r = 0; r < rows; ++r) sums[r] = soften_all(scores + r * BLOCK_KEYS, WIDTH, scale, shifts[r]);
     }
 
     // And the gradients of weights become those of q times k.
     static void gradients(float* scores, float* gradients, size_t rows, float scale, const float* shifts, const float* deltas) {
-        for (size_t r = 0; r < rows; ++r, scores += BLOCK_KEYS, gradients += BLOCK_KEYS)
-#pragma omp simd
-            for (size_t i = 0; i < WIDTH; ++i) {
-                scores[i] = exponential(scores[i] * scale - shifts[r]);
-                gradients[i] = scores[i] * (gradients[i] - deltas[r]) * scale;
+        for (size_t r = 0; r < rows; ++r, scores += BLOCK_KEYS, gradients += BLOCK_KEYS) {
+            const Floats factor = Set::broadcast(scale), minus = Set::broadcast(-shifts[r]), delta = Set::broadcast(deltas[r]);
+            for (size_t i = 0; i < WIDTH; i += Set::lanes) {
+                const Floats weights = exponential_of(Set::fma(Set::load(scores + i), factor, minus));
+                Set::store(scores + i, weights);
+                Set::store(gradients + i, weights * (Set::load(gradients + i) - delta) * factor);
             }
+        }
     }
 };
 
@@ -284,7 +240,7 @@ void forward(const PackedAttentionArgs& args, SegmentTree tree, size_t kv_head, 
                 {args.out.at(first, head), args.out.row_stride, keys.seen > 0}, rows, seen, args.v_width);
     };
     each_block(tree, [&](const KeyBlock& keys, auto each_reader) {
-        turn(args.k.at(keys.rows.first, kv_head), args.k.row_stride, keys.count(), args.k_width, scratch.turned_keys);
+        turn(args.k.at(keys.rows.first, kv_head), args.k.row_stride, keys.count(), args.k_width, scratch.turned_keys, BLOCK_KEYS);
         copy(args.v.at(keys.rows.first, kv_head), args.v.row_stride, keys.count(), args.v_width, scratch.values);
         each_reader([&](const Readers& readers) {
             for (size_t head = kv_head * group; head < (kv_head + 1) * group; ++head)
@@ -345,9 +301,9 @@ void backward(const PackedAttentionArgs& args, const PackedAttentionGradients& g
     };
     each_block(tree, [&](const KeyBlock& keys, auto each_reader) {
         const float *const k = args.k.at(keys.rows.first, kv_head), *const v = args.v.at(keys.rows.first, kv_head);
-        turn(k, args.k.row_stride, keys.count(), args.k_width, scratch.turned_keys);
+        turn(k, args.k.row_stride, keys.count(), args.k_width, scratch.turned_keys, BLOCK_KEYS);
         copy(k, args.k.row_stride, keys.count(), args.k_width, scratch.keys);
-        turn(v, args.v.row_stride, keys.count(), args.v_width, scratch.turned_values);
+        turn(v, args.v.row_stride, keys.count(), args.v_width, scratch.turned_values, BLOCK_KEYS);
         bool adds = false;
         each_reader([&](const Readers& readers) {
             for (size_t head = kv_head * group; head < (kv_head + 1) * group; ++head)

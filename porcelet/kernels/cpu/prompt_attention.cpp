@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "attention.h"
+#include "turn.h"
 
 namespace porcelet {
 namespace {
@@ -27,7 +28,7 @@ struct Scratch {
         thread_local Scratch room;
         grow(room.keys, args.page_size * args.k_width);
         grow(room.values, args.page_size * std::max(args.k_width, args.v_width));
-        grow(room.scores, rows * args.page_size);
+        grow(room.scores, rows * whole_scores(args.page_size));
         grow(room.sums, rows * args.v_width);
         grow(room.states, rows * 2);
         return room;
@@ -38,14 +39,6 @@ struct Scratch {
         if (room.size() < count) room.resize(count);
     }
 };
-
-// Rows of `stride` floats become columns.
-void turn_over(Matrix rows, size_t count, size_t width, float* out, size_t stride) {
-    constexpr size_t side = 16;
-    for (size_t column = 0; column < width; column += side)
-        for (size_t row = 0; row < count; ++row)
-            for (size_t i = column; i < std::min(width, column + side); ++i) out[i * stride + row] = rows.first[row * rows.stride + i];
-}
 
 void attend_block(const AttentionArgs& args, const Block& block) {
     const size_t group = args.heads / args.kv_heads, rows = (block.last - block.first) * group, page_size = args.page_size;
@@ -62,14 +55,15 @@ void attend_block(const AttentionArgs& args, const Block& block) {
         room.states[2 * row] = -INFINITY;
         room.states[2 * row + 1] = 0.0f;
     }
-    const auto score_of = [&](size_t row) { return room.scores.data() + row * page_size; };
+    const size_t row_scores = whole_scores(page_size);
+    const auto score_of = [&](size_t row) { return room.scores.data() + row * row_scores; };
     const auto sum_of = [&](size_t row) { return room.sums.data() + row * args.v_width; };
     const size_t length = visible(rows - 1);
     for (size_t token = 0; token < length; token += page_size) {
         const size_t count = std::min(page_size, length - token);
         const size_t page = static_cast<size_t>(args.tables[block.sequence * args.max_pages + token / page_size]);
         const Matrix keys = args.k.rows(*args.body, page, block.kv_head, count, args.k_width, room.values.data());
-        turn_over(keys, count, args.k_width, room.keys.data(), page_size);
+        turn(keys.first, keys.stride, count, args.k_width, room.keys.data(), page_size);
         // The first tokens of a block may not see a page that the last ones do.
         size_t blind = 0;
         while (visible(blind) <= token) ++blind;
@@ -79,7 +73,7 @@ void attend_block(const AttentionArgs& args, const Block& block) {
             [&](size_t row) { return score_of(blind + row); },
             [&](size_t n, const float** x, float** out) { args.matrices->mix[n - 1](turned, args.k_width, count, x, out, 0); });
         for (size_t row = blind; row < rows; ++row)
-            args.body->soften(score_of(row), std::min(count, visible(row) - token), page_size, args.scale, &room.states[2 * row],
+            args.body->soften(score_of(row), std::min(count, visible(row) - token), row_scores, args.scale, &room.states[2 * row],
                               sum_of(row), args.v_width);
         const Matrix values = args.v.rows(*args.body, page, block.kv_head, count, args.v_width, room.values.data());
         each_rows(

@@ -4,6 +4,11 @@
 //
 //   load(p), load(p, count), broadcast(s), fma(a, b, c), store(p, v), store(p, v, count)
 //   store_sums(p, sums, count)    the sums of four vectors, the first `count` of them
+//   larger(a, b), smaller(a, b)   lane by lane, b if either is NaN
+//   power_of_two(n)               of whole numbers from -126 to 127
+//   sum(v), largest(v)            over the lanes
+//
+// Operators + - * work on vectors, too.
 //
 // All has internal linkage: the linker must not merge what is compiled for different processors.
 #pragma once
@@ -37,6 +42,14 @@ struct Set {
         const __m128 sums = _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps(halves, 1));
         _mm_mask_storeu_ps(p, static_cast<__mmask8>((1u << count) - 1), sums);
     }
+    static Floats larger(Floats a, Floats b) { return _mm512_max_ps(a, b); }
+    static Floats smaller(Floats a, Floats b) { return _mm512_min_ps(a, b); }
+    static Floats power_of_two(Floats n) {
+        const __m512i exponent = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
+        return _mm512_castsi512_ps(_mm512_slli_epi32(exponent, 23));
+    }
+    static float sum(Floats v) { return _mm512_reduce_add_ps(v); }
+    static float largest(Floats v) { return _mm512_reduce_max_ps(v); }
 };
 #elif defined(__AVX2__)
 struct Set {
@@ -60,6 +73,22 @@ struct Set {
         const __m128 sums = _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps(halves, 1));
         _mm_maskstore_ps(p, _mm256_castsi256_si128(mask(count)), sums);
     }
+    static Floats larger(Floats a, Floats b) { return _mm256_max_ps(a, b); }
+    static Floats smaller(Floats a, Floats b) { return _mm256_min_ps(a, b); }
+    static Floats power_of_two(Floats n) {
+        const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+        return _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23));
+    }
+    static float sum(Floats v) {
+        const __m128 four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+        const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+        return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+    }
+    static float largest(Floats v) {
+        const __m128 four = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+        const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+        return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+    }
 };
 #else
 struct Set {
@@ -79,12 +108,60 @@ struct Set {
         for (size_t i = 0; i < count; ++i) p[i] = v[i];
     }
     static void store_sums(float* p, const Floats* v, size_t count) {
-        for (size_t i = 0; i < count; ++i) p[i] = (v[i][0] + v[i][2]) + (v[i][1] + v[i][3]);
+        for (size_t i = 0; i < count; ++i) p[i] = sum(v[i]);
+    }
+    static Floats larger(Floats a, Floats b) { return a > b ? a : b; }
+    static Floats smaller(Floats a, Floats b) { return a < b ? a : b; }
+    static Floats power_of_two(Floats n) {
+        typedef int Ints __attribute__((vector_size(16)));
+        return reinterpret_cast<Floats>((__builtin_convertvector(n, Ints) + 127) << 23);
+    }
+    static float sum(Floats v) { return (v[0] + v[2]) + (v[1] + v[3]); }
+    static float largest(Floats v) {
+        const float even = v[0] > v[2] ? v[0] : v[2], odd = v[1] > v[3] ? v[1] : v[3];
+        return even > odd ? even : odd;
     }
 };
 #endif
 
 using Floats = Set::Floats;
+
+// As exponential.h has it, lane by lane; NaN of NaN.
+inline Floats exponential_of(Floats x) {
+    x = Set::larger(Set::broadcast(-87.0f), x);
+    x = Set::smaller(Set::broadcast(87.0f), x);
+    const Floats shift = Set::broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+    const Floats n = Set::fma(x, Set::broadcast(1.44269504f), shift) - shift;
+    Floats r = Set::fma(n, Set::broadcast(-0.693359375f), x);
+    r = Set::fma(n, Set::broadcast(2.12194440e-4f), r);
+    Floats p = Set::broadcast(1.9875691500e-4f);
+    p = Set::fma(p, r, Set::broadcast(1.3981999507e-3f));
+    p = Set::fma(p, r, Set::broadcast(8.3334519073e-3f));
+    p = Set::fma(p, r, Set::broadcast(4.1665795894e-2f));
+    p = Set::fma(p, r, Set::broadcast(1.6666665459e-1f));
+    p = Set::fma(p, r, Set::broadcast(5.0000001201e-1f));
+    p = Set::fma(p, r * r, r) + Set::broadcast(1.0f);
+    return p * Set::power_of_two(n);
+}
+
+// The largest of `count` values, whole vectors of them; NaN may be passed over.
+inline float largest_of(const float* values, size_t count) {
+    Floats best = Set::load(values);
+    for (size_t i = Set::lanes; i < count; i += Set::lanes) best = Set::larger(best, Set::load(values + i));
+    return Set::largest(best);
+}
+
+// Values become exp(scale * value - shift), whole vectors of them; their sum.
+inline float soften_all(float* values, size_t count, float scale, float shift) {
+    const Floats factor = Set::broadcast(scale), minus = Set::broadcast(-shift);
+    Floats sums = Set::broadcast(0.0f);
+    for (size_t i = 0; i < count; i += Set::lanes) {
+        const Floats weights = exponential_of(Set::fma(Set::load(values + i), factor, minus));
+        Set::store(values + i, weights);
+        sums = sums + weights;
+    }
+    return Set::sum(sums);
+}
 
 }  // namespace
 }  // namespace porcelet

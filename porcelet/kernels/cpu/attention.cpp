@@ -36,6 +36,44 @@ float* scratch(size_t count) {
     return memory.data();
 }
 
+// Where one of a group's blocks of queries, [head, head + queries), goes over a part of a row's keys, from pages of T.
+template <class T>
+void attend_part(const AttentionArgs& args, const Row& r, size_t head, size_t queries, size_t first, size_t end, float* scores,
+                 float* partial, size_t stride) {
+    const size_t kv_head = head / (args.heads / args.kv_heads), row_scores = whole_scores(end - first);
+    const int64_t* const pages = args.tables + r.sequence * args.max_pages + first / args.page_size;
+    const Products<T>& products = args.matrices->with(static_cast<const T*>(nullptr));
+    const auto score_of = [&](size_t i) { return scores + i * row_scores; };
+    const auto partial_of = [&](size_t i) { return partial + i * stride; };
+    const auto page_of = [&](const CacheView& view, size_t number) { return view.rows<T>(static_cast<size_t>(pages[number]), kv_head); };
+    // Calls visit(rows, place, count, ahead) page by page, with the distance to the rows of the next page, or of the first of `then`.
+    const auto each_page = [&](const CacheView& view, const CacheView& then, auto visit) {
+        for (size_t place = 0; place < end - first; place += args.page_size) {
+            const size_t number = place / args.page_size, count = std::min(args.page_size, end - first - place);
+            const bool is_last = place + args.page_size >= end - first;
+            const MatrixOf<T> rows = page_of(view, number), next = is_last ? page_of(then, 0) : page_of(view, number + 1);
+            visit(rows, place, count, distance(rows, next));
+        }
+    };
+    each_page(args.k, args.v, [&](MatrixOf<T> keys, size_t place, size_t count, size_t ahead) {
+        each_rows(*args.matrices, queries, [&](size_t i) { return args.q + (r.row * args.heads + head + i) * args.k_width; },
+                  [&](size_t i) { return score_of(i) + place; },
+                  [&](size_t n, const float** x, float** out) {
+                      products.dot[n - 1](keys, count, args.k_width, x, out, {ahead, 0, TILE_ROWS});
+                  });
+    });
+    for (size_t i = 0; i < queries; ++i) {
+        std::fill(partial_of(i), partial_of(i) + args.v_width, 0.0f);
+        args.body->exponentials(score_of(i), end - first, row_scores, args.scale, partial_of(i) + args.v_width);
+    }
+    each_page(args.v, args.v, [&](MatrixOf<T> values, size_t place, size_t count, size_t ahead) {
+        each_rows(*args.matrices, queries, [&](size_t i) { return score_of(i) + place; }, partial_of,
+                  [&](size_t n, const float** x, float** out) {
+                      products.mix_on[n - 1](values, count, args.v_width, x, out, ahead);
+                  });
+    });
+}
+
 }  // namespace
 
 size_t attention_part(size_t group, size_t k_width, size_t v_width, size_t page_size) {
@@ -51,48 +89,17 @@ void attention(const AttentionArgs& args, size_t rows, const Team& team) {
     each_row(args, rows, part, [&](const Row& r) { items += r.parts, long_rows += r.parts > 1; });
     items *= args.kv_heads * blocks;
 
-    const size_t page_values = args.page_size * std::max(args.k_width, args.v_width);
-    const size_t row_scores = whole_scores(part);
-    float* const scores = scratch(QUERIES * (row_scores + size) + page_values);
-    float* const whole = scores + QUERIES * row_scores;  // the partial result of a row with one part
-    float* const widened = whole + QUERIES * size;
+    float* const scores = scratch(QUERIES * (whole_scores(part) + size));
+    float* const whole = scores + QUERIES * whole_scores(part);  // the partial result of a row with one part
     const auto compute = [&](const Row& r, size_t kv_head, size_t block, size_t index) {
         const size_t head = kv_head * group + block * QUERIES, queries = std::min(QUERIES, group - block * QUERIES);
         const size_t first = index * part, end = std::min(r.length, first + part), stride = r.parts > 1 ? r.parts * size : size;
         // Partial results lie [row, head, part], so that one head's are merged from neighbours.
         float* const partial = r.parts > 1 ? args.partials + (r.first_partial * args.heads + head * r.parts + index) * size : whole;
-        const auto q_of = [&](size_t i) { return args.q + (r.row * args.heads + head + i) * args.k_width; };
-        const auto partial_of = [&](size_t i) { return partial + i * stride; };
-        // Calls visit(rows, place, count, ahead) page by page, with the distance to the rows of the next page, or of `then`.
-        const auto each_page = [&](const CacheView& view, size_t width, const CacheView& then, auto visit) {
-            const int64_t* const pages = args.tables + r.sequence * args.max_pages + first / args.page_size;
-            for (size_t place = 0; place < end - first; place += args.page_size) {
-                const size_t number = place / args.page_size, count = std::min(args.page_size, end - first - place);
-                const bool is_last = place + args.page_size >= end - first;
-                const size_t ahead = is_last ? view.distance(pages[number], then, pages[0], kv_head)
-                                             : view.distance(pages[number], view, pages[number + 1], kv_head);
-                visit(view.rows(*args.body, pages[number], kv_head, count, width, widened), place, count, ahead);
-            }
-        };
-        each_page(args.k, args.k_width, args.v, [&](Matrix keys, size_t place, size_t count, size_t ahead) {
-            each_rows(*args.matrices, queries, q_of, [&](size_t i) { return scores + i * row_scores + place; },
-                      [&](size_t n, const float** x, float** out) {
-                          args.matrices->dot[n - 1](keys, count, args.k_width, x, out, {ahead, 0, TILE_ROWS});
-                      });
-        });
-        for (size_t i = 0; i < queries; ++i) {
-            std::fill(partial_of(i), partial_of(i) + args.v_width, 0.0f);
-            args.body->exponentials(scores + i * row_scores, end - first, whole_scores(end - first), args.scale,
-                                    partial_of(i) + args.v_width);
-        }
-        each_page(args.v, args.v_width, args.v, [&](Matrix values, size_t place, size_t count, size_t ahead) {
-            each_rows(*args.matrices, queries, [&](size_t i) { return scores + i * row_scores + place; }, partial_of,
-                      [&](size_t n, const float** x, float** out) {
-                          args.matrices->mix_on[n - 1](values, count, args.v_width, x, out, ahead);
-                      });
-        });
+        const auto attend = args.k.type == CacheType::float32 ? attend_part<float> : attend_part<uint16_t>;
+        attend(args, r, head, queries, first, end, scores, partial, stride);
         for (size_t i = 0; r.parts == 1 && i < queries; ++i)
-            args.body->merge(partial_of(i), 1, args.v_width, args.out + (r.row * args.heads + head + i) * args.v_width);
+            args.body->merge(partial + i * stride, 1, args.v_width, args.out + (r.row * args.heads + head + i) * args.v_width);
     };
     const auto [begin, end] = team.share(items);
     size_t item = 0;

@@ -15,23 +15,26 @@ struct CacheView {
     CacheType type;
     size_t page_stride, slot_stride, head_stride;
 
-    // The first `count` tokens of a page, of one head, `width` floats each: where they lie, or widened.
-    Matrix rows(const FloatBody& body, size_t page, size_t head, size_t count, size_t width, float* widened) const {
-        const size_t offset = page * page_stride + head * head_stride;
-        if (type == CacheType::float32) return {static_cast<const float*>(first) + offset, slot_stride};
-        for (size_t i = 0; i < count; ++i)
-            body.widen(static_cast<const uint16_t*>(first) + offset + i * slot_stride, widened + i * width, width);
-        return {widened, width};
+    // The tokens of a page, of one head, where they lie.
+    template <class T>
+    MatrixOf<T> rows(size_t page, size_t head) const {
+        return {static_cast<const T*>(first) + page * page_stride + head * head_stride, slot_stride};
     }
 
-    // Floats from a page of this cache to one of another, of one head, modulo 2^64; none from half precision, whose rows are copies.
-    size_t distance(size_t page, const CacheView& other, size_t other_page, size_t head) const {
-        if (type != CacheType::float32) return 0;
-        const float* const from = static_cast<const float*>(first) + page * page_stride + head * head_stride;
-        const float* const to = static_cast<const float*>(other.first) + other_page * other.page_stride + head * other.head_stride;
-        return (reinterpret_cast<uintptr_t>(to) - reinterpret_cast<uintptr_t>(from)) / sizeof(float);
+    // The first `count` of them as floats, `width` each: where they lie, or widened.
+    Matrix floats(const FloatBody& body, size_t page, size_t head, size_t count, size_t width, float* widened) const {
+        if (type == CacheType::float32) return rows<float>(page, head);
+        const MatrixOf<uint16_t> halves = rows<uint16_t>(page, head);
+        for (size_t i = 0; i < count; ++i) body.widen(halves.from(i).first, widened + i * width, width);
+        return {widened, width};
     }
 };
+
+// Values from one matrix to another, modulo 2^64.
+template <class T>
+size_t distance(MatrixOf<T> from, MatrixOf<T> to) {
+    return (reinterpret_cast<uintptr_t>(to.first) - reinterpret_cast<uintptr_t>(from.first)) / sizeof(T);
+}
 
 // Calls visit(count, x, out) with the addresses x_of(row) and out_of(row) of as many rows as a body computes at once.
 template <class XOf, class OutOf, class Visit>

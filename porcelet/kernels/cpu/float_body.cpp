@@ -59,10 +59,7 @@ void narrow(const float* from, uint16_t* to, size_t count) {
 
 void widen(const uint16_t* from, float* to, size_t count) {
     size_t i = 0;
-#ifdef __F16C__
-    for (; i + 8 <= count; i += 8)
-        _mm256_storeu_ps(to + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i))));
-#endif
+    for (; i + Set::lanes <= count; i += Set::lanes) Set::store(to + i, Set::load(from + i));
     for (; i < count; ++i) to[i] = from_half(from[i]);
 }
 

@@ -10,6 +10,9 @@
 namespace porcelet {
 namespace {
 
+template <class T>
+constexpr size_t A_LINE = 64 / sizeof(T);  // values in a line of the cache
+
 static_assert(TILE_ROWS == 4, "store_sums takes the sums of one tile");
 
 // Loops over registers are unrolled early, by pragmas: otherwise GCC 12 also stores the sums to memory at each turn, though nothing reads
@@ -23,12 +26,12 @@ void clear(Floats (&sums)[NT][N]) {
 }
 
 // Up to four rows. A missing row is computed as the last one once more, and not stored: the sums of the others stay as they are.
-template <size_t NT, bool TAIL>
-void dot_tile(Matrix weight, size_t rows, size_t K, const float* const* x, float* const* out, Ahead ahead, size_t first_row) {
-    const float* w[TILE_ROWS];
+template <class T, size_t NT, bool TAIL>
+void dot_tile(MatrixOf<T> weight, size_t rows, size_t K, const float* const* x, float* const* out, Ahead ahead, size_t first_row) {
+    const T* w[TILE_ROWS];
     for (size_t r = 0; r < TILE_ROWS; ++r) w[r] = weight.first + (first_row + std::min(r, rows - 1)) * weight.stride;
-    const float* const ahead_first = w[0] + ahead.distance + ahead.first * weight.stride;
-    const float* const ahead_end = w[0] + ahead.distance + ahead.last * weight.stride;
+    const T* const ahead_first = w[0] + ahead.distance + ahead.first * weight.stride;
+    const T* const ahead_end = w[0] + ahead.distance + ahead.last * weight.stride;
     Floats sums[NT][TILE_ROWS];
     clear(sums);
     const auto step = [&](size_t k, auto load) {
@@ -44,23 +47,24 @@ void dot_tile(Matrix weight, size_t rows, size_t K, const float* const* x, float
     };
     size_t k = 0;
     for (; k + Set::lanes <= K; k += Set::lanes) {
-        for (const float* p = ahead_first + k; p < ahead_end; p += weight.stride) __builtin_prefetch(p, 0, 2);  // to level two
-        step(k, [](const float* p) { return Set::load(p); });
+        if (k % A_LINE<T> == 0)
+            for (const T* p = ahead_first + k; p < ahead_end; p += weight.stride) __builtin_prefetch(p, 0, 2);  // to level two
+        step(k, [](const auto* p) { return Set::load(p); });
     }
-    if constexpr (TAIL) step(k, [=](const float* p) { return Set::load(p, K - k); });
+    if constexpr (TAIL) step(k, [=](const auto* p) { return Set::load(p, K - k); });
 #pragma GCC unroll 6
     for (size_t t = 0; t < NT; ++t) Set::store_sums(out[t] + first_row, sums[t], rows);
 }
 
-template <size_t NT>
-void dot(Matrix weight, size_t rows, size_t K, const float* const* x, float* const* out, Ahead ahead) {
-    const auto tile = K % Set::lanes ? dot_tile<NT, true> : dot_tile<NT, false>;
+template <class T, size_t NT>
+void dot(MatrixOf<T> weight, size_t rows, size_t K, const float* const* x, float* const* out, Ahead ahead) {
+    const auto tile = K % Set::lanes ? dot_tile<T, NT, true> : dot_tile<T, NT, false>;
     for (size_t row = 0; row < rows; row += TILE_ROWS) tile(weight, std::min(TILE_ROWS, rows - row), K, x, out, ahead, row);
 }
 
 // NV vectors of columns; the last holds `count` of them.
-template <size_t NT, size_t NV, bool ON>
-void mix_tile(Matrix weight, size_t rows, const float* const* x, float* const* out, size_t ahead, size_t column, size_t count) {
+template <class T, size_t NT, size_t NV, bool ON>
+void mix_tile(MatrixOf<T> weight, size_t rows, const float* const* x, float* const* out, size_t ahead, size_t column, size_t count) {
     Floats sums[NT][NV];
     clear(sums);
 #pragma GCC unroll 6
@@ -70,8 +74,8 @@ void mix_tile(Matrix weight, size_t rows, const float* const* x, float* const* o
         sums[t][NV - 1] = Set::load(out[t] + column + (NV - 1) * Set::lanes, count);
     }
     for (size_t row = 0; row < rows; ++row) {
-        const float* w = weight.first + row * weight.stride + column;
-        for (size_t v = 0; NT <= 3 && v < NV; ++v) __builtin_prefetch(w + ahead + v * Set::lanes, 0, 2);
+        const T* w = weight.first + row * weight.stride + column;
+        for (size_t i = 0; NT <= 3 && i < NV * Set::lanes; i += A_LINE<T>) __builtin_prefetch(w + ahead + i, 0, 2);
         Floats values[NV];
 #pragma GCC unroll 8
         for (size_t v = 0; v + 1 < NV; ++v) values[v] = Set::load(w + v * Set::lanes);
@@ -91,14 +95,14 @@ void mix_tile(Matrix weight, size_t rows, const float* const* x, float* const* o
     }
 }
 
-template <size_t NT, bool ON>
-void mix(Matrix weight, size_t rows, size_t columns, const float* const* x, float* const* out, size_t ahead) {
+template <class T, size_t NT, bool ON>
+void mix(MatrixOf<T> weight, size_t rows, size_t columns, const float* const* x, float* const* out, size_t ahead) {
     constexpr size_t most = Set::sums / NT >= 8 ? 8 : 4, wide = most * Set::lanes, narrow = 4 * Set::lanes;
     size_t column = 0;
-    for (; column + wide <= columns; column += wide) mix_tile<NT, most, ON>(weight, rows, x, out, ahead, column, Set::lanes);
-    for (; column + narrow <= columns; column += narrow) mix_tile<NT, 4, ON>(weight, rows, x, out, ahead, column, Set::lanes);
+    for (; column + wide <= columns; column += wide) mix_tile<T, NT, most, ON>(weight, rows, x, out, ahead, column, Set::lanes);
+    for (; column + narrow <= columns; column += narrow) mix_tile<T, NT, 4, ON>(weight, rows, x, out, ahead, column, Set::lanes);
     for (; column < columns; column += Set::lanes)
-        mix_tile<NT, 1, ON>(weight, rows, x, out, ahead, column, std::min(Set::lanes, columns - column));
+        mix_tile<T, NT, 1, ON>(weight, rows, x, out, ahead, column, std::min(Set::lanes, columns - column));
 }
 
 void add_scaled(float* out, float scale, const float* values, size_t count) {
@@ -110,13 +114,18 @@ void add_scaled(float* out, float scale, const float* values, size_t count) {
     if (rest) Set::store(out + i, Set::fma(factor, Set::load(values + i, rest), Set::load(out + i, rest)), rest);
 }
 
-template <size_t... I>
-constexpr MatrixBody body(std::index_sequence<I...>) {
-    return {Set::tokens, {dot<I + 1>...}, {mix<I + 1, false>...}, {mix<I + 1, true>...}, add_scaled};
+template <class T, size_t... I>
+constexpr Products<T> products(std::index_sequence<I...>) {
+    return {{dot<T, I + 1>...}, {mix<T, I + 1, false>...}, {mix<T, I + 1, true>...}};
+}
+
+template <class T>
+constexpr Products<T> products() {
+    return products<T>(std::make_index_sequence<Set::tokens>());
 }
 
 }  // namespace
 
-constexpr MatrixBody PORCELET_BODY = body(std::make_index_sequence<Set::tokens>());
+constexpr MatrixBody PORCELET_BODY = {products<float>(), products<uint16_t>(), Set::tokens, add_scaled};
 
 }  // namespace porcelet

@@ -62,7 +62,7 @@ void attend_block(const AttentionArgs& args, const Block& block) {
     for (size_t token = 0; token < length; token += page_size) {
         const size_t count = std::min(page_size, length - token);
         const size_t page = static_cast<size_t>(args.tables[block.sequence * args.max_pages + token / page_size]);
-        const Matrix keys = args.k.rows(*args.body, page, block.kv_head, count, args.k_width, room.values.data());
+        const Matrix keys = args.k.floats(*args.body, page, block.kv_head, count, args.k_width, room.values.data());
         turn(keys.first, keys.stride, count, args.k_width, room.keys.data(), page_size);
         // The first tokens of a block may not see a page that the last ones do.
         size_t blind = 0;
@@ -75,7 +75,7 @@ void attend_block(const AttentionArgs& args, const Block& block) {
         for (size_t row = blind; row < rows; ++row)
             args.body->soften(score_of(row), std::min(count, visible(row) - token), row_scores, args.scale, &room.states[2 * row],
                               sum_of(row), args.v_width);
-        const Matrix values = args.v.rows(*args.body, page, block.kv_head, count, args.v_width, room.values.data());
+        const Matrix values = args.v.floats(*args.body, page, block.kv_head, count, args.v_width, room.values.data());
         each_rows(
             *args.matrices, rows - blind, [&](size_t row) { return score_of(blind + row); },
             [&](size_t row) { return sum_of(blind + row); },

@@ -2,7 +2,8 @@
 //
 // `Set` gives vectors of Set::lanes floats; its partial loads fill up with zeros and its partial stores touch `count` floats:
 //
-//   load(p), load(p, count), broadcast(s), fma(a, b, c), store(p, v), store(p, v, count)
+//   load(p), load(p, count)       of floats, or of halves that are widened
+//   broadcast(s), fma(a, b, c), store(p, v), store(p, v, count)
 //   store_sums(p, sums, count)    the sums of four vectors, the first `count` of them
 //   larger(a, b), smaller(a, b)   lane by lane, b if either is NaN
 //   power_of_two(n)               of whole numbers from -126 to 127
@@ -14,6 +15,9 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
+
+#include "half.h"
 
 #if defined(__AVX512F__) || defined(__AVX2__)
 #include <immintrin.h>
@@ -30,6 +34,8 @@ struct Set {
     static __mmask16 mask(size_t count) { return static_cast<__mmask16>((1u << count) - 1); }
     static Floats load(const float* p) { return _mm512_loadu_ps(p); }
     static Floats load(const float* p, size_t count) { return _mm512_maskz_loadu_ps(mask(count), p); }
+    static Floats load(const uint16_t* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+    static Floats load(const uint16_t* p, size_t count) { return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask(count), p)); }
     static Floats broadcast(float s) { return _mm512_set1_ps(s); }
     static Floats fma(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
     static void store(float* p, Floats v) { _mm512_storeu_ps(p, v); }
@@ -62,6 +68,12 @@ struct Set {
     }
     static Floats load(const float* p) { return _mm256_loadu_ps(p); }
     static Floats load(const float* p, size_t count) { return _mm256_maskload_ps(p, mask(count)); }
+    static Floats load(const uint16_t* p) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
+    static Floats load(const uint16_t* p, size_t count) {
+        uint16_t halves[lanes] = {};
+        for (size_t i = 0; i < count; ++i) halves[i] = p[i];
+        return load(halves);
+    }
     static Floats broadcast(float s) { return _mm256_set1_ps(s); }
     static Floats fma(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
     static void store(float* p, Floats v) { _mm256_storeu_ps(p, v); }
@@ -99,6 +111,12 @@ struct Set {
     static Floats load(const float* p, size_t count) {
         Floats v = {};
         for (size_t i = 0; i < count; ++i) v[i] = p[i];
+        return v;
+    }
+    static Floats load(const uint16_t* p) { return load(p, lanes); }
+    static Floats load(const uint16_t* p, size_t count) {
+        Floats v = {};
+        for (size_t i = 0; i < count; ++i) v[i] = from_half(p[i]);
         return v;
     }
     static Floats broadcast(float s) { return Floats{s, s, s, s}; }

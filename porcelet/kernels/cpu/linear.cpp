@@ -51,7 +51,7 @@ void quantize(const QuantizeArgs& args, size_t rows, const Team& team) {
 void multiply_tiles(const LinearBody& body, const PackedMatrix& weight, size_t first, size_t last, size_t tokens,
                     const std::byte* const* records, float* const* out) {
     const size_t blocks = (tokens + body.tokens - 1) / body.tokens, tile_bytes = weight.groups * block_bytes(Format::int8);
-    const bool spreads = weight.format == Format::int4 && blocks > 2;
+    const bool spreads = weight.format == Format::int4 && blocks > 4;
     const Format format = spreads ? Format::int8 : weight.format;
     for (size_t tile = first; tile < last; tile += body.tiles) {
         const size_t count = std::min(body.tiles, last - tile), column = tile * TILE;

@@ -30,7 +30,7 @@ LLAMA_OFF = (
     "LLAMA_BUILD_APP",
     "LLAMA_USE_PREBUILT_UI",
 )
-LLAMA_PROGRAMS = ("llama-server", "llama-quantize", "llama-batched-bench")
+LLAMA_PROGRAMS = ("llama-server", "llama-quantize", "llama-batched-bench", "llama-perplexity")
 LLAMA_FORMATS = ("q4_0", "q8_0", "f16")
 
 

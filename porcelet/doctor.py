@@ -210,8 +210,8 @@ def _memory_of(model: hub.StoredModel) -> Finding:
     cache = 4 * tokens * config.cache_values_per_token()
     available = memory.available_memory()
     cause = (
-        f"{model.name}: {size / 1e9:.2f} GB of weights ({weights}) and {cache / 1e9:.2f} GB for {tokens:,} cached "
-        f"tokens; {available / 1e9:.1f} GB are available"
+        f"{model.name}: {size / 1e6:,.0f} MB of weights ({weights}) and {cache / 1e6:,.0f} MB for {tokens:,} cached "
+        f"tokens; {available / 1e6:,.0f} MB are available"
     )
     if size + cache > available:
         return Finding("memory", "note", cause, "serve it with --set cache_memory=0.5, or free some memory")

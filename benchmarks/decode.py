@@ -25,10 +25,12 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import count
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from benchmarks.floor import integer_rate, read_bandwidth
 from benchmarks.harness import Run, interleave, report
@@ -60,21 +62,15 @@ def main() -> None:
     threads = torch.get_num_threads()
     engines = {name: variant(name) for name in options.weights}
     for name in options.formats if "llama.cpp" in options.rival else []:
-        engines[f"llama_{name}"] = partial(run_llama, name, threads)
+        engines[f"llama_{name}"] = partial(run_llama, environments.llama_model(name), threads)
     if "openvino" in options.rival:
         engines["openvino_int8"] = openvino(threads)
     results: dict[str, Mapping[str, float]] = {}
     notes = {}
     for number in options.sequences:
-        runs: dict[str, Run] = {
-            name: partial(engine, number, options.prompt, options.new) for name, engine in engines.items()
-        }
-        medians, note = interleave(runs, options.rounds, max_stolen=options.max_stolen)
-        base = medians[next(iter(medians))]
-        for name, metrics in medians.items():
-            ratios = {f"{key}_ratio": float(f"{value / base[key]:.3g}") for key, value in metrics.items()}
-            results[f"{name}_{number}"] = metrics | ratios
-        notes[f"sequences_{number}"] = note
+        sizes = number, options.prompt, options.new
+        found, notes[f"sequences_{number}"] = compare(engines, sizes, options.rounds, options.max_stolen)
+        results |= {f"{name}_{number}": metrics for name, metrics in found.items()}
         if "stored" in engines:
             results[f"floor_{number}"] = floor(load_config(), number, options.prompt + options.new // 2)
             own = results[f"stored_{number}"]
@@ -82,6 +78,19 @@ def main() -> None:
             results[f"stored_{number}"] = dict(own) | {f"{key}_of_floor": value for key, value in shares.items()}
     config = {"model": hub.DEFAULT_MODEL, "threads": threads, **vars(options)}
     report("decode", config, results, {"notes": notes}, append=options.append)
+
+
+def compare(
+    engines: Mapping[str, Measured], sizes: tuple[int, int, int], rounds: int, max_stolen: float
+) -> tuple[dict[str, dict[str, float]], dict[str, Any]]:
+    """Rates of all engines at (sequences, prompt tokens, new tokens), taken in turns, with their ratios to the first
+    one's; and what was dropped."""
+    runs: dict[str, Run] = {name: partial(engine, *sizes) for name, engine in engines.items()}
+    medians, note = interleave(runs, rounds, max_stolen=max_stolen)
+    base = dict(medians[next(iter(medians))])
+    for metrics in medians.values():
+        metrics.update({f"{key}_ratio": float(f"{value / base[key]:.3g}") for key, value in metrics.items()})
+    return medians, note
 
 
 def load_config() -> ModelConfig:
@@ -132,7 +141,7 @@ def make_prompts(number: int, length: int) -> Tensor:
 
 
 @torch.inference_mode()
-def run_transformers(model: LlamaForCausalLM, number: int, length: int, num_new: int) -> Mapping[str, float]:
+def run_transformers(model: PreTrainedModel, number: int, length: int, num_new: int) -> Mapping[str, float]:
     """Prefill and greedy decode through the model's forward and its own cache."""
     cache, prompts = DynamicCache(config=model.config), make_prompts(number, length)
     start = time.perf_counter()
@@ -170,11 +179,11 @@ def run_engine(model: Transformer, number: int, length: int, num_new: int) -> Ma
     return {"prefill": prompts.numel() / (first - start), "decode": count / (end - first)}
 
 
-def run_llama(name: str, threads: int, number: int, length: int, num_new: int) -> Mapping[str, float]:
+def run_llama(path: Path, threads: int, number: int, length: int, num_new: int) -> Mapping[str, float]:
     """llama-batched-bench: prompts in batches of 512, then steps of one token each."""
     sizes = ["-npp", length, "-ntg", num_new, "-npl", number, "-c", number * (length + num_new + 64), "-b", 2048]
     program = environments.llama_program("llama-batched-bench")
-    command = [program, "-m", environments.llama_model(name), *sizes, "-ub", 512, "-t", threads]
+    command = [program, "-m", path, *sizes, "-ub", 512, "-t", threads]
     command += ["--output-format", "jsonl"]
     done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=True)
     found = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))

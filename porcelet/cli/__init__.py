@@ -9,7 +9,7 @@ import sys
 import typer
 
 from porcelet import __version__
-from porcelet.cli import adapters, chat, data, evaluate, keys, models, serve, train
+from porcelet.cli import adapters, chat, data, doctor, evaluate, keys, models, serve, train
 from porcelet.errors import PorceletError
 
 app = typer.Typer(
@@ -17,9 +17,10 @@ app = typer.Typer(
     help="Your own DeepSeek in one Python package: load, train, adapt and serve reasoning models, offline.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    epilog="Exit codes: 0 done, 1 an error of our own or failed requests of a batch, 2 a flag or value that cannot be "
-    "used, 3 a model that is missing, damaged or not supported, 4 it does not fit (memory, disk, port), 5 the engine "
-    "died, 6 an optional package is missing, 130 interrupted, 141 the reader of the output left.",
+    epilog="Exit codes: 0 done, 1 an error of our own, failed requests of a batch or a problem that doctor found, "
+    "2 a flag or value that cannot be used, 3 a model that is missing, damaged or not supported, 4 it does not fit "
+    "(memory, disk, port), 5 the engine died, 6 an optional package is missing, 130 interrupted, 141 the reader of the "
+    "output left.",
     rich_markup_mode=None,  # plain help: importing rich for it takes longer than all the rest
 )
 app.command()(chat.generate)
@@ -36,6 +37,7 @@ app.command("list")(models.list_)
 app.command()(models.show)
 app.command()(models.rm)
 app.command()(models.verify)
+app.command()(doctor.doctor)
 
 
 @app.callback(invoke_without_command=True)

@@ -56,6 +56,26 @@ class Listing:
     files: dict[str, tuple[int | None, str]]
 
 
+def is_offline() -> bool:
+    """Whether HF_HUB_OFFLINE forbids to ask the hub."""
+    return bool(constants.HF_HUB_OFFLINE)
+
+
+def check_reachable() -> str:
+    """The hub's address, once it has answered anything.
+
+    Raises:
+        ModelError: it cannot be reached.
+        InputError: the HTTP settings of the environment cannot be used.
+    """
+    with http_client() as client:
+        try:
+            client.head(constants.ENDPOINT)
+        except HTTP_PROBLEMS as problem:
+            raise unreachable(constants.ENDPOINT, problem) from problem
+    return constants.ENDPOINT
+
+
 def parse(source: str) -> Repository:
     """Raises InputError for what is not `hf:owner/name[@revision][:file.gguf]`."""
     match = FORM.fullmatch(source)

@@ -82,7 +82,7 @@ def load(path: Path, weights: str = "float32", progress: Progress = no_progress)
         CapacityError: the machine's memory is too small for it.
     """
     checkpoint = _without_absent_mtp(open_checkpoint(path))
-    weights = _format(weights, checkpoint)
+    weights = chosen_format(weights, checkpoint)
     check_fits(checkpoint.config, weights, str(path), sum(stored.num_bytes for stored in checkpoint.tensors))
     model = build(checkpoint.config, device="meta")
     fill(model, checkpoint.tensors, str(path), weights, progress)
@@ -161,7 +161,8 @@ def _without_absent_mtp(checkpoint: Checkpoint) -> Checkpoint:
     return dataclasses.replace(checkpoint, config=dataclasses.replace(config, num_nextn_predict_layers=0))
 
 
-def _format(weights: str, checkpoint: Checkpoint) -> str:
+def chosen_format(weights: str, checkpoint: Checkpoint) -> str:
+    """The format that `load` keeps a checkpoint's weights in where it is asked for `weights`."""
     quantised = any(stored.is_quantised for stored in checkpoint.tensors)
     has_fp8 = quantised and checkpoint.path.is_dir()
     if weights == "fp8" and not has_fp8:

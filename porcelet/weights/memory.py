@@ -10,13 +10,13 @@ from porcelet.errors import CapacityError
 
 
 def check_fits(config: ModelConfig, weights: str, source: str, stored_bytes: int = 0) -> None:
-    """`weights` is the format they are kept in; "stored" takes a quarter more than the file's `stored_bytes` at most.
+    """`weights` is the format they are kept in; for "stored", `stored_bytes` are the file's.
 
     Raises:
         CapacityError: they need more memory than can be had; it says which format would fit.
     """
     available = available_memory()
-    needed = stored_bytes * 5 // 4 if weights == "stored" else weight_bytes(config, weights)
+    needed = weight_bytes(config, weights, stored_bytes)
     if needed <= available:
         return
     fitting = [other for other in ("int8", "int4") if other != weights and weight_bytes(config, other) <= available]
@@ -26,9 +26,11 @@ def check_fits(config: ModelConfig, weights: str, source: str, stored_bytes: int
     )
 
 
-def weight_bytes(config: ModelConfig, weights: str) -> int:
-    """Memory of a model's weights without the MTP layer: float32, int8, int4, or fp8, where what stays float32 is
-    little."""
+def weight_bytes(config: ModelConfig, weights: str, stored_bytes: int = 0) -> int:
+    """Memory of a model's weights without the MTP layer: float32, int8, int4, fp8, where what stays float32 is
+    little, or stored, at most a quarter more than the file's `stored_bytes`."""
+    if weights == "stored":
+        return stored_bytes * 5 // 4
     if weights in ("int8", "int4"):
         return config.packed_bytes(int(weights.removeprefix("int")))
     return config.num_parameters() * (1 if weights == "fp8" else 4)

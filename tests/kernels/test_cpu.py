@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from porcelet.doctor import openmp_runtimes
 from porcelet.errors import InputError
 from porcelet.kernels import Key, cpu
 from porcelet.kernels.linear import GROUP, WIDE_FROM, PackedWeight, linear, pack, round_activations
@@ -187,8 +187,7 @@ def test_threads_share_the_work_without_a_trace(T: int) -> None:
 def test_one_openmp_library() -> None:
     """The native module runs on torch's thread pool: one OpenMP runtime is mapped into the process."""
     cpu.linear_packed(make_tokens(1, 32), make_weight(16, 32))
-    mapped = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "omp" in line}
-    runtimes = {path for path in mapped if Path(path).name.startswith(("libgomp", "libomp", "libiomp"))}
+    runtimes = openmp_runtimes()
     assert len(runtimes) == 1, runtimes
 
 

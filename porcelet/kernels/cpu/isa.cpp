@@ -40,16 +40,9 @@ bool detect(Isa isa) {
 bool detect(Isa isa) { return isa == Isa::scalar; }
 #endif
 
-Isa best() {
-    for (Isa isa : best_first)
-        if (supported(isa)) return isa;
-    return Isa::scalar;
-}
-
 std::string supported_names() {
     std::string names;
-    for (Isa isa : best_first)
-        if (supported(isa)) names += (names.empty() ? "" : ", ") + std::string(name(isa));
+    for (Isa isa : supported_isas()) names += (names.empty() ? "" : ", ") + std::string(name(isa));
     return names;
 }
 
@@ -72,8 +65,15 @@ bool supported(Isa isa) {
     return table[static_cast<int>(isa)];
 }
 
+std::vector<Isa> supported_isas() {
+    std::vector<Isa> found;
+    for (Isa isa : best_first)
+        if (supported(isa)) found.push_back(isa);
+    return found;
+}
+
 Isa select_isa() {
-    static const Isa fastest = best();
+    static const Isa fastest = supported_isas().front();
     const char* wanted = std::getenv("PORCELET_ISA");
     if (!wanted) return fastest;
     for (Isa isa : best_first)

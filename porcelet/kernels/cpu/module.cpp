@@ -1,6 +1,7 @@
 // The Python face of the native bodies: a `Program` to which each appends itself. What runs at once is a program of one instruction.
 // Tensors come as addresses: no torch header, no torch ABI; kernels/cpu/__init__.py checks them.
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
 
 #include <stdexcept>
 
@@ -158,6 +159,11 @@ NB_MODULE(_native, m) {
         }
     });
     m.def("isa", [] { return std::string(name(select_isa())); });
+    m.def("isas", [] {
+        std::vector<std::string> names;
+        for (Isa isa : supported_isas()) names.push_back(name(isa));
+        return names;
+    });
     m.def("record_bytes", [](size_t K) { return K / GROUP * linear_body(select_isa()).record_bytes; });
     m.def("attention_part", attention_part);
     m.def("keep_freed_memory", keep_freed_memory);

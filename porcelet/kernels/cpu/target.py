@@ -37,6 +37,12 @@ def isa() -> str:
     return _native.isa()
 
 
+def isas() -> list[str]:
+    """The instruction sets that this processor has and the module has bodies for, the best first."""
+    assert _BUILT
+    return _native.isas()
+
+
 def new_program() -> _native.Program:
     """What a `Tape` records to."""
     assert _BUILT

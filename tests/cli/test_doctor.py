@@ -1,0 +1,42 @@
+"""`porcelet doctor` as a user meets it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PORCELET_")}
+    return kept | {"PORCELET_HOME": str(tmp_path / "store"), "OMP_NUM_THREADS": "1"}
+
+
+def porcelet(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "porcelet", "doctor", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=60)
+
+
+def test_findings_for_people_and_for_programs(environment: dict[str, str]) -> None:
+    """A line a finding and a count; --json has the same findings and nothing else."""
+    shown, found = porcelet(environment), porcelet(environment, "--json")
+    findings = json.loads(found.stdout)
+    assert shown.returncode == found.returncode == 0, shown.stdout + found.stdout
+    assert all(set(finding) == {"code", "state", "cause", "remedy"} for finding in findings)
+    assert {"native_library", "threads", "sandbox"} <= {finding["code"] for finding in findings}
+    assert all(f"{finding['state']:<8} {finding['code']:<16} " in shown.stdout for finding in findings)
+    assert shown.stdout.splitlines()[-1].startswith("0 problems, ")
+
+
+def test_a_problem_is_in_the_exit_code(environment: dict[str, str], tmp_path: Path) -> None:
+    """A store that cannot be written ends with 1, the finding and its remedy on standard output."""
+    (tmp_path / "store").touch()
+    done = porcelet(environment)
+    assert done.returncode == 1 and done.stderr == "", done.stderr
+    assert "problem  store " in done.stdout and "→ set PORCELET_HOME" in done.stdout
+    assert porcelet(environment, "--json").returncode == 1

@@ -49,7 +49,7 @@ inline Floats widened(const uint8_t* p) {
 
 inline Floats widened(const uint8_t* p, size_t count) {
     uint8_t bytes[Set::lanes] = {};
-    std::memcpy(bytes, p, count);
+    std::memcpy(bytes, p, std::min(count, Set::lanes));
     return widened(bytes);
 }
 

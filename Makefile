@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 NATIVE := CMakeLists.txt $(wildcard porcelet/kernels/cpu/*.cpp porcelet/kernels/cpu/*.h)
 
-.PHONY: help serve chat test test-slow check format bench claims clean
+.PHONY: help serve chat test test-slow sanitize check format bench claims clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -28,6 +28,11 @@ test: $(READY) ## Run the whole suite
 test-slow: $(READY) ## Run the long tests as well
 	$(BIN)/porcelet pull
 	$(BIN)/python -m pytest -m "not gpu"
+
+# test_memory.py is about the C library's own allocator, which sanitizers replace.
+sanitize: $(READY) ## Run the kernel tests under sanitizers: addresses, undefined behaviour, races
+	.ci/sanitize address,undefined tests/kernels --ignore tests/kernels/test_memory.py
+	.ci/sanitize thread tests/kernels --ignore tests/kernels/test_memory.py
 
 check: $(READY) ## Lint, format and types
 	$(BIN)/ruff check .

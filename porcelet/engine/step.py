@@ -18,7 +18,7 @@ from torch import Tensor
 from porcelet.config import PAGE_SIZE
 from porcelet.kernels import cpu
 from porcelet.kernels.experts import PackedExperts
-from porcelet.kernels.linear import PackedHeads, PackedWeight, take_rows
+from porcelet.kernels.linear import FP8Weight, PackedHeads, PackedWeight, take_rows
 from porcelet.kernels.record import NotRecordable, Tape
 from porcelet.models.attention import PagedView
 from porcelet.models.rope import frequencies
@@ -80,10 +80,18 @@ def _weights(model: Transformer) -> list[tuple[dict[str, Any], str, object, Tens
     for module in model.modules():
         for table in (module._parameters, module._buffers, module.__dict__):
             for name, weight in table.items():
-                tensor = weight.packed if isinstance(weight, (PackedExperts, PackedHeads, PackedWeight)) else weight
-                if isinstance(tensor, Tensor):
+                for tensor in _tensors(weight):
                     found.append((table, name, weight, tensor, tensor.data_ptr()))
     return found
+
+
+def _tensors(weight: object) -> tuple[Tensor, ...]:
+    """Those of a weight in any format; none of what is no weight."""
+    if isinstance(weight, FP8Weight):
+        return weight.values, weight.scale
+    if isinstance(weight, (PackedExperts, PackedHeads, PackedWeight)):
+        return (weight.packed,)
+    return (weight,) if isinstance(weight, Tensor) else ()
 
 
 class RecordedStep:

@@ -15,8 +15,8 @@ The last tile is filled up with zero rows.
 What such a weight is multiplied with is rounded too, `round_activations` says how: that is part of the definition, so
 every body and machine gives the same result up to the order of float sums.
 
-`FP8Weight` is DeepSeek-V3's released form: e4m3 values with a float32 scale for every block of 128 · 128. It has no
-native body yet: a call expands it to float32, which saves memory and costs time.
+`FP8Weight` is DeepSeek-V3's released form: e4m3 values with a float32 scale for every block of 128 · 128. The native
+body (kernels/cpu/fp8.cpp) reads it as it is; where there is none, and for training, a call expands it to float32.
 """
 
 from __future__ import annotations

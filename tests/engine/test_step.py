@@ -258,6 +258,13 @@ def new_packed_weight(model: Transformer) -> None:
     layer.weight = to_packed(layer.weight.dequantize() * 1.5, 8)
 
 
+def new_fp8_weight(model: Transformer) -> None:
+    layer = model.model.layers[1].mlp.down_proj
+    values = layer.weight.detach().to(torch.float8_e4m3fn)
+    del layer.weight
+    layer.weight = FP8Weight(values, torch.full((1, 1), 1.5))
+
+
 @pytest.mark.parametrize(
     ("config", "weights", "replace"),
     [
@@ -265,6 +272,7 @@ def new_packed_weight(model: Transformer) -> None:
         (LLAMA, "float32", assigned_state),
         (V3, "float32", new_buffer),
         (LLAMA, "int8", new_packed_weight),
+        (LLAMA, "float32", new_fp8_weight),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
@@ -281,15 +289,7 @@ def test_replaced_weights_count(config: ModelConfig, weights: str, replace: Call
 
 
 def test_a_model_that_cannot_be_recorded_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    """FP8 weights, or native bodies turned off, run eagerly, and the runner names the reason."""
-    model = make(LLAMA)
-    projection = model.model.layers[0].mlp.down_proj
-    shape = projection.weight.shape
-    del projection.weight
-    projection.weight = FP8Weight(torch.randn(shape).to(torch.float8_e4m3fn), torch.full((1, 1), 0.1))
-    runner = start(model)
-    assert runner.run(Sequences(3).batch({0: 5})).shape == (1, 97)
-    assert not runner.recorded and "FP8Weight" in runner.why_not
+    """With native bodies turned off it runs eagerly, and the runner names the reason."""
     monkeypatch.setenv("PORCELET_KERNELS", "reference")
     runner = start(make(LLAMA))
     assert runner.run(Sequences(3).batch({0: 5})).shape == (1, 97)

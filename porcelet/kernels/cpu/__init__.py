@@ -17,7 +17,14 @@ from porcelet.kernels.cpu import (  # noqa: F401  register themselves
     pointwise,
     rows,
 )
-from porcelet.kernels.cpu.matrices import experts_float, heads_linear_float, linear_float, linear_packed
+from porcelet.kernels.cpu.matrices import (
+    experts_float,
+    experts_fp8,
+    heads_linear_float,
+    linear_float,
+    linear_fp8,
+    linear_packed,
+)
 from porcelet.kernels.cpu.packed import attention_packed_float
 from porcelet.kernels.cpu.sampling import sample_cpu
 from porcelet.kernels.cpu.target import available, isa, isas, keep_freed_memory, new_program
@@ -26,11 +33,13 @@ __all__ = [
     "attention_packed_float",
     "available",
     "experts_float",
+    "experts_fp8",
     "heads_linear_float",
     "isa",
     "isas",
     "keep_freed_memory",
     "linear_float",
+    "linear_fp8",
     "linear_packed",
     "new_program",
     "sample_cpu",

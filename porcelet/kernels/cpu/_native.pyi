@@ -1,5 +1,6 @@
 Rows = tuple[int, int]  # address, floats from row to row
 Packed = tuple[int, int, int, int]  # address, bits, K, N
+Fp8 = tuple[int, int, int]  # addresses of values and scales, K
 Chosen = tuple[int, int, int, int, int, int]  # addresses of indices and weights, E, A, scratch
 Heads = tuple[int, int, int]  # address, floats from row to row and from head to head
 Cache = tuple[int, bool, int, int, int]  # address, is float16, values from page to page, slot to slot, head to head
@@ -65,6 +66,17 @@ class Program:
     def heads_packed(self, records: int, weight: Packed, head_bytes: int, heads: int, out: int, /) -> None: ...
     def experts_float(
         self, x: Rows, stacks: tuple[int, int], chosen: Chosen, hidden: int, out: int, sizes: tuple[int, int], /
+    ) -> None: ...
+    def linear_fp8(self, x: Rows, weight: Fp8, out: int, N: int, /) -> None: ...
+    def experts_fp8(
+        self,
+        x: Rows,
+        parts: tuple[Fp8, Fp8, Fp8],
+        strides: tuple[int, int, int, int],
+        chosen: Chosen,
+        hidden: int,
+        out: int,
+        /,
     ) -> None: ...
     def experts_packed(
         self,

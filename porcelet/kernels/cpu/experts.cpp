@@ -48,17 +48,40 @@ void each_piece(const Assignments& chosen, size_t height, size_t width, const Te
     });
 }
 
-// hidden = silu(gate(x)) * up(x), an assignment a row.
-void activate(const ExpertsArgs& args, const MatrixBody& body, const Team& team) {
+// What `activate` and `combine` read of the arguments, whatever the weights.
+struct Activations {
+    Isa isa;
+    Matrix x;
+    const Assignments& chosen;
+    float* out;
+    size_t out_stride, D, F;
+    float* hidden;
+};
+
+// Some float32 rows of an expert; as Fp8Rows.
+struct FloatRows {
+    const MatrixBody& body;
+    Matrix weight;
+    size_t rows, K;
+
+    template <class XOf, class OutOf>
+    void dot(size_t tokens, XOf x_of, OutOf out_of) const {
+        dot_tokens(body, weight, rows, K, tokens, x_of, out_of);
+    }
+};
+
+// hidden = silu(gate(x)) * up(x), an assignment a row. `gate_of` and `up_of` give (expert, first row, rows, tokens) of their weight.
+template <class GateOf, class UpOf>
+void activate(const Activations& args, const Team& team, GateOf gate_of, UpOf up_of) {
     const size_t D = args.D, F = args.F;
     const auto silu_mul = float_body(args.isa).silu_mul;
     alignas(64) float gate[MAX_TOKENS][PIECE] = {}, up[MAX_TOKENS][PIECE] = {};
     each_piece(args.chosen, F, D, team, [&](size_t expert, const size_t* order, size_t count, size_t row, size_t height) {
-        const Matrix weight = {args.gate_up + expert * 2 * F * D, D};
-        each_block(count, body.tokens, [&](size_t, size_t, size_t first, size_t tokens) {
+        const auto gate_rows = gate_of(expert, row, height, count), up_rows = up_of(expert, row, height, count);
+        each_block(count, matrix_body(args.isa).tokens, [&](size_t, size_t, size_t first, size_t tokens) {
             const auto x_of = [&](size_t t) { return args.x.from(order[first + t] / args.chosen.A).first; };
-            dot_tokens(body, weight.from(row), height, D, tokens, x_of, [&](size_t t) { return gate[t]; });
-            dot_tokens(body, weight.from(F + row), height, D, tokens, x_of, [&](size_t t) { return up[t]; });
+            gate_rows.dot(tokens, x_of, [&](size_t t) { return gate[t]; });
+            up_rows.dot(tokens, x_of, [&](size_t t) { return up[t]; });
             for (size_t t = 0; t < tokens; ++t) {
                 silu_mul(gate[t], up[t], gate[t], PIECE);  // whole pieces: a value never meets the loop's scalar end
                 std::copy(gate[t], gate[t] + height, args.hidden + order[first + t] * F + row);
@@ -68,8 +91,10 @@ void activate(const ExpertsArgs& args, const MatrixBody& body, const Team& team)
 }
 
 // out = sum over a token's assignments of weight * down(hidden).
-void combine(const ExpertsArgs& args, const MatrixBody& body, size_t rows, const Team& team) {
+template <class DownOf>
+void combine(const Activations& args, size_t rows, const Team& team, DownOf down_of) {
     const size_t D = args.D, F = args.F;
+    const MatrixBody& body = matrix_body(args.isa);
     const auto [begin, end] = share_rows(D, team);
     for (size_t t = 0; t < rows; ++t) {
         float* const out = args.out + t * args.out_stride;
@@ -77,10 +102,10 @@ void combine(const ExpertsArgs& args, const MatrixBody& body, size_t rows, const
     }
     float values[MAX_TOKENS][PIECE];
     each_piece(args.chosen, D, F, team, [&](size_t expert, const size_t* order, size_t count, size_t row, size_t height) {
-        const Matrix weight = {args.down + expert * D * F, F};
+        const auto down_rows = down_of(expert, row, height, count);
         each_block(count, body.tokens, [&](size_t, size_t, size_t first, size_t tokens) {
             const auto x_of = [&](size_t t) { return args.hidden + order[first + t] * F; };
-            dot_tokens(body, weight.from(row), height, F, tokens, x_of, [&](size_t t) { return values[t]; });
+            down_rows.dot(tokens, x_of, [&](size_t t) { return values[t]; });
             for (size_t t = 0; t < tokens; ++t) {
                 const size_t assignment = order[first + t];
                 float* const out = args.out + assignment / args.chosen.A * args.out_stride + row;
@@ -156,11 +181,36 @@ void combine(const PackedExpertsArgs& args, size_t rows, const Team& team) {
 }  // namespace
 
 void experts_float(const ExpertsArgs& args, size_t rows, const Team& team) {
+    const size_t D = args.D, F = args.F;
     const MatrixBody& body = matrix_body(args.isa);
+    const Activations all = {args.isa, args.x, args.chosen, args.out, args.out_stride, D, F, args.hidden};
+    const auto gate_up_of = [&](size_t expert, size_t row, size_t height) {
+        return FloatRows{body, {args.gate_up + (expert * 2 * F + row) * D, D}, height, D};
+    };
+    const auto gate_of = [&](size_t expert, size_t row, size_t height, size_t) { return gate_up_of(expert, row, height); };
+    const auto up_of = [&](size_t expert, size_t row, size_t height, size_t) { return gate_up_of(expert, F + row, height); };
+    const auto down_of = [&](size_t expert, size_t row, size_t height, size_t) {
+        return FloatRows{body, {args.down + (expert * D + row) * F, F}, height, F};
+    };
     sort_by_expert(args.chosen, rows, team);
-    activate(args, body, team);
+    activate(all, team, gate_of, up_of);
     team.meet();
-    combine(args, body, rows, team);
+    combine(all, rows, team, down_of);
+}
+
+void experts_fp8(const Fp8ExpertsArgs& args, size_t rows, const Team& team) {
+    const Activations all = {args.isa, args.x, args.chosen, args.out, args.D, args.D, args.F, args.hidden};
+    const auto rows_of = [&](Fp8Matrix weight, size_t stride, size_t scales_stride, size_t slot) {
+        return [=, isa = args.isa](size_t expert, size_t row, size_t height, size_t tokens) {
+            const Fp8Matrix own = {weight.values + expert * stride, weight.scales + expert * scales_stride, weight.K};
+            return Fp8Rows(isa, own, row, height, tokens, slot);
+        };
+    };
+    sort_by_expert(args.chosen, rows, team);
+    activate(all, team, rows_of(args.gate, args.gate_up_stride, args.gate_up_scales_stride, 0),
+             rows_of(args.up, args.gate_up_stride, args.gate_up_scales_stride, 1));
+    team.meet();
+    combine(all, rows, team, rows_of(args.down, args.down_stride, args.down_scales_stride, 0));
 }
 
 void experts_packed(const PackedExpertsArgs& args, size_t rows, const Team& team) {

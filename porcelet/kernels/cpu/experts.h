@@ -1,9 +1,10 @@
-// The routed experts of DeepSeekMoE on the CPU with float32 or packed weights, as kernels/experts.py defines them.
+// The routed experts of DeepSeekMoE on the CPU with float32, FP8 or packed weights, as kernels/experts.py defines them.
 #pragma once
 
 #include <cstdint>
 
 #include "float_body.h"
+#include "fp8.h"
 #include "linear.h"
 #include "matrix_body.h"
 #include "team.h"
@@ -34,6 +35,21 @@ struct ExpertsArgs {
 
 // out[t] = sum over the token's experts, ascending, of weight * down(silu(gate(x)) * up(x)).
 void experts_float(const ExpertsArgs& args, size_t rows, const Team& team);
+
+struct Fp8ExpertsArgs {
+    Isa isa;
+    Matrix x;                                       // [T, D]
+    Fp8Matrix gate, up, down;                       // the first expert's
+    size_t gate_up_stride, gate_up_scales_stride;   // bytes, and scales, from one expert to the next
+    size_t down_stride, down_scales_stride;
+    Assignments chosen;
+    float* out;  // [T, D]
+    size_t D, F;
+    float* hidden;  // scratch [T * A, F]
+};
+
+// The same with weights in FP8, for any number of tokens.
+void experts_fp8(const Fp8ExpertsArgs& args, size_t rows, const Team& team);
 
 struct PackedExpertsArgs {
     const LinearBody* body;

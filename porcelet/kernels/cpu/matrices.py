@@ -12,9 +12,11 @@ from porcelet.kernels.cpu.target import (
     Target,
     at_once,
     available,
+    fp8_of,
     heads_of,
     indices_of,
     is_float,
+    is_fp8,
     is_packed,
     is_packed_experts,
     is_plain_float,
@@ -26,6 +28,7 @@ from porcelet.kernels.cpu.target import (
 from porcelet.kernels.experts import ExpertWeight, PackedExperts, experts, route, route_softmax
 from porcelet.kernels.linear import (
     GROUP,
+    FP8Weight,
     HeadsWeight,
     PackedHeads,
     PackedWeight,
@@ -93,6 +96,18 @@ def linear_float(x: Float[Tensor, "T D"], weight: Weight) -> Float[Tensor, "T N"
     if len(x) > LARGEST_BATCH or weight.stride(-1) != 1 or weight.dtype != torch.float32:
         return linear.reference(x, weight)
     return at_once(_linear_float, len(x), x.numel() * len(weight), x, weight)
+
+
+@native(linear, "cpu_fp8", is_fp8, work=lambda x: WORTH_THREADS)
+def linear_fp8(target: Target, x: Float[Tensor, "T D"], weight: Weight) -> Float[Tensor, "T N"]:
+    """x · weightᵀ from the stored bytes, any number of tokens; each has the same bits in every batch and on any number
+    of threads, those that `linear_float` gives with the expanded weight."""
+    assert isinstance(weight, FP8Weight)
+    (T, K), N = x.shape, weight.shape[0]
+    assert weight.shape == (N, K), (x.shape, weight.shape)
+    out = target.empty(T, N)
+    target.program.linear_fp8(rows_of(target.dense(x)), fp8_of(weight), out.data_ptr(), N)
+    return out
 
 
 def _heads_linear(target: Target, x: Tensor, weight: HeadsWeight) -> Tensor:
@@ -177,6 +192,40 @@ def _experts_packed(
         out.data_ptr(),
     )
     return out
+
+
+def _experts_fp8(
+    target: Target, x: Tensor, gate_up: ExpertWeight, down: ExpertWeight, indices: Tensor, weights: Tensor
+) -> Tensor:
+    assert isinstance(gate_up, FP8Weight) and isinstance(down, FP8Weight)
+    (T, D), (E, _, _, F), A = x.shape, down.shape, indices.shape[1]
+    assert gate_up.shape == (E, 2, F, D) and down.shape == (E, 1, D, F), (gate_up.shape, down.shape)
+    out, hidden = target.empty(T, D), target.empty(T * A, F)
+    target.program.experts_fp8(
+        rows_of(target.dense(x)),
+        (fp8_of(gate_up), fp8_of(gate_up[0][1]), fp8_of(down)),
+        (gate_up.values.stride(0), gate_up.scale.stride(0), down.values.stride(0), down.scale.stride(0)),
+        _chosen(target, indices, weights, T, E),
+        hidden.data_ptr(),
+        out.data_ptr(),
+    )
+    return out
+
+
+experts.instruction(when=is_fp8, available=available)(_experts_fp8)
+
+
+@experts.body("cpu_fp8", when=is_fp8, available=available)
+def experts_fp8(
+    x: Float[Tensor, "T D"],
+    gate_up: ExpertWeight,
+    down: ExpertWeight,
+    indices: Int[Tensor, "T A"],
+    weights: Float[Tensor, "T A"],
+) -> Float[Tensor, "T D"]:
+    """All experts of any number of tokens from the stored bytes, each with the same bits in every batch."""
+    _check_indices(indices, down.shape[0])
+    return at_once(_experts_fp8, len(x), WORTH_THREADS, x, gate_up, down, indices.contiguous(), weights.contiguous())
 
 
 experts.instruction(when=is_packed_experts, available=available)(_experts_packed)

@@ -8,6 +8,7 @@
 #include "attention.h"
 #include "binding.h"
 #include "experts.h"
+#include "fp8.h"
 #include "heads.h"
 #include "isa.h"
 #include "linear.h"
@@ -129,6 +130,29 @@ ExpertsArgs experts_float_args(Rows x, std::tuple<uintptr_t, uintptr_t> stacks, 
             at<float>(hidden)};
 }
 
+using Fp8 = std::tuple<uintptr_t, uintptr_t, size_t>;  // addresses of values and scales, K
+
+Fp8Matrix fp8_matrix(Fp8 weight) {
+    const auto [values, scales, K] = weight;
+    return {at<uint8_t>(values), at<float>(scales), K};
+}
+
+LinearFp8Args linear_fp8_args(Rows x, Fp8 weight, uintptr_t out, size_t N) {
+    const auto [first, stride] = x;
+    return {select_isa(), {at<float>(first), stride}, fp8_matrix(weight), at<float>(out), N};
+}
+
+Fp8ExpertsArgs experts_fp8_args(Rows x, std::tuple<Fp8, Fp8, Fp8> parts, std::tuple<size_t, size_t, size_t, size_t> strides,
+                                Chosen chosen, uintptr_t hidden, uintptr_t out) {
+    const auto [first, stride] = x;
+    const auto [gate, up, down] = parts;
+    const auto [gate_up_stride, gate_up_scales_stride, down_stride, down_scales_stride] = strides;
+    const Fp8Matrix gate_matrix = fp8_matrix(gate), down_matrix = fp8_matrix(down);
+    return {select_isa(), {at<float>(first), stride}, gate_matrix, fp8_matrix(up), down_matrix, gate_up_stride,
+            gate_up_scales_stride, down_stride, down_scales_stride, assignments(chosen), at<float>(out), gate_matrix.K,
+            down_matrix.K, at<float>(hidden)};
+}
+
 PackedExpertsArgs experts_packed_args(uintptr_t records, std::tuple<Packed, Packed, Packed> parts,
                                       std::tuple<size_t, size_t> strides, Chosen chosen, std::tuple<uintptr_t, uintptr_t> hidden,
                                       float wide_from, uintptr_t out) {
@@ -186,6 +210,8 @@ NB_MODULE(_native, m) {
         .def("heads_linear", appends(heads_linear, heads_linear_args))
         .def("heads_packed", appends(heads_packed, heads_packed_args))
         .def("experts_float", appends(experts_float, experts_float_args))
+        .def("linear_fp8", appends(linear_fp8, linear_fp8_args))
+        .def("experts_fp8", appends(experts_fp8, experts_fp8_args))
         .def("experts_packed", appends(experts_packed, experts_packed_args))
         .def("route", appends(route, route_args))
         .def("attention", appends(attention, attention_args));

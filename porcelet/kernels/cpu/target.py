@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from porcelet.kernels import Key, Op
-from porcelet.kernels.linear import GROUP, TILE, PackedWeight, block_bytes
+from porcelet.kernels.linear import GROUP, TILE, FP8Weight, PackedWeight, block_bytes
 from porcelet.kernels.record import Tape
 
 # A module that is there and does not load raises here; only one that was never built is done without.
@@ -145,12 +145,23 @@ def is_packed_experts(key: Key) -> bool:
     return is_float(key) and key.format == "PackedExperts"
 
 
+def is_fp8(key: Key) -> bool:
+    return is_float(key) and key.format == "FP8Weight"
+
+
 def packed_of(weight: PackedWeight) -> tuple[int, int, int, int]:
     """Address, bits a value, K and N."""
     N, K = weight.shape
     assert weight.packed.dtype == torch.uint8 and weight.packed.is_cpu and weight.packed.is_contiguous()
     assert weight.packed.shape == (-(-N // TILE), K // GROUP, block_bytes(weight.bits)), (weight.shape, weight.bits)
     return weight.packed.data_ptr(), weight.bits, K, N
+
+
+def fp8_of(weight: FP8Weight) -> tuple[int, int, int]:
+    """Addresses of values and scales, K; of a stack's first weight."""
+    assert weight.values.dtype == torch.float8_e4m3fn and weight.scale.dtype == torch.float32
+    assert weight.values.is_contiguous() and weight.scale.is_contiguous() and weight.values.is_cpu
+    return weight.values.data_ptr(), weight.scale.data_ptr(), weight.shape[-1]
 
 
 def rows_of(x: Tensor) -> tuple[int, int]:

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "fp8.h"
+#include "unroll.h"
 #include "vectors.h"
 
 namespace porcelet {
@@ -55,7 +56,7 @@ inline Floats widened(const uint8_t* p, size_t count) {
 
 // Calls full(k, scale) for every vector of a row's columns, and part(k, scale, count) for what is left of it.
 template <class Full, class Part>
-inline void each_vector(const float* scales, size_t K, Full full, Part part) {
+PORCELET_INLINE inline void each_vector(const float* scales, size_t K, Full full, Part part) {
     for (size_t start = 0; start < K; start += FP8_BLOCK) {
         const Floats scale = Set::broadcast(256.0f * *scales++);
         const size_t end = std::min(K, start + FP8_BLOCK);
@@ -72,25 +73,24 @@ void dot_tile(const Fp8Matrix& weight, size_t first, size_t rows, const float* c
     for (size_t r = 0; r < TILE_ROWS; ++r) w[r] = weight.row(first + std::min(r, rows - 1));
     const size_t ahead = TILE_ROWS * weight.K;
     Floats sums[NT][TILE_ROWS];
-    for (auto& token : sums)
-        for (Floats& sum : token) sum = Set::broadcast(0.0f);
-    const auto full = [&](size_t k, Floats scale) {
+    repeat<NT>([&](size_t t) PORCELET_INLINE { repeat<TILE_ROWS>([&](size_t r) PORCELET_INLINE { sums[t][r] = Set::broadcast(0.0f); }); });
+    const auto full = [&](size_t k, Floats scale) PORCELET_INLINE {
         Floats tokens[NT];
-        for (size_t t = 0; t < NT; ++t) tokens[t] = Set::load(x[t] + k);
-        for (size_t r = 0; r < TILE_ROWS; ++r) {
+        repeat<NT>([&](size_t t) PORCELET_INLINE { tokens[t] = Set::load(x[t] + k); });
+        repeat<TILE_ROWS>([&](size_t r) PORCELET_INLINE {
             if (k % 64 == 0) __builtin_prefetch(w[r] + ahead + k, 0, 2);
             const Floats values = widened(w[r] + k) * scale;
-            for (size_t t = 0; t < NT; ++t) sums[t][r] = Set::fma(values, tokens[t], sums[t][r]);
-        }
+            repeat<NT>([&](size_t t) PORCELET_INLINE { sums[t][r] = Set::fma(values, tokens[t], sums[t][r]); });
+        });
     };
-    const auto part = [&](size_t k, Floats scale, size_t count) {
-        for (size_t r = 0; r < TILE_ROWS; ++r) {
+    const auto part = [&](size_t k, Floats scale, size_t count) PORCELET_INLINE {
+        repeat<TILE_ROWS>([&](size_t r) PORCELET_INLINE {
             const Floats values = widened(w[r] + k, count) * scale;
-            for (size_t t = 0; t < NT; ++t) sums[t][r] = Set::fma(values, Set::load(x[t] + k, count), sums[t][r]);
-        }
+            repeat<NT>([&](size_t t) PORCELET_INLINE { sums[t][r] = Set::fma(values, Set::load(x[t] + k, count), sums[t][r]); });
+        });
     };
     each_vector(weight.scales_of(first), weight.K, full, part);
-    for (size_t t = 0; t < NT; ++t) Set::store_sums(out[t] + place, sums[t], rows);
+    repeat<NT>([&](size_t t) PORCELET_INLINE { Set::store_sums(out[t] + place, sums[t], rows); });
 }
 
 template <size_t NT>

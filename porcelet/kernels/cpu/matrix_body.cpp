@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "unroll.h"
 #include "vectors.h"
 
 namespace porcelet {
@@ -15,14 +16,9 @@ constexpr size_t A_LINE = 64 / sizeof(T);  // values in a line of the cache
 
 static_assert(TILE_ROWS == 4, "store_sums takes the sums of one tile");
 
-// Loops over registers are unrolled early, by pragmas: otherwise GCC 12 also stores the sums to memory at each turn, though nothing reads
-// them there. And `= {}` becomes a call that clears memory.
 template <size_t NT, size_t N>
-void clear(Floats (&sums)[NT][N]) {
-#pragma GCC unroll 6
-    for (size_t t = 0; t < NT; ++t)
-#pragma GCC unroll 8
-        for (size_t n = 0; n < N; ++n) sums[t][n] = Set::broadcast(0.0f);
+PORCELET_INLINE inline void clear(Floats (&sums)[NT][N]) {
+    repeat<NT>([&](size_t t) PORCELET_INLINE { repeat<N>([&](size_t n) PORCELET_INLINE { sums[t][n] = Set::broadcast(0.0f); }); });
 }
 
 // Up to four rows. A missing row is computed as the last one once more, and not stored: the sums of the others stay as they are.
@@ -34,26 +30,22 @@ void dot_tile(MatrixOf<T> weight, size_t rows, size_t K, const float* const* x, 
     const T* const ahead_end = w[0] + ahead.distance + ahead.last * weight.stride;
     Floats sums[NT][TILE_ROWS];
     clear(sums);
-    const auto step = [&](size_t k, auto load) {
+    const auto step = [&](size_t k, auto load) PORCELET_INLINE {
         Floats tokens[NT];
-#pragma GCC unroll 6
-        for (size_t t = 0; t < NT; ++t) tokens[t] = load(x[t] + k);
-#pragma GCC unroll 4
-        for (size_t r = 0; r < TILE_ROWS; ++r) {
+        repeat<NT>([&](size_t t) PORCELET_INLINE { tokens[t] = load(x[t] + k); });
+        repeat<TILE_ROWS>([&](size_t r) PORCELET_INLINE {
             const Floats values = load(w[r] + k);
-#pragma GCC unroll 6
-            for (size_t t = 0; t < NT; ++t) sums[t][r] = Set::fma(values, tokens[t], sums[t][r]);
-        }
+            repeat<NT>([&](size_t t) PORCELET_INLINE { sums[t][r] = Set::fma(values, tokens[t], sums[t][r]); });
+        });
     };
     size_t k = 0;
     for (; k + Set::lanes <= K; k += Set::lanes) {
         if (k % A_LINE<T> == 0)
             for (const T* p = ahead_first + k; p < ahead_end; p += weight.stride) __builtin_prefetch(p, 0, 2);  // to level two
-        step(k, [](const auto* p) { return Set::load(p); });
+        step(k, [](const auto* p) PORCELET_INLINE { return Set::load(p); });
     }
-    if constexpr (TAIL) step(k, [=](const auto* p) { return Set::load(p, K - k); });
-#pragma GCC unroll 6
-    for (size_t t = 0; t < NT; ++t) Set::store_sums(out[t] + first_row, sums[t], rows);
+    if constexpr (TAIL) step(k, [=](const auto* p) PORCELET_INLINE { return Set::load(p, K - k); });
+    repeat<NT>([&](size_t t) PORCELET_INLINE { Set::store_sums(out[t] + first_row, sums[t], rows); });
 }
 
 template <class T, size_t NT>
@@ -65,34 +57,33 @@ void dot(MatrixOf<T> weight, size_t rows, size_t K, const float* const* x, float
 // NV vectors of columns; the last holds `count` of them.
 template <class T, size_t NT, size_t NV, bool ON>
 void mix_tile(MatrixOf<T> weight, size_t rows, const float* const* x, float* const* out, size_t ahead, size_t column, size_t count) {
+    // Calls visit(v, load, store) for each vector.
+    const auto each_vector = [&](auto visit) PORCELET_INLINE {
+        repeat<NV - 1>([&](size_t v) PORCELET_INLINE {
+            visit(v, [](const auto* p) PORCELET_INLINE { return Set::load(p); }, [](float* p, Floats x) PORCELET_INLINE { Set::store(p, x); });
+        });
+        visit(NV - 1, [=](const auto* p) PORCELET_INLINE { return Set::load(p, count); },
+              [=](float* p, Floats x) PORCELET_INLINE { Set::store(p, x, count); });
+    };
     Floats sums[NT][NV];
     clear(sums);
-#pragma GCC unroll 6
-    for (size_t t = 0; ON && t < NT; ++t) {
-#pragma GCC unroll 8
-        for (size_t v = 0; v + 1 < NV; ++v) sums[t][v] = Set::load(out[t] + column + v * Set::lanes);
-        sums[t][NV - 1] = Set::load(out[t] + column + (NV - 1) * Set::lanes, count);
-    }
+    if constexpr (ON)
+        repeat<NT>([&](size_t t) PORCELET_INLINE {
+            each_vector([&](size_t v, auto load, auto) PORCELET_INLINE { sums[t][v] = load(out[t] + column + v * Set::lanes); });
+        });
     for (size_t row = 0; row < rows; ++row) {
         const T* w = weight.first + row * weight.stride + column;
         for (size_t i = 0; NT <= 3 && i < NV * Set::lanes; i += A_LINE<T>) __builtin_prefetch(w + ahead + i, 0, 2);
         Floats values[NV];
-#pragma GCC unroll 8
-        for (size_t v = 0; v + 1 < NV; ++v) values[v] = Set::load(w + v * Set::lanes);
-        values[NV - 1] = Set::load(w + (NV - 1) * Set::lanes, count);
-#pragma GCC unroll 6
-        for (size_t t = 0; t < NT; ++t) {
+        each_vector([&](size_t v, auto load, auto) PORCELET_INLINE { values[v] = load(w + v * Set::lanes); });
+        repeat<NT>([&](size_t t) PORCELET_INLINE {
             const Floats factor = Set::broadcast(x[t][row]);
-#pragma GCC unroll 8
-            for (size_t v = 0; v < NV; ++v) sums[t][v] = Set::fma(factor, values[v], sums[t][v]);
-        }
+            repeat<NV>([&](size_t v) PORCELET_INLINE { sums[t][v] = Set::fma(factor, values[v], sums[t][v]); });
+        });
     }
-#pragma GCC unroll 6
-    for (size_t t = 0; t < NT; ++t) {
-#pragma GCC unroll 8
-        for (size_t v = 0; v + 1 < NV; ++v) Set::store(out[t] + column + v * Set::lanes, sums[t][v]);
-        Set::store(out[t] + column + (NV - 1) * Set::lanes, sums[t][NV - 1], count);
-    }
+    repeat<NT>([&](size_t t) PORCELET_INLINE {
+        each_vector([&](size_t v, auto, auto store) PORCELET_INLINE { store(out[t] + column + v * Set::lanes, sums[t][v]); });
+    });
 }
 
 template <class T, size_t NT, bool ON>

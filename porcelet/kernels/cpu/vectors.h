@@ -6,7 +6,7 @@
 //   broadcast(s), fma(a, b, c), store(p, v), store(p, v, count)
 //   store_sums(p, sums, count)    the sums of four vectors, the first `count` of them
 //   larger(a, b), smaller(a, b)   lane by lane, b if either is NaN
-//   power_of_two(n)               of whole numbers from -126 to 127
+//   power_of_two(n)               of whole numbers from -126 to 127, to which 1.5 * 2^23 was added: they stand in the low bits
 //   sum(v), largest(v)            over the lanes
 //
 // Operators + - * work on vectors, too.
@@ -51,8 +51,7 @@ struct Set {
     static Floats larger(Floats a, Floats b) { return _mm512_max_ps(a, b); }
     static Floats smaller(Floats a, Floats b) { return _mm512_min_ps(a, b); }
     static Floats power_of_two(Floats n) {
-        const __m512i exponent = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
-        return _mm512_castsi512_ps(_mm512_slli_epi32(exponent, 23));
+        return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_castps_si512(n), _mm512_set1_epi32(127)), 23));
     }
     static float sum(Floats v) { return _mm512_reduce_add_ps(v); }
     static float largest(Floats v) { return _mm512_reduce_max_ps(v); }
@@ -88,8 +87,7 @@ struct Set {
     static Floats larger(Floats a, Floats b) { return _mm256_max_ps(a, b); }
     static Floats smaller(Floats a, Floats b) { return _mm256_min_ps(a, b); }
     static Floats power_of_two(Floats n) {
-        const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
-        return _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23));
+        return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_castps_si256(n), _mm256_set1_epi32(127)), 23));
     }
     static float sum(Floats v) {
         const __m128 four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
@@ -131,8 +129,8 @@ struct Set {
     static Floats larger(Floats a, Floats b) { return a > b ? a : b; }
     static Floats smaller(Floats a, Floats b) { return a < b ? a : b; }
     static Floats power_of_two(Floats n) {
-        typedef int Ints __attribute__((vector_size(16)));
-        return reinterpret_cast<Floats>((__builtin_convertvector(n, Ints) + 127) << 23);
+        typedef unsigned Ints __attribute__((vector_size(16)));
+        return reinterpret_cast<Floats>((reinterpret_cast<Ints>(n) + 127) << 23);
     }
     static float sum(Floats v) { return (v[0] + v[2]) + (v[1] + v[3]); }
     static float largest(Floats v) {
@@ -149,7 +147,7 @@ inline Floats exponential_of(Floats x) {
     x = Set::larger(Set::broadcast(-87.0f), x);
     x = Set::smaller(Set::broadcast(87.0f), x);
     const Floats shift = Set::broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
-    const Floats n = Set::fma(x, Set::broadcast(1.44269504f), shift) - shift;
+    const Floats shifted = Set::fma(x, Set::broadcast(1.44269504f), shift), n = shifted - shift;
     Floats r = Set::fma(n, Set::broadcast(-0.693359375f), x);
     r = Set::fma(n, Set::broadcast(2.12194440e-4f), r);
     Floats p = Set::broadcast(1.9875691500e-4f);
@@ -159,7 +157,7 @@ inline Floats exponential_of(Floats x) {
     p = Set::fma(p, r, Set::broadcast(1.6666665459e-1f));
     p = Set::fma(p, r, Set::broadcast(5.0000001201e-1f));
     p = Set::fma(p, r * r, r) + Set::broadcast(1.0f);
-    return p * Set::power_of_two(n);
+    return p * Set::power_of_two(shifted);
 }
 
 // The largest of `count` values, whole vectors of them; NaN may be passed over.

@@ -28,7 +28,8 @@ class EngineConfig:
     `weights` "auto" is fp8 for an FP8 checkpoint, the stored four or eight bits of a quantised GGUF file where the
     native body exists, else float32; "float32", "int8", "int4" and "fp8" insist. `cache_memory` is the size of the
     paged cache: bytes ("2GB", "512MiB") or a fraction ("0.5") of the memory that is available once the model is loaded;
-    where it is empty, `cache_tokens` says how many tokens fit. `cache_dtype` is float32 or float16, half as large.
+    where it is empty, `cache_tokens` says how many tokens fit. `cache_dtype` is float32 or float16, half as large;
+    "auto" is float16 beside packed weights, which round more.
     `prefix_cache` on finds what earlier requests computed. `max_batch_tokens` is the token budget of a step,
     `max_sequences` the most that run at once.
 
@@ -39,7 +40,7 @@ class EngineConfig:
     weights: str = "auto"
     cache_tokens: int = 16384
     cache_memory: str = ""
-    cache_dtype: str = "float32"
+    cache_dtype: str = "auto"
     prefix_cache: str = "on"
     speculation: str = "auto"
     max_batch_tokens: int = 512
@@ -60,7 +61,7 @@ class EngineConfig:
 
 _CHOICES = {
     "weights": ("auto", "float32", "int8", "int4", "fp8"),
-    "cache_dtype": ("float32", "float16"),
+    "cache_dtype": ("auto", "float32", "float16"),
     "prefix_cache": ("on", "off"),
     "speculation": ("auto", "off", "lookup", "mtp"),
 }

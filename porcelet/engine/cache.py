@@ -22,17 +22,17 @@ from porcelet.errors import CapacityError
 from porcelet.weights.memory import available_memory, total_memory
 
 HASH_BYTES = 16
-VALUE_BYTES = {"float32": 4, "float16": 2}
 
 
-def count_pages(config: EngineConfig, model: ModelConfig, num_layers: int) -> int:
-    """How many pages the memory given for the cache holds; `num_layers` of the model keep values there.
+def count_pages(config: EngineConfig, model: ModelConfig, num_layers: int, value_bytes: int) -> int:
+    """How many pages the memory given for the cache holds; `num_layers` of the model keep values of so many bytes
+    there.
 
     Raises:
         CapacityError: more than the machine has, or less than one page.
     """
     layer_values = model.cache_values_per_token() // model.num_hidden_layers
-    page_bytes = PAGE_SIZE * num_layers * layer_values * VALUE_BYTES[config.cache_dtype]
+    page_bytes = PAGE_SIZE * num_layers * layer_values * value_bytes
     num_pages = config.cache_tokens // PAGE_SIZE
     if config.cache_memory:
         amount = parse_memory(config.cache_memory)

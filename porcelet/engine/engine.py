@@ -20,7 +20,7 @@ from porcelet.config import EngineConfig
 from porcelet.engine.cache import count_pages
 from porcelet.engine.codec import open_tokenizer
 from porcelet.engine.grammar import GrammarCompiler, Matcher
-from porcelet.engine.runner import Runner, replayed_tokens
+from porcelet.engine.runner import Runner, choose_cache_dtype, replayed_tokens
 from porcelet.engine.sampler import Sampler
 from porcelet.engine.scheduler import Scheduler
 from porcelet.engine.speculative import choose_drafter
@@ -29,7 +29,6 @@ from porcelet.models.transformer import Transformer
 from porcelet.types import Batch, Constraint, Output, Progress, Request, SamplingParams, join_outputs
 from porcelet.weights.load import load, no_progress
 
-CACHE_DTYPES = {"float32": torch.float32, "float16": torch.float16}
 MAX_FAILURES = 3
 log = logging.getLogger(__name__)
 
@@ -58,12 +57,13 @@ class Engine:
         num_layers = model.config.num_hidden_layers
         if choose_drafter(config.speculation, model.config) == "mtp":
             num_layers += 1
-        num_pages = count_pages(config, model.config, num_layers)
+        cache_dtype = choose_cache_dtype(config.cache_dtype, model)
+        num_pages = count_pages(config, model.config, num_layers, cache_dtype.itemsize)
         self.runner = Runner(
             model,
             num_pages,
             num_layers,
-            cache_dtype=CACHE_DTYPES[config.cache_dtype],
+            cache_dtype=cache_dtype,
             capacity=replayed_tokens(model, config.max_batch_tokens),
         )
         self.scheduler = Scheduler(model.config, config, num_pages, token_bytes, compile_constraint, seed)

@@ -18,6 +18,7 @@ from porcelet.kernels.attention import Segments
 from porcelet.models.attention import PackedView
 from porcelet.models.transformer import Transformer, build, initialize
 from porcelet.types import Request, SamplingParams
+from porcelet.weights.load import quantized
 from porcelet.weights.memory import available_memory
 from tests.models.variants import LLAMA, V3
 
@@ -217,6 +218,19 @@ def test_a_cache_of_half_precision_is_close(model: Transformer) -> None:
     assert sizes[0] * 2 == sizes[1]
 
 
+def test_packed_weights_bring_a_cache_of_half_precision() -> None:
+    """What "auto" says: float16 beside packed weights, float32 beside full ones, and what is asked for otherwise."""
+    model = initialize(build(LLAMA), seed=5).eval()
+    packed = quantized(model)
+    for weights, asked, dtype in (
+        (packed, "auto", torch.float16),
+        (model, "auto", torch.float32),
+        (packed, "float32", torch.float32),
+    ):
+        engine = Engine(weights, EngineConfig(cache_dtype=asked))
+        assert {part.dtype for layer in engine.runner.cache for part in layer} == {dtype}
+
+
 def test_a_failed_step_ends_who_took_part(model: Transformer, monkeypatch: pytest.MonkeyPatch) -> None:
     """A computation that raises ends its requests with the reason; those that wait are served; three in a row end it
     all."""
@@ -266,10 +280,10 @@ def test_the_cache_is_measured_in_bytes(memory: str, pages: int) -> None:
 def test_a_cache_is_a_fraction_of_what_is_free() -> None:
     """A fraction is one of the memory that the machine can give; too little for a page is refused."""
     page = PAGE_SIZE * 2 * 64 * 4
-    pages = count_pages(EngineConfig(cache_memory="0.25"), LLAMA, 2)
+    pages = count_pages(EngineConfig(cache_memory="0.25"), LLAMA, 2, 4)
     assert 0.2 * available_memory() < pages * page < 0.3 * available_memory()
     with pytest.raises(CapacityError, match="less than one page of 32768 bytes"):
-        count_pages(EngineConfig(cache_memory="1kB"), LLAMA, 2)
+        count_pages(EngineConfig(cache_memory="1kB"), LLAMA, 2, 4)
     for strange in ("much", "2 GBit", "-1", "0", "0.5GiB of it"):
         with pytest.raises(InputError, match="cache_memory is"):
             EngineConfig(cache_memory=strange)

@@ -1,7 +1,7 @@
 // The arithmetic of packed linear layers, once for all instruction sets. A set `V` gives vectors of V::lanes output rows, of which it
 // holds V::vectors for V::tokens tokens in registers:
 //
-//   Record, put(record, column, q, is_wide)   how it keeps a group of activations
+//   Record, put(values, is_wide)              how it keeps a group of activations
 //   Quad                                      four columns of `lanes` rows, as `dot` wants them
 //   whole(p), low(p), high(p)                 a Quad from bytes, from the low and from the high halves of bytes
 //   spread(p, low, high)                      the bytes of a Quad cut into their halves
@@ -40,10 +40,16 @@ struct ByteRecord {
     float sum;                    // scale * the sum of the values, what the weights' minimum is multiplied with
     uint32_t is_wide;
 
-    void put(size_t column, int32_t value, bool wide) {
-        const int32_t high = wide ? (value + 128) >> 8 : value;
-        q[column] = static_cast<int8_t>(high);
-        low[column] = static_cast<int8_t>(wide ? value - high * 256 : 0);
+    void put(const int32_t* values, bool wide) {  // `low` stays as it was where the group is not wide
+        if (!wide) {
+            for (size_t i = 0; i < GROUP; ++i) q[i] = static_cast<int8_t>(values[i]);
+            return;
+        }
+        for (size_t i = 0; i < GROUP; ++i) {
+            const int32_t high = (values[i] + 128) >> 8;
+            q[i] = static_cast<int8_t>(high);
+            low[i] = static_cast<int8_t>(values[i] - high * 256);
+        }
     }
 };
 
@@ -54,9 +60,9 @@ struct WordRecord {
     float scale, sum;
     uint32_t is_wide;
 
-    void put(size_t column, int32_t value, bool) {
+    void put(const int32_t* values, bool) {
         constexpr size_t places[] = {PLACES...};
-        q[column / 4 * 4 + places[column % 4]] = static_cast<int16_t>(value);
+        for (size_t i = 0; i < GROUP; ++i) q[i / 4 * 4 + places[i % 4]] = static_cast<int16_t>(values[i]);
     }
 };
 
@@ -86,7 +92,7 @@ void quantize_group(const float* x, float largest, bool wide, Record& record) {
     int32_t q[GROUP], total = 0;
     for (size_t i = 0; i < GROUP; ++i) q[i] = bits_of<int32_t>(x[i] * reciprocal + shift) - shift_bits;
     for (size_t i = 0; i < GROUP; ++i) total += q[i];
-    for (size_t i = 0; i < GROUP; ++i) record.put(i, q[i], wide);
+    record.put(q, wide);
     record.scale = largest / top;
     record.sum = record.scale * static_cast<float>(total);
     record.is_wide = wide;

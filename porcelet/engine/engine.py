@@ -159,7 +159,9 @@ class Engine:
     def _compute(self, batch: Batch, start: float) -> list[Output]:
         num_recordings = self.runner.num_recordings
         try:
-            draws = self.sampler.draw(self.runner.run(batch), batch.draws)
+            # Who decodes was here in the step before, and weights do not change meanwhile.
+            logits = self.runner.run(batch, same_weights=self.scheduler.only_decodes)
+            draws = self.sampler.draw(logits, batch.draws)
         except Exception as problem:  # whatever it was, it is told to everybody who took part
             return self._fail(problem)
         self._num_failures = 0

@@ -61,6 +61,7 @@ class Runner:
         self._max_length = min(model.config.max_position_embeddings, num_pages * PAGE_SIZE)
         self.num_recordings = 0
         self._steps: dict[bool, RecordedStep] = {}  # the model's, and the MTP layer's under True
+        self._compared = set[bool]()  # which of them hold the weights of this moment
         self._recordable = True
 
     @property
@@ -69,8 +70,11 @@ class Runner:
         return bool(self._steps)
 
     @torch.inference_mode()
-    def run(self, batch: Batch) -> Float[Tensor, "sampled V"]:
-        """Logits of the sampled rows, valid until the next step."""
+    def run(self, batch: Batch, *, same_weights: bool = False) -> Float[Tensor, "sampled V"]:
+        """Logits of the sampled rows, valid until the next step. Recordings are not compared with the model's weights
+        again where the caller knows that these are the last step's."""
+        if not same_weights:
+            self._compared.clear()
         self._copy_pages(batch.copies)
         self.hidden, logits = self._run(batch, None)
         return logits
@@ -94,6 +98,9 @@ class Runner:
 
     def _recording(self, is_draft: bool) -> RecordedStep | None:
         made = self._steps.get(is_draft)
+        if made and is_draft in self._compared:
+            return made
+        self._compared.add(is_draft)
         if self._recordable and not (made and made.is_valid):
             try:
                 made = RecordedStep(self.model, self.cache, self.capacity, self._max_length, is_draft=is_draft)

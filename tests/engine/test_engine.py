@@ -218,6 +218,21 @@ def test_a_cache_of_half_precision_is_close(model: Transformer) -> None:
     assert sizes[0] * 2 == sizes[1]
 
 
+@pytest.mark.parametrize("length", [1, 5, 100])
+def test_weights_replaced_between_requests_count(length: int) -> None:
+    """Recordings are compared with the model when requests come, not at each token: also behind a prompt that is too
+    long to be replayed."""
+    model = initialize(build(LLAMA), seed=5).eval()
+    engine = Engine(model, EngineConfig(prefix_cache="off"))
+    prompt = [prompts(1, 300)[0][i % 50] for i in range(length)]
+    (before,) = engine.generate([prompt], GREEDY)
+    layer = model.model.layers[1].mlp.down_proj
+    layer.weight = torch.nn.Parameter(layer.weight.detach() * -3)
+    (after,) = engine.generate([prompt], GREEDY)
+    (expected,) = Engine(model, EngineConfig(prefix_cache="off")).generate([prompt], GREEDY)
+    assert after.tokens == expected.tokens != before.tokens
+
+
 def test_packed_weights_bring_a_cache_of_half_precision() -> None:
     """What "auto" says: float16 beside packed weights, float32 beside full ones, and what is asked for otherwise."""
     model = initialize(build(LLAMA), seed=5).eval()
@@ -238,7 +253,7 @@ def test_a_failed_step_ends_who_took_part(model: Transformer, monkeypatch: pytes
     for name in ("bad", "good"):
         engine.submit(Request(id=name, prompt=(1, 2), params=GREEDY))
     run = engine.runner.run
-    monkeypatch.setattr(engine.runner, "run", lambda batch: torch.empty(-1))
+    monkeypatch.setattr(engine.runner, "run", lambda batch, **_: torch.empty(-1))
     (failed,) = engine.step()
     assert failed.request_id == "bad" and failed.finish_reason == "error" and "RuntimeError" in str(failed.error)
     monkeypatch.setattr(engine.runner, "run", run)
@@ -247,7 +262,7 @@ def test_a_failed_step_ends_who_took_part(model: Transformer, monkeypatch: pytes
         outputs += engine.step()
     assert outputs[-1].request_id == "good" and outputs[-1].finish_reason == "length"
     engine.step()  # checks that nothing is held
-    monkeypatch.setattr(engine.runner, "run", lambda batch: torch.empty(-1))
+    monkeypatch.setattr(engine.runner, "run", lambda batch, **_: torch.empty(-1))
     told = []
     with pytest.raises(EngineError, match="3 steps in a row"):
         for number in range(3):

@@ -42,8 +42,9 @@ HeadsPackedArgs heads_packed_args(uintptr_t records, Packed weight, size_t head_
     return {&linear_body(select_isa()), packed_matrix(weight), head_bytes, heads, at<std::byte>(records), at<float>(out)};
 }
 
-LinearArgs linear_packed_args(uintptr_t records, Packed weight, uintptr_t out) {
-    return {&linear_body(select_isa()), packed_matrix(weight), at<std::byte>(records), at<float>(out)};
+void append_linear_packed(Program& program, uintptr_t records, Packed weight, uintptr_t out) {
+    const LinearArgs args = {&linear_body(select_isa()), packed_matrix(weight), at<std::byte>(records), at<float>(out)};
+    program.append_beside(linear_packed, args, args.records, args.out);
 }
 
 RmsNormArgs rms_norm_args(Heads x, uintptr_t weight, uintptr_t out, size_t heads, size_t width, float eps) {
@@ -197,7 +198,7 @@ NB_MODULE(_native, m) {
         .def("run", &Program::run, nb::call_guard<nb::gil_scoped_release>())
         .def("narrow", &Program::narrow)
         .def("quantize", appends(quantize, quantize_args))
-        .def("linear_packed", appends(linear_packed, linear_packed_args))
+        .def("linear_packed", append_linear_packed)
         .def("rms_norm", appends(rms_norm, rms_norm_args))
         .def("rope", appends(rope, rope_args))
         .def("silu_mul", appends(silu_mul, pair_args))

@@ -14,7 +14,7 @@ void Program::run(size_t rows, size_t taken, int threads) const {
 void Program::walk(size_t rows, size_t taken, const Team& team) const {
     for (const Instruction& instruction : instructions_) {
         instruction.compute(instruction.narrowed ? taken : rows, team);
-        team.meet();
+        if (instruction.meets) team.meet();
     }
 }
 

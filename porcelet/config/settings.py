@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 PAGE_SIZE = 64  # tokens a cache page holds; FlashMLA's block size
-# Tokens up to which a step of any model is replayed from its recording, and which guesses do not exceed; longer ones
-# hold prompts, for which Python's time is little. A packed model's are replayed too.
+# Tokens that a recorded step has room for at least, and that guesses do not go beyond.
 REPLAYED_TOKENS = 64
 
 

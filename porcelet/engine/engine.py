@@ -16,11 +16,11 @@ from pathlib import Path
 
 import torch
 
-from porcelet.config import EngineConfig
+from porcelet.config import REPLAYED_TOKENS, EngineConfig
 from porcelet.engine.cache import count_pages
 from porcelet.engine.codec import open_tokenizer
 from porcelet.engine.grammar import GrammarCompiler, Matcher
-from porcelet.engine.runner import Runner, choose_cache_dtype, replayed_tokens
+from porcelet.engine.runner import Runner, choose_cache_dtype
 from porcelet.engine.sampler import Sampler
 from porcelet.engine.scheduler import Scheduler
 from porcelet.engine.speculative import choose_drafter
@@ -64,7 +64,7 @@ class Engine:
             num_pages,
             num_layers,
             cache_dtype=cache_dtype,
-            capacity=replayed_tokens(model, config.max_batch_tokens),
+            capacity=max(REPLAYED_TOKENS, config.max_batch_tokens),
         )
         self.scheduler = Scheduler(model.config, config, num_pages, token_bytes, compile_constraint, seed)
         self.sampler = Sampler()

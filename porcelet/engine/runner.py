@@ -19,22 +19,13 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
 
-def replayed_tokens(model: Transformer, max_batch_tokens: int) -> int:
-    """Tokens up to which a step is replayed: all that there may be where every linear layer is packed. Torch's float32
-    products are faster than the recorded ones from REPLAYED_TOKENS on."""
-    return max(REPLAYED_TOKENS, max_batch_tokens) if _is_packed(model) else REPLAYED_TOKENS
-
-
 def choose_cache_dtype(name: str, model: Transformer) -> torch.dtype:
     """The cache's type for `cache_dtype`; "auto" rounds to half precision beside weights that are rounded further."""
     if name == "auto":
-        return torch.float16 if _is_packed(model) else torch.float32
+        layers = [module for module in model.modules() if isinstance(module, Linear)]
+        is_packed = all(isinstance(layer.weight, PackedWeight) for layer in layers)
+        return torch.float16 if is_packed else torch.float32
     return {"float32": torch.float32, "float16": torch.float16}[name]
-
-
-def _is_packed(model: Transformer) -> bool:
-    layers = [module for module in model.modules() if isinstance(module, Linear)]
-    return all(isinstance(layer.weight, PackedWeight) for layer in layers)
 
 
 class Runner:

@@ -116,14 +116,15 @@ def test_nan_and_infinity_go_where_torch_sends_them(isa: str, bad: float) -> Non
 
 
 def test_linear_is_chosen_for_float_and_never_for_training() -> None:
-    """`linear` runs natively on float32 weights without gradients; large batches are torch's, bit for bit."""
+    """`linear` runs natively on float32 weights without gradients, in batches of any size to the same bits."""
     for kind in ("Tensor", "Parameter"):
         assert linear.chosen(Key("cpu", kind, torch.float32, False)) == "cpu_float"
         assert linear.chosen(Key("cpu", kind, torch.float32, True)) == "reference"
         assert linear.chosen(Key("cpu", kind, torch.bfloat16, False)) == "reference"
-    x, weight = normal(65, 32), normal(48, 32, seed=1)
-    assert torch.equal(linear(x, weight), functional.linear(x, weight))
-    assert torch.equal(linear(x[:64], weight), cpu.linear_float(x[:64], weight))
+    x, weight = normal(300, 96), normal(48, 96, seed=1)
+    whole = linear(x, weight)
+    torch.testing.assert_close(whole, functional.linear(x, weight))
+    assert all(torch.equal(linear(x[t : t + 1], weight), whole[t : t + 1]) for t in range(300))
 
 
 @pytest.mark.parametrize("isa", HERE)

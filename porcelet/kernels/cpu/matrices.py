@@ -45,8 +45,6 @@ if TYPE_CHECKING:
 if available():
     from porcelet.kernels.cpu import _native
 
-LARGEST_BATCH = 64  # more tokens go to torch's GEMM, which packs its operands: that pays from about here
-
 
 @native(linear, "cpu_packed", lambda key: is_packed(key) and is_float(key), work=lambda x: WORTH_THREADS)
 def linear_packed(target: Target, x: Float[Tensor, "T D"], weight: Weight) -> Float[Tensor, "T N"]:
@@ -90,10 +88,10 @@ linear.instruction(when=is_plain_float, available=available)(_linear_float)
 
 @linear.body("cpu_float", when=is_plain_float, available=available)
 def linear_float(x: Float[Tensor, "T D"], weight: Weight) -> Float[Tensor, "T N"]:
-    """x · weightᵀ from the parameter as it lies, up to 64 tokens, each with the same bits in every batch and on any
-    number of threads. More tokens, and weights whose rows do not lie in one piece, go to torch."""
+    """x · weightᵀ from the parameter as it lies, each token with the same bits in every batch and on any number of
+    threads. Weights whose rows do not lie in one piece go to torch."""
     assert isinstance(weight, Tensor)
-    if len(x) > LARGEST_BATCH or weight.stride(-1) != 1 or weight.dtype != torch.float32:
+    if weight.stride(-1) != 1 or weight.dtype != torch.float32:
         return linear.reference(x, weight)
     return at_once(_linear_float, len(x), x.numel() * len(weight), x, weight)
 
@@ -143,9 +141,9 @@ def heads_linear_packed(target: Target, x: Float[Tensor, "T H I"], weight: Heads
 
 @heads_linear.body("cpu_float", when=is_plain_float, available=available)
 def heads_linear_float(x: Float[Tensor, "T H I"], weight: HeadsWeight) -> Float[Tensor, "T H O"]:
-    """One matrix a head from where it lies; up to 64 tokens, each with the same bits in every batch."""
+    """One matrix a head from where it lies; each token has the same bits in every batch."""
     assert isinstance(weight, Tensor)
-    if len(x) > LARGEST_BATCH or 1 not in weight.stride()[1:]:
+    if 1 not in weight.stride()[1:]:
         return heads_linear.reference(x, weight)
     return at_once(_heads_linear, len(x), x.numel() * weight.shape[1], x, weight)
 
@@ -260,10 +258,10 @@ def experts_float(
     indices: Int[Tensor, "T A"],
     weights: Float[Tensor, "T A"],
 ) -> Float[Tensor, "T D"]:
-    """All experts of up to 64 tokens in one parallel region. A token's experts are summed in ascending order: so it
-    has the same bits in every batch."""
+    """All experts in one parallel region. A token's experts are summed in ascending order: so it has the same bits in
+    every batch."""
     assert isinstance(gate_up, Tensor) and isinstance(down, Tensor)
-    if len(x) > LARGEST_BATCH or not (gate_up.is_contiguous() and down.is_contiguous()):
+    if not (gate_up.is_contiguous() and down.is_contiguous()):
         return experts.reference(x, gate_up, down, indices, weights)
     _check_indices(indices, down.shape[0])
     work = indices.numel() * down[0].numel() * 3

@@ -25,8 +25,9 @@ HASH_BYTES = 16
 VALUE_BYTES = {"float32": 4, "float16": 2}
 
 
-def count_pages(config: EngineConfig, model: ModelConfig, num_layers: int) -> int:
-    """How many pages the memory given for the cache holds; `num_layers` of the model keep values there.
+def count_pages(config: EngineConfig, model: ModelConfig, num_layers: int, promised: int = 0) -> int:
+    """How many pages the memory given for the cache holds; `num_layers` of the model keep values there. `promised`
+    bytes of what is available will be taken by others.
 
     Raises:
         CapacityError: more than the machine has, or less than one page.
@@ -36,7 +37,7 @@ def count_pages(config: EngineConfig, model: ModelConfig, num_layers: int) -> in
     num_pages = config.cache_tokens // PAGE_SIZE
     if config.cache_memory:
         amount = parse_memory(config.cache_memory)
-        num_pages = int(amount * (available_memory() if amount <= 1 else 1) // page_bytes)
+        num_pages = int(amount * (available_memory() - promised if amount <= 1 else 1) // page_bytes)
     if num_pages < 1:
         raise CapacityError(f"cache_memory {config.cache_memory} is less than one page of {page_bytes} bytes; raise it")
     if num_pages * page_bytes > total_memory():  # taken as pages fill, it would fail late, by a kill

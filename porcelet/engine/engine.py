@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from porcelet.config import EngineConfig
+from porcelet.config import EngineConfig, parse_memory
 from porcelet.engine.cache import count_pages
 from porcelet.engine.codec import open_tokenizer
 from porcelet.engine.grammar import GrammarCompiler, Matcher
@@ -25,12 +25,23 @@ from porcelet.engine.sampler import Sampler
 from porcelet.engine.scheduler import Scheduler
 from porcelet.engine.speculative import choose_drafter
 from porcelet.errors import EngineError, InputError
+from porcelet.models.experts import residency_of
 from porcelet.models.transformer import Transformer
 from porcelet.types import Batch, Constraint, Output, Progress, Request, SamplingParams, join_outputs
 from porcelet.weights.load import load, no_progress
+from porcelet.weights.memory import available_memory
+from porcelet.weights.offload import Offload
 
 CACHE_DTYPES = {"float32": torch.float32, "float16": torch.float16}
 MAX_FAILURES = 3
+# Of experts that stay on disk; what a `Residency` counts.
+EXPERT_COUNTS = (
+    "num_expert_hits",
+    "num_expert_misses",
+    "num_expert_prefetches",
+    "num_expert_bytes_read",
+    "num_expert_bytes_resident",
+)
 log = logging.getLogger(__name__)
 
 
@@ -58,7 +69,9 @@ class Engine:
         num_layers = model.config.num_hidden_layers
         if choose_drafter(config.speculation, model.config) == "mtp":
             num_layers += 1
-        num_pages = count_pages(config, model.config, num_layers)
+        self._residency = residency_of(model)
+        promised = self._residency.budget() if self._residency else 0
+        num_pages = count_pages(config, model.config, num_layers, promised)
         self.runner = Runner(
             model,
             num_pages,
@@ -80,7 +93,7 @@ class Engine:
         Raises:
             ModelError: the files are missing, damaged or not supported.
         """
-        model = load(path, config.weights, progress)
+        model = load(path, config.weights, progress, _offload(config))
         tokenizer = functools.cache(lambda: open_tokenizer(path))  # most engines never need it
         grammars = functools.cache(lambda: GrammarCompiler(tokenizer(), model.config.eos_token_ids))
         lock = threading.Lock()
@@ -262,11 +275,21 @@ class Engine:
             "num_drafted": scheduler.num_drafted,
             "num_accepted": scheduler.num_accepted,
             **{f"num_accepted_at_{place}": count for place, count in enumerate(scheduler.num_accepted_at) if count},
+            **(dict(zip(EXPERT_COUNTS, self._residency.counts(), strict=True)) if self._residency else {}),
         }
 
     def _require_idle(self) -> None:
         if self.has_work:
             raise InputError("generate and stream need an idle engine; use submit and step beside other requests")
+
+
+def _offload(config: EngineConfig) -> Offload | None:
+    if not config.expert_memory:
+        return None
+    from porcelet import hub  # its imports take memory, and few models need it here
+
+    amount = parse_memory(config.expert_memory, "expert_memory")
+    return Offload(hub.home() / "experts", int(amount * available_memory()) if amount <= 1 else int(amount))
 
 
 def _raise_error(output: Output) -> None:

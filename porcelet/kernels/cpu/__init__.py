@@ -20,7 +20,7 @@ from porcelet.kernels.cpu import (  # noqa: F401  register themselves
 from porcelet.kernels.cpu.matrices import experts_float, heads_linear_float, linear_float, linear_packed
 from porcelet.kernels.cpu.packed import attention_packed_float
 from porcelet.kernels.cpu.sampling import sample_cpu
-from porcelet.kernels.cpu.target import available, isa, keep_freed_memory, new_program
+from porcelet.kernels.cpu.target import available, isa, keep_freed_memory, new_program, new_residency
 
 __all__ = [
     "attention_packed_float",
@@ -32,5 +32,6 @@ __all__ = [
     "linear_float",
     "linear_packed",
     "new_program",
+    "new_residency",
     "sample_cpu",
 ]

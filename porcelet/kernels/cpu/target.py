@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from functools import wraps
+from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
 # torch first: it brings its own libgomp.so.1, which the native module then shares; else there were two thread pools.
@@ -41,6 +42,12 @@ def new_program() -> _native.Program:
     """What a `Tape` records to."""
     assert _BUILT
     return _native.Program()
+
+
+def new_residency(path: Path, budget: int) -> _native.Residency:
+    """Maps a file of experts, of which `budget` bytes may be in memory. RuntimeError if it cannot."""
+    assert _BUILT
+    return _native.Residency(str(path), budget)
 
 
 def keep_freed_memory() -> bool:

@@ -127,6 +127,17 @@ def test_the_next_layers_last_choice_is_read_ahead(model_file: Path) -> None:
     assert counts(model)["num_expert_misses"] == misses
 
 
+def test_a_prompts_choice_is_not_read_ahead_for_a_token(model_file: Path) -> None:
+    """After a step of many experts, a step of few asks for none but its own."""
+    model = on_disk(model_file, 4)
+    for layer in range(3):
+        choose(model, layer, *range(NUM_EXPERTS))
+    before = counts(model)
+    choose(model, 0, 0)
+    choose(model, 1, 0)
+    assert counts(model)["num_expert_prefetches"] == before["num_expert_prefetches"]
+
+
 def test_a_step_that_wants_more_than_there_is_reads_past_what_is_there(model_file: Path) -> None:
     """A prompt that goes through all experts leaves those resident that were: its own are the first to go."""
     model = on_disk(model_file, 6)

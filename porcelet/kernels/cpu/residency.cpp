@@ -75,7 +75,9 @@ size_t Residency::choose(size_t number, const size_t* starts, size_t first) {
     }
     const size_t wanted = chosen * layer.record_bytes;
     const Layer& next = layers_[(number + 1) % layers_.size()];
-    if (last == layer.experts && wanted < budget_) prefetch(next, budget_ - wanted);
+    // What a prompt's many tokens chose says nothing of the next token.
+    const bool alike = next.last_choice.size() <= 2 * layer.last_choice.size();
+    if (last == layer.experts && wanted < budget_ && alike) prefetch(next, budget_ - wanted);
     if (wanted * layers_.size() > budget_) passing_ = coming_;
     make_room();
     return last;

@@ -13,24 +13,28 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from porcelet.config import EngineConfig, parse_memory
 from porcelet.engine.cache import count_pages
-from porcelet.engine.codec import open_tokenizer
-from porcelet.engine.grammar import GrammarCompiler, Matcher
 from porcelet.engine.runner import Runner, replayed_tokens
 from porcelet.engine.sampler import Sampler
 from porcelet.engine.scheduler import Scheduler
 from porcelet.engine.speculative import choose_drafter
 from porcelet.errors import EngineError, InputError
+from porcelet.kernels import cpu
 from porcelet.models.experts import residency_of
 from porcelet.models.transformer import Transformer
 from porcelet.types import Batch, Constraint, Output, Progress, Request, SamplingParams, join_outputs
 from porcelet.weights.load import load, no_progress
 from porcelet.weights.memory import available_memory
 from porcelet.weights.offload import Offload
+
+if TYPE_CHECKING:
+    from porcelet.engine.grammar import GrammarCompiler, Matcher
+    from porcelet.tokenizer import Tokenizer
 
 CACHE_DTYPES = {"float32": torch.float32, "float16": torch.float16}
 MAX_FAILURES = 3
@@ -94,9 +98,21 @@ class Engine:
             ModelError: the files are missing, damaged or not supported.
         """
         model = load(path, config.weights, progress, _offload(config))
-        tokenizer = functools.cache(lambda: open_tokenizer(path))  # most engines never need it
-        grammars = functools.cache(lambda: GrammarCompiler(tokenizer(), model.config.eos_token_ids))
+        cpu.return_freed_memory()
         lock = threading.Lock()
+
+        # Most engines never need these two, and their libraries take 6 MB (2026-11-23).
+        @functools.cache
+        def tokenizer() -> Tokenizer:
+            from porcelet.engine.codec import open_tokenizer
+
+            return open_tokenizer(path)
+
+        @functools.cache
+        def grammars() -> GrammarCompiler:
+            from porcelet.engine.grammar import GrammarCompiler
+
+            return GrammarCompiler(tokenizer(), model.config.eos_token_ids)
 
         def compile_constraint(constraint: Constraint) -> Matcher:
             with lock:  # from `prepare`'s thread and the steps' own

@@ -20,7 +20,14 @@ from porcelet.kernels.cpu import (  # noqa: F401  register themselves
 from porcelet.kernels.cpu.matrices import experts_float, heads_linear_float, linear_float, linear_packed
 from porcelet.kernels.cpu.packed import attention_packed_float
 from porcelet.kernels.cpu.sampling import sample_cpu
-from porcelet.kernels.cpu.target import available, isa, keep_freed_memory, new_program, new_residency
+from porcelet.kernels.cpu.target import (
+    available,
+    isa,
+    keep_freed_memory,
+    new_program,
+    new_residency,
+    return_freed_memory,
+)
 
 __all__ = [
     "attention_packed_float",
@@ -33,5 +40,6 @@ __all__ = [
     "linear_packed",
     "new_program",
     "new_residency",
+    "return_freed_memory",
     "sample_cpu",
 ]

@@ -161,6 +161,7 @@ NB_MODULE(_native, m) {
     m.def("record_bytes", [](size_t K) { return K / GROUP * linear_body(select_isa()).record_bytes; });
     m.def("attention_part", attention_part);
     m.def("keep_freed_memory", keep_freed_memory);
+    m.def("return_freed_memory", return_freed_memory);
     nb::class_<Residency>(m, "Residency")
         .def(nb::init<const std::string&, size_t>())
         .def("add_layer", &Residency::add_layer)

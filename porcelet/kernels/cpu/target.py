@@ -57,6 +57,12 @@ def keep_freed_memory() -> bool:
     return _BUILT and _native.keep_freed_memory()
 
 
+def return_freed_memory() -> None:
+    """Give the system back what is free now, where the C library can: after a model was loaded, say, 4 MB."""
+    if _BUILT:
+        _native.return_freed_memory()
+
+
 class AtOnce:
     """A program of one instruction. It keeps scratch and copies alive until it has run."""
 

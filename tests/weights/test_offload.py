@@ -127,6 +127,18 @@ def test_the_next_layers_last_choice_is_read_ahead(model_file: Path) -> None:
     assert counts(model)["num_expert_misses"] == misses
 
 
+def test_choices_that_do_not_repeat_are_not_read_ahead(model_file: Path) -> None:
+    """Where each step goes to other experts, reading ahead ends: the disk has better to do."""
+    model = on_disk(model_file, 2)
+    before = 0
+    for step in range(120):
+        if step == 60:
+            before = counts(model)["num_expert_prefetches"]
+        for layer in range(3):
+            choose(model, layer, step % NUM_EXPERTS)
+    assert before and counts(model)["num_expert_prefetches"] == before
+
+
 def test_a_prompts_choice_is_not_read_ahead_for_a_token(model_file: Path) -> None:
     """After a step of many experts, a step of few asks for none but its own."""
     model = on_disk(model_file, 4)

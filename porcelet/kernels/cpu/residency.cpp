@@ -10,6 +10,12 @@
 #include <stdexcept>
 
 namespace porcelet {
+namespace {
+
+constexpr double REMEMBERED = 64;      // choices over which the share of repeated experts is averaged
+constexpr double WORTH_READING = 0.5;  // that share from which on reading ahead is right more often than wrong: the disk is what is short
+
+}  // namespace
 
 Residency::Residency(const std::string& path, size_t budget) : budget_(budget) {
     file_ = open(path.c_str(), O_RDONLY | O_CLOEXEC);
@@ -35,8 +41,10 @@ Residency::~Residency() {
 }
 
 size_t Residency::add_layer(size_t start, size_t record_bytes, size_t experts) {
-    layers_.push_back({start, record_bytes, experts, experts_.size(), {}});
-    for (size_t e = 0; e < experts; ++e) experts_.push_back({start + e * record_bytes, record_bytes, false, {}});
+    Layer layer = {};
+    layer.start = start, layer.record_bytes = record_bytes, layer.experts = experts, layer.first_number = experts_.size();
+    layers_.push_back(layer);
+    for (size_t e = 0; e < experts; ++e) experts_.push_back({start + e * record_bytes, record_bytes, false, 0, {}});
     return layers_.size() - 1;
 }
 
@@ -57,7 +65,12 @@ size_t Residency::choose(size_t number, const size_t* starts, size_t first) {
     for (const size_t passed : passing_)
         if (experts_[passed].resident) used_.splice(used_.end(), used_, experts_[passed].place);
     passing_.clear();
-    if (first == 0) layer.last_choice.clear();
+    if (first == 0) {
+        layer.num_before = layer.last_choice.size();
+        layer.num_repeated = 0;
+        layer.last_choice.clear();
+        ++layer.step;
+    }
     size_t last = first, chosen = 0;
     for (; last < layer.experts; ++last) {
         if (starts[last] == starts[last + 1]) continue;
@@ -65,6 +78,8 @@ size_t Residency::choose(size_t number, const size_t* starts, size_t first) {
         ++chosen;
         Expert& expert = experts_[layer.first_number + last];
         layer.last_choice.push_back(layer.first_number + last);
+        layer.num_repeated += layer.step > 1 && expert.step + 1 == layer.step;
+        expert.step = layer.step;
         if (expert.resident) {
             ++counts_.hits;
             used_.splice(used_.begin(), used_, expert.place);
@@ -75,9 +90,13 @@ size_t Residency::choose(size_t number, const size_t* starts, size_t first) {
     }
     const size_t wanted = chosen * layer.record_bytes;
     const Layer& next = layers_[(number + 1) % layers_.size()];
-    // What a prompt's many tokens chose says nothing of the next token.
-    const bool alike = next.last_choice.size() <= 2 * layer.last_choice.size();
-    if (last == layer.experts && wanted < budget_ && alike) prefetch(next, budget_ - wanted);
+    if (last == layer.experts) {
+        // What a prompt's many tokens chose says nothing of the next token.
+        const size_t count = layer.last_choice.size();
+        if (count > 0 && layer.num_before > 0 && layer.num_before <= 2 * count)
+            repeats_ += (static_cast<double>(layer.num_repeated) / count - repeats_) / REMEMBERED;
+        if (wanted < budget_ && repeats_ > WORTH_READING && next.last_choice.size() <= 2 * count) prefetch(next, budget_ - wanted);
+    }
     if (wanted * layers_.size() > budget_) passing_ = coming_;
     make_room();
     return last;
@@ -88,12 +107,9 @@ void Residency::prefetch(const Layer& layer, size_t room) {
     for (const size_t number : layer.last_choice) {
         if (room < layer.record_bytes) break;
         room -= layer.record_bytes;
-        if (experts_[number].resident) {
-            used_.splice(used_.begin(), used_, experts_[number].place);  // it must not go for the others
-        } else {
-            ++counts_.prefetched;
-            take(number);
-        }
+        if (experts_[number].resident) continue;  // in its place: being expected is not being used
+        ++counts_.prefetched;
+        take(number);
     }
 }
 

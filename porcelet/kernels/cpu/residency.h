@@ -2,7 +2,8 @@
 //
 // A file holds one record an expert (weights/offload.py) and is mapped, so a kernel reads any expert as if it were there. What decides
 // is when its pages come and go: before a layer computes, its chosen experts are asked for together, so that the disk sees them all, then
-// those that the next layer chose at its last step; for them the least recently used go, out of the system's cache too.
+// those that the next layer chose at its last step, as long as choices repeat; for them the least recently used go, out of the system's
+// cache too.
 // A layer that chooses more than its share of the budget, as a prompt's step does, reads past what is there: what it brings goes first.
 #pragma once
 
@@ -45,10 +46,12 @@ class Residency {
     struct Layer {
         size_t start, record_bytes, experts, first_number;
         std::vector<size_t> last_choice;
+        size_t step = 0, num_before = 0, num_repeated = 0;  // of the choice before, and what both have in common
     };
     struct Expert {
         size_t start, bytes;
         bool resident;
+        size_t step;  // of its layer, that last chose it
         std::list<size_t>::iterator place;  // in used_
     };
 
@@ -68,6 +71,7 @@ class Residency {
     std::vector<size_t> passing_;               // brought by a layer that wants more than its share
     std::vector<size_t> going_, coming_;        // what the team is to do
     size_t last_ = 0;
+    double repeats_ = 1;  // share of a choice that the layer's choice before held, too
     Counts counts_;
 };
 

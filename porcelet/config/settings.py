@@ -27,7 +27,9 @@ class EngineConfig:
     `weights` "auto" is fp8 for an FP8 checkpoint, the stored four or eight bits of a quantised GGUF file where the
     native body exists, else float32; "float32", "int8", "int4" and "fp8" insist. `cache_memory` is the size of the
     paged cache: bytes ("2GB", "512MiB") or a fraction ("0.5") of the memory that is available once the model is loaded;
-    where it is empty, `cache_tokens` says how many tokens fit. `cache_dtype` is float32 or float16, half as large;
+    where it is empty, `cache_tokens` says how many tokens fit. `expert_memory`, given alike, is how much of the routed
+    experts' weights may be in memory: they stay on disk, in a file that is written once, and come as they are chosen;
+    where it is empty, all are in memory. `cache_dtype` is float32 or float16, half as large;
     "auto" is float16 beside packed weights, which round more.
     `prefix_cache` on finds what earlier requests computed. `max_batch_tokens` is the token budget of a step,
     `max_sequences` the most that run at once.
@@ -40,6 +42,7 @@ class EngineConfig:
     cache_tokens: int = 16384
     cache_memory: str = ""
     cache_dtype: str = "auto"
+    expert_memory: str = ""
     prefix_cache: str = "on"
     speculation: str = "auto"
     max_batch_tokens: int = 512
@@ -50,8 +53,9 @@ class EngineConfig:
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise InputError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}")
-        if self.cache_memory:
-            parse_memory(self.cache_memory)
+        for name in ("cache_memory", "expert_memory"):
+            if getattr(self, name):
+                parse_memory(getattr(self, name), name)
         if self.cache_tokens < PAGE_SIZE:
             raise InputError(f"cache_tokens is {self.cache_tokens}; a page holds {PAGE_SIZE}")
         if self.max_batch_tokens < 1 or self.max_sequences < 1 or self.threads < 0:
@@ -67,8 +71,8 @@ _CHOICES = {
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
-def parse_memory(text: str) -> float:
-    """Bytes of "2GB", "512 MiB" or "1e9"; a fraction in (0, 1] as it stands.
+def parse_memory(text: str, name: str = "cache_memory") -> float:
+    """Bytes of "2GB", "512 MiB" or "1e9"; a fraction in (0, 1] as it stands. `name` is the setting's.
 
     Raises:
         InputError: it is neither.
@@ -80,7 +84,7 @@ def parse_memory(text: str) -> float:
     except (ValueError, KeyError):
         amount = 0.0
     if not 0 < amount < math.inf or (unit and amount <= 1):
-        raise InputError(f"cache_memory is {text!r}; give bytes such as 2GB, or a fraction such as 0.5")
+        raise InputError(f"{name} is {text!r}; give bytes such as 2GB, or a fraction such as 0.5")
     return amount
 
 

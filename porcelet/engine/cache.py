@@ -24,9 +24,9 @@ from porcelet.weights.memory import available_memory, total_memory
 HASH_BYTES = 16
 
 
-def count_pages(config: EngineConfig, model: ModelConfig, num_layers: int, value_bytes: int) -> int:
+def count_pages(config: EngineConfig, model: ModelConfig, num_layers: int, value_bytes: int, promised: int = 0) -> int:
     """How many pages the memory given for the cache holds; `num_layers` of the model keep values of so many bytes
-    there.
+    there. `promised` bytes of what is available will be taken by others.
 
     Raises:
         CapacityError: more than the machine has, or less than one page.
@@ -36,7 +36,7 @@ def count_pages(config: EngineConfig, model: ModelConfig, num_layers: int, value
     num_pages = config.cache_tokens // PAGE_SIZE
     if config.cache_memory:
         amount = parse_memory(config.cache_memory)
-        num_pages = int(amount * (available_memory() if amount <= 1 else 1) // page_bytes)
+        num_pages = int(amount * (available_memory() - promised if amount <= 1 else 1) // page_bytes)
     if num_pages < 1:
         raise CapacityError(f"cache_memory {config.cache_memory} is less than one page of {page_bytes} bytes; raise it")
     if num_pages * page_bytes > total_memory():  # taken as pages fill, it would fail late, by a kill

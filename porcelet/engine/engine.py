@@ -13,23 +13,38 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
-from porcelet.config import REPLAYED_TOKENS, EngineConfig
+from porcelet.config import REPLAYED_TOKENS, EngineConfig, parse_memory
 from porcelet.engine.cache import count_pages
-from porcelet.engine.codec import open_tokenizer
-from porcelet.engine.grammar import GrammarCompiler, Matcher
 from porcelet.engine.runner import Runner, choose_cache_dtype
 from porcelet.engine.sampler import Sampler
 from porcelet.engine.scheduler import Scheduler
 from porcelet.engine.speculative import choose_drafter
 from porcelet.errors import EngineError, InputError
+from porcelet.kernels import cpu
+from porcelet.models.experts import residency_of
 from porcelet.models.transformer import Transformer
 from porcelet.types import Batch, Constraint, Output, Progress, Request, SamplingParams, join_outputs
 from porcelet.weights.load import load, no_progress
+from porcelet.weights.memory import available_memory
+from porcelet.weights.offload import Offload
+
+if TYPE_CHECKING:
+    from porcelet.engine.grammar import GrammarCompiler, Matcher
+    from porcelet.tokenizer import Tokenizer
 
 MAX_FAILURES = 3
+# Of experts that stay on disk; what a `Residency` counts.
+EXPERT_COUNTS = (
+    "num_expert_hits",
+    "num_expert_misses",
+    "num_expert_prefetches",
+    "num_expert_bytes_read",
+    "num_expert_bytes_resident",
+)
 log = logging.getLogger(__name__)
 
 
@@ -57,8 +72,10 @@ class Engine:
         num_layers = model.config.num_hidden_layers
         if choose_drafter(config.speculation, model.config) == "mtp":
             num_layers += 1
+        self._residency = residency_of(model)
+        promised = self._residency.budget() if self._residency else 0
         cache_dtype = choose_cache_dtype(config.cache_dtype, model)
-        num_pages = count_pages(config, model.config, num_layers, cache_dtype.itemsize)
+        num_pages = count_pages(config, model.config, num_layers, cache_dtype.itemsize, promised)
         self.runner = Runner(
             model,
             num_pages,
@@ -80,10 +97,22 @@ class Engine:
         Raises:
             ModelError: the files are missing, damaged or not supported.
         """
-        model = load(path, config.weights, progress)
-        tokenizer = functools.cache(lambda: open_tokenizer(path))  # most engines never need it
-        grammars = functools.cache(lambda: GrammarCompiler(tokenizer(), model.config.eos_token_ids))
+        model = load(path, config.weights, progress, _offload(config))
+        cpu.return_freed_memory()
         lock = threading.Lock()
+
+        # Most engines never need these two, and their libraries take 6 MB (2026-11-23).
+        @functools.cache
+        def tokenizer() -> Tokenizer:
+            from porcelet.engine.codec import open_tokenizer
+
+            return open_tokenizer(path)
+
+        @functools.cache
+        def grammars() -> GrammarCompiler:
+            from porcelet.engine.grammar import GrammarCompiler
+
+            return GrammarCompiler(tokenizer(), model.config.eos_token_ids)
 
         def compile_constraint(constraint: Constraint) -> Matcher:
             with lock:  # from `prepare`'s thread and the steps' own
@@ -264,11 +293,21 @@ class Engine:
             "num_drafted": scheduler.num_drafted,
             "num_accepted": scheduler.num_accepted,
             **{f"num_accepted_at_{place}": count for place, count in enumerate(scheduler.num_accepted_at) if count},
+            **(dict(zip(EXPERT_COUNTS, self._residency.counts(), strict=True)) if self._residency else {}),
         }
 
     def _require_idle(self) -> None:
         if self.has_work:
             raise InputError("generate and stream need an idle engine; use submit and step beside other requests")
+
+
+def _offload(config: EngineConfig) -> Offload | None:
+    if not config.expert_memory:
+        return None
+    from porcelet import hub  # its imports take memory, and few models need it here
+
+    amount = parse_memory(config.expert_memory, "expert_memory")
+    return Offload(hub.home() / "experts", int(amount * available_memory()) if amount <= 1 else int(amount))
 
 
 def _raise_error(output: Output) -> None:

@@ -17,11 +17,10 @@ from collections.abc import Callable, Iterable
 from collections.abc import Sequence as ReadOnly
 from dataclasses import replace
 from time import monotonic
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from porcelet.config import PAGE_SIZE, REPLAYED_TOKENS, EngineConfig, ModelConfig
 from porcelet.engine.cache import PageHasher, PagePool
-from porcelet.engine.grammar import Matcher
 from porcelet.engine.sequence import Ending, Rules, Sequence, sample_seed
 from porcelet.engine.speculative import MAX_DRAFTS, Acceptance, Pace, choose_drafter
 from porcelet.engine.stop import StopMatcher
@@ -29,6 +28,9 @@ from porcelet.engine.thinking import Thinking
 from porcelet.engine.waiting import WaitingQueue
 from porcelet.errors import InputError
 from porcelet.types import Batch, Constraint, Draw, Drawing, Output, Request
+
+if TYPE_CHECKING:
+    from porcelet.engine.grammar import Matcher
 
 Computed = tuple[Sequence, int, int]  # what a step computed: whose, its first row, its first position
 MAX_SCORED = 64  # prompt tokens scored a step, for each of which a row of the vocabulary is computed

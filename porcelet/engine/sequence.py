@@ -13,13 +13,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from time import monotonic
+from typing import TYPE_CHECKING
 
-from porcelet.engine.grammar import Matcher
 from porcelet.engine.speculative import Acceptance, Lookup
 from porcelet.engine.stop import StopMatcher
 from porcelet.engine.thinking import Thinking
 from porcelet.errors import EngineError
 from porcelet.types import Draw, Drawing, Output, Request, SamplingParams
+
+if TYPE_CHECKING:
+    from porcelet.engine.grammar import Matcher
 
 MAX_PENALIZED = 2048  # tokens of a text up to which guesses are worth a penalty's look at all of it
 

@@ -14,19 +14,31 @@ from torch import Tensor
 from torch.nn import functional
 
 from porcelet.kernels import op
-from porcelet.kernels.linear import FP8Weight, PackedWeight, packed_weight, round_activations
+from porcelet.kernels.linear import GROUP, TILE, FP8Weight, PackedWeight, block_bytes, packed_weight, round_activations
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int, UInt8
+
+    from porcelet.kernels.cpu._native import Residency
+
+
+@dataclass(frozen=True)
+class Residence:
+    """What brings a layer's experts from disk as they are chosen, and the layer's number there (weights/offload.py)."""
+
+    residency: Residency
+    layer: int
 
 
 @dataclass(frozen=True)
 class PackedExperts:
     """Packed weights of E experts, stacked: [E, rows, K]. The rows are those of `parts` matrices, each with tiles of
-    its own: gate and up projections, or down alone. All blocks have the same number of bits."""
+    its own: gate and up projections, or down alone. All blocks have the same number of bits. Experts that stay on disk
+    have a residence; their `packed` is a mapped file, whose experts need not lie one behind the other."""
 
     packed: UInt8[Tensor, "E parts tiles groups block"]
     shape: tuple[int, int, int]
+    residence: Residence | None = None
     requires_grad: ClassVar[bool] = False
 
     def __getitem__(self, expert: int) -> list[PackedWeight]:
@@ -38,6 +50,12 @@ class PackedExperts:
     def dequantize(self, expert: int) -> Float[Tensor, "rows K"]:
         """One expert's rows in float32."""
         return torch.cat([part.dequantize() for part in self[expert]])
+
+
+def packed_shape(shape: tuple[int, int, int], parts: int, bits: int) -> tuple[int, int, int, int, int]:
+    """Of `PackedExperts.packed`, for a stack [E, rows, K] of so many parts."""
+    E, rows, K = shape
+    return E, parts, -(-rows // parts // TILE), K // GROUP, block_bytes(bits)
 
 
 ExpertWeight = Tensor | FP8Weight | PackedExperts

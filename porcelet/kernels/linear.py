@@ -144,18 +144,31 @@ def pack(
 ) -> PackedWeight:
     """Lay out a quantised weight of 8 bits, or of 4 (q < 16). K must be a multiple of 32; N may be anything."""
     N, K = q.shape
-    assert K % GROUP == 0 and scale.shape == minimum.shape == (N, K // GROUP), (q.shape, scale.shape, minimum.shape)
-    fill = -N % TILE
-    q, scale, minimum = (functional.pad(t, (0, 0, 0, fill)) for t in (q, scale, minimum))
-    tiles, groups = (N + fill) // TILE, K // GROUP
-    lines = q.view(tiles, TILE, groups, QUADS, 4).permute(0, 2, 3, 1, 4)  # [tiles, groups, 8, 16, 4]
+    assert K % GROUP == 0, q.shape
+    grouped = q.view(N, K // GROUP, GROUP)
     if bits == 4:
-        low, high = lines.chunk(2, dim=2)
-        lines = low | high << 4
+        low, high = grouped.chunk(2, dim=2)
+        grouped = low | high << 4
+    return pack_bytes(grouped, scale, minimum)
+
+
+def pack_bytes(
+    grouped: UInt8[Tensor, "N groups size"], scale: Float16[Tensor, "N groups"], minimum: Float16[Tensor, "N groups"]
+) -> PackedWeight:
+    """Lay out a quantised weight whose groups are 32 bytes already, or in four bits 16: column i of a group in the low
+    half of byte i, column i + 16 in the high one, as GGUF has it."""
+    N, groups, size = grouped.shape
+    assert scale.shape == minimum.shape == (N, groups), (grouped.shape, scale.shape, minimum.shape)
+    fill, tiles = -N % TILE, -(-N // TILE)
+    grouped = functional.pad(grouped, (0, 0, 0, 0, 0, fill)) if fill else grouped
+    scale, minimum = (functional.pad(t, (0, 0, 0, fill)) for t in (scale, minimum))
+    packed = torch.empty(tiles, groups, size * TILE + HALVES_BYTES, dtype=torch.uint8)
+    lines = packed[..., :-HALVES_BYTES].view(tiles, groups, size // 4, TILE, 4)
+    lines.copy_(grouped.view(tiles, TILE, groups, size // 4, 4).permute(0, 2, 3, 1, 4))
     # [2, tiles, 16, groups] to [tiles, groups, 2, 16]
     halves = torch.stack((scale, minimum)).view(2, tiles, TILE, groups).permute(1, 3, 0, 2).contiguous()
-    parts = lines.reshape(tiles, groups, -1), halves.view(torch.uint8).view(tiles, groups, -1)
-    return packed_weight(torch.cat(parts, dim=-1), (N, K))
+    packed[..., -HALVES_BYTES:] = halves.view(torch.uint8).view(tiles, groups, -1)
+    return packed_weight(packed, (N, groups * GROUP))
 
 
 def packed_weight(packed: UInt8[Tensor, "tiles groups block"], shape: tuple[int, int]) -> PackedWeight:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from porcelet.config import ModelConfig
-from porcelet.kernels.experts import ExpertWeight, experts, route, route_softmax
+from porcelet.kernels.experts import ExpertWeight, PackedExperts, experts, route, route_softmax
 from porcelet.kernels.linear import linear
 from porcelet.kernels.pointwise import add
 from porcelet.models.attention import PackedView, View
@@ -21,6 +21,8 @@ from porcelet.models.layers import MLP
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
+
+    from porcelet.kernels.cpu._native import Residency
 
 
 class Gate(nn.Module):
@@ -78,3 +80,10 @@ class MoE(nn.Module):
         view.routing.append(indices)
         routed: Tensor = self.experts(x, indices, weights)
         return add(routed, self.shared_experts(x)) if self.shared_experts else routed
+
+
+def residency_of(model: nn.Module) -> Residency | None:
+    """What looks after a model's experts that stay on disk; None if all are in memory."""
+    stacks = (module.down_proj for module in model.modules() if isinstance(module, Experts))
+    residences = (stack.residence for stack in stacks if isinstance(stack, PackedExperts))
+    return next((residence.residency for residence in residences if residence), None)

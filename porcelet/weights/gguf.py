@@ -15,6 +15,7 @@ from __future__ import annotations
 import mmap
 import re
 import struct
+import sys
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
@@ -26,6 +27,7 @@ from porcelet.errors import ModelError
 MAX_ARRAY = 1 << 22  # values in one metadata array; the largest vocabularies have 2^18 tokens and twice as many merges
 MAX_DIMS = 4
 DEFAULT_ALIGNMENT = 32
+NO_RESERVE = 0x4000  # MAP_NORESERVE on x86, ARM and RISC-V; Python's mmap does not name it
 
 
 @dataclass(frozen=True)
@@ -176,8 +178,10 @@ class _Cursor:
 def _map(path: Path) -> mmap.mmap:
     try:
         with path.open("rb") as file:
-            # Copy-on-write rather than read-only: torch wants writable memory, and nothing may reach the file.
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            # Copy-on-write rather than read-only: torch wants writable memory, and nothing may reach the file. Linux
+            # would want memory for all of it, were it not told that little is copied.
+            flags = mmap.MAP_PRIVATE | (NO_RESERVE if sys.platform == "linux" else 0)
+            return mmap.mmap(file.fileno(), 0, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
     except ValueError as problem:  # what mmap says of an empty file
         raise ModelError(f"{path} is empty; fetch the model again") from problem
     except OSError as problem:

@@ -13,25 +13,28 @@ from __future__ import annotations
 import dataclasses
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from porcelet.config import ModelConfig
-from porcelet.errors import ModelError
+from porcelet.errors import InputError, ModelError
 from porcelet.kernels import cpu
-from porcelet.kernels.experts import PackedExperts
-from porcelet.kernels.linear import GROUP, TILE, FP8Weight, PackedHeads, PackedWeight, Weight, block_bytes
+from porcelet.kernels.experts import PackedExperts, packed_shape
+from porcelet.kernels.linear import GROUP, TILE, FP8Weight, PackedHeads, PackedWeight, Weight
 from porcelet.models.attention import MLA
+from porcelet.models.experts import Experts
 from porcelet.models.layers import Embedding, Linear
 from porcelet.models.transformer import Transformer, build
 from porcelet.types import Progress
 from porcelet.weights import files, quantize
 from porcelet.weights.files import Checkpoint, Source, Stored, open_checkpoint
 from porcelet.weights.memory import check_fits
+from porcelet.weights.offload import ExpertFile, ExpertLayer, Offload, Piece, Stacks
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,9 @@ def no_progress(done: int, total: int) -> None:
     """Reports to nobody."""
 
 
-def load(path: Path, weights: str = "float32", progress: Progress = no_progress) -> Transformer:
+def load(
+    path: Path, weights: str = "float32", progress: Progress = no_progress, offload: Offload | None = None
+) -> Transformer:
     """Read a GGUF file or a Hugging Face folder into a model.
 
     `weights`: "float32"; "int8" quantises linear layers and the embedding (lossless from Q4_0, Q4_1, Q5_0, Q5_1 and
@@ -76,16 +81,19 @@ def load(path: Path, weights: str = "float32", progress: Progress = no_progress)
     to four bits (lossless from Q4_0 and Q4_1), but eight for embedding and head; "stored" takes the fewer of the two
     that hold a GGUF tensor as well as possible; "fp8" keeps the FP8 weights of a checkpoint as they are; "auto" is fp8
     for such a checkpoint, stored for a quantised GGUF file where the native body exists, and float32 otherwise.
+    With `offload` packed experts stay on disk; its budget is all the memory that they take.
 
     Raises:
+        InputError: there are no packed experts to stay on disk, or the budget is less than one takes.
         ModelError: what is wrong, with file and tensor.
-        CapacityError: the machine's memory is too small for it.
+        CapacityError: the machine's memory is too small for it, or its disk for the experts' file.
     """
     checkpoint = _without_absent_mtp(open_checkpoint(path))
     weights = chosen_format(weights, checkpoint)
-    check_fits(checkpoint.config, weights, str(path), sum(stored.num_bytes for stored in checkpoint.tensors))
+    spared = _spared_bytes(checkpoint, weights, offload) if offload else 0
+    check_fits(checkpoint.config, weights, str(path), sum(stored.num_bytes for stored in checkpoint.tensors), spared)
     model = build(checkpoint.config, device="meta")
-    fill(model, checkpoint.tensors, str(path), weights, progress)
+    fill(model, checkpoint.tensors, str(path), weights, progress, offload)
     return model.eval()
 
 
@@ -95,16 +103,36 @@ def fill(
     source: str,
     weights: str = "float32",
     progress: Progress = no_progress,
+    offload: Offload | None = None,
 ) -> None:
     """Put a checkpoint's tensors into a model built on the meta device; all of them or an error."""
     used = _matched(model, tensors, source)
-    total, done = sum(stored.num_bytes for stored in used), 0
     bits = _expert_bits(used) if weights == "stored" else {}
-    for stored in used:
-        with stored.open(as_stored=weights in PACKED) as tensor:  # what is quantised is read piece by piece later
-            _place(model, stored.name, tensor, weights, bits)
-        done += stored.num_bytes
-        progress(done, total)
+    file, to_write = None, list[Stored]()
+    if offload:
+        file = ExpertFile(offload, Path(source), used, _stacks(model, weights, bits))
+        experts = [stored for stored in used if EXPERT.fullmatch(stored.name)]
+        used = [stored for stored in used if not EXPERT.fullmatch(stored.name)]
+        to_write = [] if file.is_there else experts
+    total, done = sum(stored.num_bytes for stored in (*to_write, *used)), 0
+
+    def opened(tensors: Sequence[Stored]) -> Iterator[tuple[str, Source]]:
+        nonlocal done
+        for stored in tensors:
+            with stored.open(as_stored=weights in PACKED) as tensor:  # what is quantised is read piece by piece later
+                yield stored.name, tensor
+            done += stored.num_bytes
+            progress(done, total)
+
+    if file:
+        if to_write:
+            file.write(_expert_pieces(opened(to_write), file.layers))
+        for path, gate_up, down in file.open():
+            module = model.get_submodule(path)
+            _replace(module, "gate_up_proj", gate_up)
+            _replace(module, "down_proj", down)
+    for name, tensor in opened(used):
+        _place(model, name, tensor, weights, bits)
     if model.config.tie_word_embeddings:
         _set_weight(model.lm_head, model.model.embed_tokens.weight)
 
@@ -142,6 +170,54 @@ def _expert_bits(used: Sequence[Stored]) -> dict[str, int]:
                 needed = 8 if isinstance(tensor, FP8Weight) else quantize.bits_of(tensor)
             bits[name] = max(bits.get(name, 0), needed)
     return bits
+
+
+def _spared_bytes(checkpoint: Checkpoint, weights: str, offload: Offload) -> int:
+    """Memory that experts on disk do not take, no more than they would."""
+    config = checkpoint.config
+    if not any(EXPERT.fullmatch(stored.name) for stored in checkpoint.tensors):
+        raise InputError(f"{checkpoint.path} has no routed experts that could stay on disk; leave expert_memory out")
+    if weights not in PACKED or config.hidden_size % GROUP or config.moe_intermediate_size % GROUP:
+        raise InputError(
+            f"{checkpoint.path}: experts that stay on disk are packed ones, and here they are {weights}, of widths "
+            f"{config.hidden_size} and {config.moe_intermediate_size}; load it with weights=int4 or int8, widths being "
+            f"multiples of {GROUP}"
+        )
+    experts = [stored for stored in checkpoint.tensors if EXPERT.fullmatch(stored.name)]
+    if weights == "stored":
+        num_bytes = sum(stored.num_bytes for stored in experts) * 5 // 4  # as check_fits counts them
+    else:
+        num_bytes = sum(prod(stored.shape) for stored in experts) * (int(weights.removeprefix("int")) + 1) // 8
+    return max(num_bytes - offload.budget, 0)
+
+
+def _stacks(model: Transformer, weights: str, bits: Mapping[str, int]) -> list[Stacks]:
+    """What a file of the model's experts holds, in the order of a step."""
+    found = []
+    for path, module in model.named_modules():
+        if isinstance(module, Experts):
+            shapes, packed = [], []
+            for name, parts in (("gate_up_proj", 2), ("down_proj", 1)):
+                shape = getattr(module, name).shape
+                stack_bits = bits[f"{path}.{name}"] if bits else int(weights.removeprefix("int"))
+                shapes.append((shape[0], shape[1], shape[2]))
+                packed.append(packed_shape(shapes[-1], parts, stack_bits))
+            found.append(Stacks(path, *shapes, *packed))
+    return found
+
+
+def _expert_pieces(tensors: Iterable[tuple[str, Source]], layers: Sequence[ExpertLayer]) -> Iterator[Piece]:
+    """Packed, each in its layer's format."""
+    of = {layer.stacks.module: layer for layer in layers}
+    for name, tensor in tensors:
+        match = EXPERT.fullmatch(name)
+        assert match
+        stack, row = _stack_of(match)
+        module, _, leaf = stack.rpartition(".")
+        source = _dense(tensor) if isinstance(tensor, FP8Weight) else tensor
+        is_down, layer = leaf == "down_proj", of[module]
+        packed = quantize.to_packed(source, layer.bits(is_down), name).packed
+        yield Piece(layer, int(match[2]), is_down, row.part, packed)
 
 
 def _stack_of(match: re.Match[str]) -> tuple[str, Stacked]:
@@ -316,10 +392,9 @@ def _pack_expert(model: Transformer, name: str, row: Stacked, expert: int, tenso
     stack = getattr(module, leaf)
     if not isinstance(stack, PackedExperts):
         E, rows, K = stack.shape
-        shape = E, row.num_parts, -(-rows // row.num_parts // TILE), K // GROUP, block_bytes(bits)
+        shape = packed_shape((E, rows, K), row.num_parts, bits)
         stack = PackedExperts(torch.empty(shape, dtype=torch.uint8), (E, rows, K))
-        delattr(module, leaf)
-        setattr(module, leaf, stack)
+        _replace(module, leaf, stack)
     stack.packed[expert, row.part] = quantize.to_packed(source, bits).packed
 
 
@@ -332,9 +407,14 @@ def _fp8_stack(model: Transformer, name: str, num_parts: int, one: FP8Weight) ->
         return found
     shape, blocks = (found.shape[0], num_parts, *one.shape), (found.shape[0], num_parts, *one.scale.shape)
     stack = FP8Weight(torch.empty(shape, dtype=torch.float8_e4m3fn), torch.empty(blocks))
+    _replace(module, leaf, stack)
+    return stack
+
+
+def _replace(module: nn.Module, leaf: str, stack: PackedExperts | FP8Weight) -> None:
+    """Put a stack in the place of the registered parameter, which would admit nothing but a parameter."""
     delattr(module, leaf)
     setattr(module, leaf, stack)
-    return stack
 
 
 def _set_weight(module: nn.Module, weight: Weight) -> None:

@@ -9,18 +9,21 @@ from porcelet.config import ModelConfig
 from porcelet.errors import CapacityError
 
 
-def check_fits(config: ModelConfig, weights: str, source: str, stored_bytes: int = 0) -> None:
-    """`weights` is the format they are kept in; for "stored", `stored_bytes` are the file's.
+def check_fits(config: ModelConfig, weights: str, source: str, stored_bytes: int = 0, spared: int = 0) -> None:
+    """`weights` is the format they are kept in; for "stored", `stored_bytes` are the file's. `spared` bytes stay on
+    disk.
 
     Raises:
         CapacityError: they need more memory than can be had; it says which format would fit.
     """
     available = available_memory()
-    needed = weight_bytes(config, weights, stored_bytes)
+    needed = weight_bytes(config, weights, stored_bytes) - spared
     if needed <= available:
         return
     fitting = [other for other in ("int8", "int4") if other != weights and weight_bytes(config, other) <= available]
     remedy = f"load it with weights={fitting[0]}" if fitting else "free some memory, or take a smaller model"
+    if config.n_routed_experts:
+        remedy += f", or {'lower' if spared else 'let experts stay on disk with'} expert_memory"
     raise CapacityError(
         f"{source} takes {needed / 1e9:.1f} GB as {weights}, and {available / 1e9:.1f} GB are available; {remedy}"
     )

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from porcelet.errors import ModelError
-from porcelet.kernels.linear import GROUP, TILE, PackedWeight, block_bytes, pack, packed_weight
+from porcelet.kernels.linear import GROUP, TILE, PackedWeight, block_bytes, pack, pack_bytes, packed_weight
 from porcelet.weights.gguf import GGUFTensor
 
 if TYPE_CHECKING:
@@ -97,10 +97,9 @@ def to_packed(tensor: Tensor | GGUFTensor, bits: int, name: str = "") -> PackedW
     if K % GROUP:
         raise ModelError(f"tensor {name!r}: rows of {K} values are not whole groups of {GROUP}; load it as float32")
     packed = torch.empty(-(-N // TILE), K // GROUP, block_bytes(bits), dtype=torch.uint8)
-    read = _reader(tensor, bits, name)
+    make = _packer(tensor, bits, name)
     for piece in _pieces(N, K):
-        q, scale, minimum = read(piece)
-        packed[piece.start // TILE : -(-piece.stop // TILE)] = pack(q.flatten(1), scale, minimum, bits).packed
+        packed[piece.start // TILE : -(-piece.stop // TILE)] = make(piece).packed
     return packed_weight(packed, (N, K))
 
 
@@ -237,6 +236,20 @@ _SHIFTS = {"Q4_0": 8, "Q4_1": 0, "Q5_0": 16, "Q5_1": 0, "Q8_0": 128, "Q4_K": 0, 
 _Groups = tuple[Tensor, Tensor, Tensor]  # q [rows, groups, 32] unsigned, scale and minimum [rows, groups] half
 
 
+def _packer(tensor: Tensor | GGUFTensor, bits: int, name: str) -> Callable[[slice], PackedWeight]:
+    """What packs some rows of a tensor."""
+    if isinstance(tensor, GGUFTensor) and bits == 4 and tensor.type.name in ("Q4_0", "Q4_1"):
+        kind, rows = tensor.type.name, raw_bytes(tensor)
+        return lambda piece: pack_bytes(*_keep_bytes(kind, rows[piece], name))
+    read = _reader(tensor, bits, name)
+
+    def packed(piece: slice) -> PackedWeight:
+        q, scale, minimum = read(piece)
+        return pack(q.flatten(1), scale, minimum, bits)
+
+    return packed
+
+
 def _reader(tensor: Tensor | GGUFTensor, bits: int, name: str) -> Callable[[slice], _Groups]:
     """What turns some rows of a tensor into groups."""
     values = plain(tensor) if isinstance(tensor, GGUFTensor) else tensor
@@ -269,10 +282,23 @@ def _keep(kind: str, rows: UInt8[Tensor, "rows row_bytes"], name: str) -> _Group
     if minimum is None:
         minimum = scale * -shift
     scale, minimum = scale.half(), minimum.half()
-    if not (scale.isfinite().all() and minimum.isfinite().all()):
-        raise ModelError(f"tensor {name!r}: a block's scale is too large or not a number; the file is damaged")
+    _check_finite(scale, minimum, name)
     unsigned = q.view(torch.uint8) + shift  # wraps around: a signed byte's bits plus 128 are the shifted byte
     return unsigned, scale, minimum
+
+
+def _keep_bytes(kind: str, rows: UInt8[Tensor, "rows row_bytes"], name: str) -> _Groups:
+    """Q4_0's and Q4_1's bytes, which hold two values each just as ours do, [rows, groups, 16]."""
+    blocks = _cut(rows, 20 if kind == "Q4_1" else 18)
+    scale = _half(blocks[..., :2])
+    minimum = _half(blocks[..., 2:4]) if kind == "Q4_1" else scale * -_SHIFTS[kind]
+    _check_finite(scale, minimum, name)
+    return blocks[..., -GROUP // 2 :], scale, minimum
+
+
+def _check_finite(scale: Tensor, minimum: Tensor, name: str) -> None:
+    if not (scale.isfinite().all() and minimum.isfinite().all()):
+        raise ModelError(f"tensor {name!r}: a block's scale is too large or not a number; the file is damaged")
 
 
 def _round(weights: Float[Tensor, "N K"], bits: int, name: str) -> _Groups:

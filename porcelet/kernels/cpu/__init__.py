@@ -27,7 +27,15 @@ from porcelet.kernels.cpu.matrices import (
 )
 from porcelet.kernels.cpu.packed import attention_packed_float
 from porcelet.kernels.cpu.sampling import sample_cpu
-from porcelet.kernels.cpu.target import available, isa, isas, keep_freed_memory, new_program
+from porcelet.kernels.cpu.target import (
+    available,
+    isa,
+    isas,
+    keep_freed_memory,
+    new_program,
+    new_residency,
+    return_freed_memory,
+)
 
 __all__ = [
     "attention_packed_float",
@@ -42,5 +50,7 @@ __all__ = [
     "linear_fp8",
     "linear_packed",
     "new_program",
+    "new_residency",
+    "return_freed_memory",
     "sample_cpu",
 ]

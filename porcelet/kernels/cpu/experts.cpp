@@ -1,6 +1,7 @@
 // Assignments (token t, choice a), numbered t * A + a, are sorted by expert. Every thread takes its range of every expert's rows:
 // the work is even however the tokens are spread, and in the second half one thread has an output of a token for all its experts.
-// It adds them up in ascending order, which the token's own choice fixes.
+// It adds them up in ascending order, which the token's own choice fixes. Experts that stay on disk are computed a range at a time, as
+// far as memory goes, which leaves that order as it is.
 #include "experts.h"
 
 #include <algorithm>
@@ -28,10 +29,14 @@ void sort_by_expert(const Assignments& chosen, size_t rows, const Team& team) {
     team.meet();
 }
 
-// Calls visit(expert, assignments, count) for every expert with tokens.
+struct Range {
+    size_t first, last;
+};
+
+// Calls visit(expert, assignments, count) for every expert of a range with tokens.
 template <class Visit>
-void each_expert(const Assignments& chosen, Visit visit) {
-    for (size_t expert = 0; expert < chosen.E; ++expert) {
+void each_expert(const Assignments& chosen, Range experts, Visit visit) {
+    for (size_t expert = experts.first; expert < experts.last; ++expert) {
         const size_t start = chosen.starts[expert], count = chosen.starts[expert + 1] - start;
         if (count) visit(expert, chosen.order + start, count);
     }
@@ -43,7 +48,7 @@ template <class Visit>
 void each_piece(const Assignments& chosen, size_t height, size_t width, const Team& team, Visit visit) {
     const auto [begin, end] = share_rows(height, team);
     const size_t piece = std::min(PIECE, piece_rows(width));
-    each_expert(chosen, [&, begin = begin, end = end](size_t expert, const size_t* order, size_t count) {
+    each_expert(chosen, {0, chosen.E}, [&, begin = begin, end = end](size_t expert, const size_t* order, size_t count) {
         for (size_t row = begin; row < end; row += piece) visit(expert, order, count, row, std::min(piece, end - row));
     });
 }
@@ -119,12 +124,12 @@ void combine(const Activations& args, size_t rows, const Team& team, DownOf down
 
 constexpr size_t PACKED_PIECE = 12, MOST = 32;  // tiles and tokens at once
 
-// Calls visit(expert, assignments, count, first tile, last tile) for every expert with tokens and this member's share of an expert's
-// tiles.
+// Calls visit(expert, assignments, count, first tile, last tile) for every expert of a range with tokens and this member's share of an
+// expert's tiles.
 template <class Visit>
-void each_tiles(const Assignments& chosen, size_t tiles, const Team& team, Visit visit) {
+void each_tiles(const Assignments& chosen, Range experts, size_t tiles, const Team& team, Visit visit) {
     const auto [begin, end] = team.share(tiles);
-    each_expert(chosen, [&, begin = begin, end = end](size_t expert, const size_t* order, size_t all) {
+    each_expert(chosen, experts, [&, begin = begin, end = end](size_t expert, const size_t* order, size_t all) {
         for (size_t start = 0; start < all; start += MOST)
             for (size_t tile = begin; tile < end; tile += PACKED_PIECE)
                 visit(expert, order + start, std::min(MOST, all - start), tile, std::min(end, tile + PACKED_PIECE));
@@ -145,29 +150,36 @@ void multiply_piece(const LinearBody& body, PackedMatrix weight, size_t offset, 
     multiply_tiles(body, weight, first, last, count, records, places);
 }
 
-void activate(const PackedExpertsArgs& args, const Team& team) {
+// hidden = silu(gate(x)) * up(x), rows in the order of the sorted assignments.
+void activate(const PackedExpertsArgs& args, Range experts, const Team& team) {
     const size_t record_bytes = args.gate.groups * args.body->record_bytes, F = args.gate.N;
     alignas(64) float gate[MOST][PACKED_PIECE * TILE] = {}, up[MOST][PACKED_PIECE * TILE] = {};
-    each_tiles(args.chosen, args.gate.tiles(), team, [&](size_t expert, const size_t* order, size_t count, size_t first, size_t last) {
+    const auto visit = [&](size_t expert, const size_t* order, size_t count, size_t first, size_t last) {
         const auto record_of = [&](size_t t) { return args.records + order[t] / args.chosen.A * record_bytes; };
         const size_t offset = expert * args.gate_up_stride, row = first * TILE, height = std::min(last * TILE, F) - row;
         multiply_piece(*args.body, args.gate, offset, first, last, count, record_of, gate);
         multiply_piece(*args.body, args.up, offset, first, last, count, record_of, up);
         for (size_t t = 0; t < count; ++t) {
             args.floats->silu_mul(gate[t], up[t], gate[t], (height + TILE - 1) / TILE * TILE);
-            std::copy(gate[t], gate[t] + height, args.hidden + order[t] * F + row);
+            std::copy(gate[t], gate[t] + height, args.hidden + (order - args.chosen.order + t) * F + row);
         }
-    });
+    };
+    each_tiles(args.chosen, experts, args.gate.tiles(), team, visit);
 }
 
-void combine(const PackedExpertsArgs& args, size_t rows, const Team& team) {
-    const size_t record_bytes = args.down.groups * args.body->record_bytes, D = args.down.N;
+void clear(const PackedExpertsArgs& args, size_t rows, const Team& team) {
+    const size_t D = args.down.N;
     const auto [first_tile, last_tile] = team.share(args.down.tiles());
     const size_t begin = std::min(D, first_tile * TILE), end = std::min(D, last_tile * TILE);
     for (size_t t = 0; t < rows; ++t) std::fill(args.out + t * D + begin, args.out + t * D + end, 0.0f);
+}
+
+// out += sum over a token's assignments to the range of weight * down(hidden).
+void combine(const PackedExpertsArgs& args, Range experts, const Team& team) {
+    const size_t record_bytes = args.down.groups * args.body->record_bytes, D = args.down.N;
     float values[MOST][PACKED_PIECE * TILE];
-    each_tiles(args.chosen, args.down.tiles(), team, [&](size_t expert, const size_t* order, size_t count, size_t first, size_t last) {
-        const auto record_of = [&](size_t t) { return args.hidden_records + order[t] * record_bytes; };
+    const auto visit = [&](size_t expert, const size_t* order, size_t count, size_t first, size_t last) {
+        const auto record_of = [&](size_t t) { return args.hidden_records + (order - args.chosen.order + t) * record_bytes; };
         multiply_piece(*args.body, args.down, expert * args.down_stride, first, last, count, record_of, values);
         const size_t row = first * TILE, height = std::min(last * TILE, D) - row;
         for (size_t t = 0; t < count; ++t) {
@@ -175,7 +187,8 @@ void combine(const PackedExpertsArgs& args, size_t rows, const Team& team) {
             const float weight = args.chosen.weights[order[t]];
             for (size_t i = 0; i < height; ++i) out[i] += weight * values[t][i];
         }
-    });
+    };
+    each_tiles(args.chosen, experts, args.down.tiles(), team, visit);
 }
 
 }  // namespace
@@ -214,12 +227,22 @@ void experts_fp8(const Fp8ExpertsArgs& args, size_t rows, const Team& team) {
 }
 
 void experts_packed(const PackedExpertsArgs& args, size_t rows, const Team& team) {
-    sort_by_expert(args.chosen, rows, team);
-    activate(args, team);
-    team.meet();
-    quantize({args.body, args.hidden, args.gate.N, 0, 1, args.down.groups, args.wide_from, args.hidden_records}, rows * args.chosen.A, team);
-    team.meet();
-    combine(args, rows, team);
+    const Assignments& chosen = args.chosen;
+    const size_t F = args.gate.N, record_bytes = args.down.groups * args.body->record_bytes;
+    sort_by_expert(chosen, rows, team);
+    clear(args, rows, team);
+    for (Range experts = {0, 0}; experts.last < chosen.E;) {
+        experts.first = experts.last;
+        experts.last = args.residency ? args.residency->admit(args.layer, chosen.starts, experts.first, team) : chosen.E;
+        const size_t start = chosen.starts[experts.first], count = chosen.starts[experts.last] - start;
+        activate(args, experts, team);
+        team.meet();
+        quantize({args.body, args.hidden + start * F, F, 0, 1, args.down.groups, args.wide_from, args.hidden_records + start * record_bytes},
+                 count, team);
+        team.meet();
+        combine(args, experts, team);
+        if (args.residency) team.meet();  // before the next ones take their place
+    }
 }
 
 }  // namespace porcelet

@@ -7,6 +7,7 @@
 #include "fp8.h"
 #include "linear.h"
 #include "matrix_body.h"
+#include "residency.h"
 #include "team.h"
 
 namespace porcelet {
@@ -62,6 +63,8 @@ struct PackedExpertsArgs {
     float* hidden;              // scratch [T * A, F]
     float wide_from;
     std::byte* hidden_records;  // scratch [T * A, F / 32]
+    Residency* residency;       // of experts that stay on disk, with the layer's number there; else null
+    size_t layer;
 };
 
 // The same with packed weights; what down is multiplied with is rounded as x is.

@@ -179,7 +179,7 @@ def _experts_packed(
     assert gate_up.shape == (E, 2 * F, D) and down.shape[1] == D and F % GROUP == 0, (gate_up.shape, down.shape)
     out, hidden = target.empty(T, D), target.empty(T * A, F)
     hidden_records = target.empty(T * A, _native.record_bytes(F), dtype=torch.uint8)
-    first = gate_up[0]
+    first, residence = gate_up[0], gate_up.residence
     target.program.experts_packed(
         _records(target, x).data_ptr(),
         (packed_of(first[0]), packed_of(first[1]), packed_of(down[0][0])),
@@ -188,6 +188,7 @@ def _experts_packed(
         (hidden.data_ptr(), hidden_records.data_ptr()),
         wide_from(),
         out.data_ptr(),
+        (residence.residency.address(), residence.layer) if residence else (0, 0),
     )
     return out
 

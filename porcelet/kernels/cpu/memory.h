@@ -7,4 +7,7 @@ namespace porcelet {
 // it lends anew. Returns whether the C library can be told so.
 bool keep_freed_memory();
 
+// Gives the system back what is free at this moment, where the C library can.
+void return_freed_memory();
+
 }  // namespace porcelet

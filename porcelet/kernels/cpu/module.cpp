@@ -156,13 +156,13 @@ Fp8ExpertsArgs experts_fp8_args(Rows x, std::tuple<Fp8, Fp8, Fp8> parts, std::tu
 
 PackedExpertsArgs experts_packed_args(uintptr_t records, std::tuple<Packed, Packed, Packed> parts,
                                       std::tuple<size_t, size_t> strides, Chosen chosen, std::tuple<uintptr_t, uintptr_t> hidden,
-                                      float wide_from, uintptr_t out) {
+                                      float wide_from, uintptr_t out, std::tuple<uintptr_t, size_t> residency) {
     const auto [gate, up, down] = parts;
     const auto [gate_up_stride, down_stride] = strides;
     const auto [floats, hidden_records] = hidden;
     return {&linear_body(select_isa()), &float_body(select_isa()), packed_matrix(gate), packed_matrix(up), packed_matrix(down),
             gate_up_stride, down_stride, at<std::byte>(records), assignments(chosen), at<float>(out), at<float>(floats),
-            wide_from, at<std::byte>(hidden_records)};
+            wide_from, at<std::byte>(hidden_records), at<Residency>(std::get<0>(residency)), std::get<1>(residency)};
 }
 
 RouteArgs route_args(uintptr_t logits, uintptr_t bias, uintptr_t indices, uintptr_t weights, uintptr_t scratch,
@@ -192,6 +192,17 @@ NB_MODULE(_native, m) {
     m.def("record_bytes", [](size_t K) { return K / GROUP * linear_body(select_isa()).record_bytes; });
     m.def("attention_part", attention_part);
     m.def("keep_freed_memory", keep_freed_memory);
+    m.def("return_freed_memory", return_freed_memory);
+    nb::class_<Residency>(m, "Residency")
+        .def(nb::init<const std::string&, size_t>())
+        .def("add_layer", &Residency::add_layer)
+        .def("address", [](const Residency& residency) { return reinterpret_cast<uintptr_t>(&residency); })
+        .def("mapping", &Residency::mapping)
+        .def("budget", &Residency::budget)
+        .def("counts", [](const Residency& residency) {
+            const Residency::Counts counts = residency.counts();
+            return std::make_tuple(counts.hits, counts.misses, counts.prefetched, counts.bytes_read, counts.resident_bytes);
+        });
     nb::class_<Program> program(m, "Program");
     program.def(nb::init<>())
         .def("__len__", &Program::size)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from functools import wraps
+from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
 # torch first: it brings its own libgomp.so.1, which the native module then shares; else there were two thread pools.
@@ -49,11 +50,23 @@ def new_program() -> _native.Program:
     return _native.Program()
 
 
+def new_residency(path: Path, budget: int) -> _native.Residency:
+    """Maps a file of experts, of which `budget` bytes may be in memory. RuntimeError if it cannot."""
+    assert _BUILT
+    return _native.Residency(str(path), budget)
+
+
 def keep_freed_memory() -> bool:
     """Keep freed memory in this process from now on, where the C library can: for training, whose every step frees and
     takes the same gigabytes. Pages that come fresh from the system are cleared first, which is a quarter of a step of
     10 M parameters. Returns whether it holds."""
     return _BUILT and _native.keep_freed_memory()
+
+
+def return_freed_memory() -> None:
+    """Give the system back what is free now, where the C library can: after a model was loaded, say, 4 MB."""
+    if _BUILT:
+        _native.return_freed_memory()
 
 
 class AtOnce:

@@ -142,6 +142,11 @@ ENGINE = (
     ("num_drafts", "spec_decode_num_drafts_total", "Drafts of guessed tokens."),
     ("num_drafted", "spec_decode_num_draft_tokens_total", "Tokens guessed."),
     ("num_accepted", "spec_decode_num_accepted_tokens_total", "Tokens guessed right."),
+    ("num_expert_hits", "expert_hits_total", "Chosen experts of those on disk that were in memory."),
+    ("num_expert_misses", "expert_misses_total", "Chosen experts that were not."),
+    ("num_expert_prefetches", "expert_prefetches_total", "Experts read ahead of their choice."),
+    ("num_expert_bytes_read", "expert_read_bytes_total", "Bytes of experts read from disk."),
+    ("num_expert_bytes_resident", "expert_resident_bytes", "Bytes of the experts on disk that are in memory."),
 )
 AT = "num_accepted_at_"
 

@@ -77,7 +77,8 @@ def main() -> None:
             shares = {key: float(f"{own[key] / results[f'floor_{number}'][key]:.3g}") for key in ("prefill", "decode")}
             results[f"stored_{number}"] = dict(own) | {f"{key}_of_floor": value for key, value in shares.items()}
     config = {"model": hub.DEFAULT_MODEL, "threads": threads, **vars(options)}
-    report("decode", config, results, {"notes": notes}, append=options.append)
+    name = f"decode_{options.prompt}" if options.rival else "decode"
+    report(name, config, results, {"notes": notes}, append=options.append)
 
 
 def compare(
@@ -98,9 +99,9 @@ def load_config() -> ModelConfig:
 
 
 def floor(config: ModelConfig, number: int, context: int) -> dict[str, float]:
-    """Tokens a second that memory and multiplications allow."""
+    """Tokens a second that memory and multiplications allow, with cached values in half precision."""
     bandwidth, rate = read_bandwidth(), integer_rate() or float("inf")
-    cached = 4 * config.cache_values_per_token() * number * context
+    cached = 2 * config.cache_values_per_token() * number * context
     seconds = max((config.packed_bytes(4) + cached) / bandwidth, number * config.flops_per_token() / rate)
     head = 2 * config.vocab_size * config.hidden_size
     return {
@@ -159,7 +160,7 @@ def run_engine(model: Transformer, number: int, length: int, num_new: int) -> Ma
         max_batch_tokens=512, speculation="off", prefix_cache="off", cache_tokens=number * (length + num_new + 64)
     )
     engine = Engine(model, config)
-    engine.generate([[1]], SamplingParams(max_tokens=2))  # makes the recording
+    engine.generate(make_prompts(1, length).tolist(), SamplingParams(max_tokens=2))  # records, and touches the buffers
     params = SamplingParams(max_tokens=num_new + 1, temperature=0, ignore_eos=True)
     for index, prompt in enumerate(prompts.tolist()):
         engine.submit(Request(id=str(index), prompt=tuple(prompt), params=params))

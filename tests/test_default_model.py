@@ -113,9 +113,14 @@ def test_the_native_body_serves_the_default_model(quick: Transformer) -> None:
     assert linear.chosen(Key("cpu", type(quick.lm_head.weight).__name__, torch.float32, False)) == "cpu_packed"
 
 
-def test_prompts_of_packed_models_are_replayed(exact: Transformer, quick: Transformer) -> None:
-    """As many tokens as a step may have; where linear layers are float32, few."""
-    assert Engine(quick).runner.capacity == 512 and Engine(exact).runner.capacity == 64
+@pytest.mark.parametrize("weights", ["exact", "quick"])
+def test_prompts_are_replayed(weights: str, request: pytest.FixtureRequest) -> None:
+    """As many tokens as a step may have, float32 or packed; a small budget leaves room for guesses."""
+    model = request.getfixturevalue(weights)
+    engine = Engine(model)
+    assert engine.runner.capacity == 512 and Engine(model, EngineConfig(max_batch_tokens=8)).runner.capacity == 64
+    engine.generate([list(range(100, 300))], SamplingParams(max_tokens=2))
+    assert engine.runner.recorded and engine.runner.num_recordings == 1
 
 
 @torch.inference_mode()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.decode import as_transformers
+from porcelet.config import EngineConfig
 from porcelet.engine.codec import open_codec
 from porcelet.engine.engine import Engine
 from porcelet.engine.text import TextModel

@@ -20,7 +20,7 @@ from porcelet.config import EngineConfig
 from porcelet.engine.cache import count_pages
 from porcelet.engine.codec import open_tokenizer
 from porcelet.engine.grammar import GrammarCompiler, Matcher
-from porcelet.engine.runner import Runner, replayed_tokens
+from porcelet.engine.runner import Runner, absorbed_below, replayed_tokens
 from porcelet.engine.sampler import Sampler
 from porcelet.engine.scheduler import Scheduler
 from porcelet.engine.speculative import choose_drafter
@@ -66,7 +66,9 @@ class Engine:
             cache_dtype=CACHE_DTYPES[config.cache_dtype],
             capacity=replayed_tokens(model, config.max_batch_tokens),
         )
-        self.scheduler = Scheduler(model.config, config, num_pages, token_bytes, compile_constraint, seed)
+        self.scheduler = Scheduler(
+            model.config, config, num_pages, token_bytes, compile_constraint, seed, absorbed_below=absorbed_below(model)
+        )
         self.sampler = Sampler()
         self._ended: list[Output] = []
         self._num_failures = 0

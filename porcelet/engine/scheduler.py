@@ -48,7 +48,8 @@ class Scheduler:
 
     `token_bytes` gives the text of a token, for requests with stop strings, `compile_constraint` makes the matchers of
     constrained ones; without them they are refused. Requests without a seed get one from `seed`'s stream.
-    `weights_version` keeps cached pages of different weights apart.
+    `weights_version` keeps cached pages of different weights apart. Requests with fewer than `absorbed_below` tokens to
+    compute attend absorbed (MLA); without it, the number that `model` implies.
     """
 
     def __init__(
@@ -59,12 +60,14 @@ class Scheduler:
         token_bytes: Callable[[int], bytes] | None = None,
         compile_constraint: Callable[[Constraint], Matcher] | None = None,
         seed: int | None = None,
+        *,
+        absorbed_below: int | None = None,
     ) -> None:
         self.config = config
         self.drafter = choose_drafter(config.speculation, model)
         self.compile_constraint = compile_constraint
         self.vocab_size = model.vocab_size
-        self.absorbed_below = model.absorbed_below()
+        self.absorbed_below = model.absorbed_below() if absorbed_below is None else absorbed_below
         max_length = min(model.max_position_embeddings, num_pages * PAGE_SIZE)
         unending = (1 << model.vocab_size) - 1 - sum(1 << token for token in set(model.eos_token_ids))
         mask = unending.to_bytes(-(-model.vocab_size // 8), "little")

@@ -8,18 +8,22 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from porcelet.config import PAGE_SIZE, ModelConfig
+from porcelet.config import PAGE_SIZE, EngineConfig, ModelConfig
+from porcelet.engine import runner
+from porcelet.engine.engine import Engine
 from porcelet.engine.runner import Runner
+from porcelet.engine.step import step
 from porcelet.kernels import OPS, cpu
 from porcelet.kernels.linear import FP8Weight, PackedWeight
 from porcelet.models.experts import Gate
 from porcelet.models.transformer import Transformer, build, initialize
-from porcelet.types import Batch
+from porcelet.types import Batch, Request, SamplingParams
 from porcelet.weights.load import quantized
 from porcelet.weights.quantize import to_packed
 from tests.models.variants import LLAMA, V3, VARIANTS
@@ -27,6 +31,8 @@ from tests.tiny_model import save_tiny_model
 
 pytestmark = pytest.mark.skipif(not cpu.available(), reason="no compiler, hence no native module")
 
+# All widths are whole groups, so every layer is packed.
+PACKED_V3 = dataclasses.replace(V3, q_lora_rank=32, kv_lora_rank=64, qk_nope_head_dim=32, v_head_dim=32)
 NUM_PAGES, MAX_PAGES = 24, 8
 CAPACITY = 16
 # Absorbed prompts go through torch's products eagerly; where activations are rounded, a last bit can become a step.
@@ -146,6 +152,28 @@ def test_absorbed_mla_on_packed_weights(monkeypatch: pytest.MonkeyPatch) -> None
             module.weight.data.copy_(weight.dequantize())
     for actual, expected in zip(recorded, run_steps(start(dense), plan), strict=True):
         assert difference(actual, expected) < 5e-3
+
+
+@pytest.mark.parametrize("is_packed", [True, False], ids=["packed", "float32"])
+def test_prompts_of_packed_mla_are_replayed(monkeypatch: pytest.MonkeyPatch, is_packed: bool) -> None:
+    """A prompt that operations alone would have expanded, whole and in chunks, takes no eager step where all layers
+    are packed; in float32 it does."""
+    model = make(PACKED_V3, "int8" if is_packed else "float32")
+    prompt = tuple(torch.randint(0, 97, (PACKED_V3.absorbed_below(),)).tolist())
+    eager = []
+
+    def watched(*args: Any) -> Tensor:
+        eager.append(True)
+        return step(*args)
+
+    monkeypatch.setattr(runner, "step", watched)
+    for most in (512, 40):
+        engine = Engine(model, EngineConfig(max_batch_tokens=most, cache_tokens=1024, speculation="off"))
+        engine.submit(Request(id="a", prompt=prompt, params=SamplingParams(max_tokens=4, temperature=0)))
+        while engine.has_work:
+            engine.step()
+        assert engine.runner.recorded
+    assert bool(eager) is not is_packed
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["float32", "float16"])

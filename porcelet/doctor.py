@@ -199,7 +199,7 @@ def _memory_of(model: hub.StoredModel) -> Finding:
     """Raises CapacityError for weights that do not fit, ModelError for files that are no model."""
     from porcelet.weights import memory
     from porcelet.weights.files import open_checkpoint
-    from porcelet.weights.load import chosen_format
+    from porcelet.weights.load import PACKED, chosen_format
 
     checkpoint = open_checkpoint(model.path)
     config, weights = checkpoint.config, chosen_format("auto", checkpoint)
@@ -207,7 +207,7 @@ def _memory_of(model: hub.StoredModel) -> Finding:
     memory.check_fits(config, weights, model.name, stored)
     tokens = EngineConfig().cache_tokens
     size = memory.weight_bytes(config, weights, stored)
-    cache = 4 * tokens * config.cache_values_per_token()
+    cache = (2 if weights in PACKED else 4) * tokens * config.cache_values_per_token()  # `cache_dtype` "auto"
     available = memory.available_memory()
     cause = (
         f"{model.name}: {size / 1e6:,.0f} MB of weights ({weights}) and {cache / 1e6:,.0f} MB for {tokens:,} cached "

@@ -23,7 +23,7 @@ class Program {
     // The same for a driver that does not meet, reads nothing that changes but `reads` and writes `writes` alone.
     template <class Args>
     void append_beside(void (*driver)(const Args&, size_t, const Team&), const Args& args, const void* reads, const void* writes) {
-        if (reads == reads_ && writes != writes_) instructions_.back().meets = false;
+        if (reads && reads == reads_ && writes != writes_) instructions_.back().meets = false;
         append(driver, args);
         reads_ = reads;
         writes_ = writes;

@@ -9,7 +9,7 @@
 //   power_of_two(n)               of whole numbers from -126 to 127, to which 1.5 * 2^23 was added: they stand in the low bits
 //   sum(v), largest(v)            over the lanes
 //
-// Operators + - * work on vectors, too.
+// Operators + - * / work on vectors, too.
 //
 // All has internal linkage: the linker must not merge what is compiled for different processors.
 #pragma once

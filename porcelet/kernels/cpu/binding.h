@@ -25,3 +25,9 @@ template <class Args, class... P>
 auto appends(void (*driver)(const Args&, size_t, const Team&), Args (*make)(P...)) {
     return [=](Program& program, P... values) { program.append(driver, make(values...)); };
 }
+
+// The same for a driver of rows, as Program::append_rows has it.
+template <class Args, class... P>
+auto appends_rows(void (*driver)(const Args&, size_t, const Team&), Args (*make)(P...)) {
+    return [=](Program& program, P... values) { program.append_rows(driver, make(values...)); };
+}

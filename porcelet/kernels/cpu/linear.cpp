@@ -39,7 +39,7 @@ const LinearBody& linear_body(Isa isa) {
 }
 
 void quantize(const QuantizeArgs& args, size_t rows, const Team& team) {
-    const auto [begin, end] = team.share(rows * args.heads * args.groups);
+    const auto [begin, end] = team.share(rows, args.heads * args.groups);
     for (size_t piece = begin; piece < end;) {
         const size_t item = piece / args.groups, first = piece % args.groups, last = std::min(args.groups, first + end - piece);
         args.body->quantize(args.x + item / args.heads * args.x_stride + item % args.heads * args.head_stride, args.groups, first, last,

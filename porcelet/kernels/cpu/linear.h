@@ -48,6 +48,8 @@ struct QuantizeArgs {
     size_t x_stride, head_stride, heads, groups;
     float wide_from;
     std::byte* records;
+
+    size_t row_values() const { return heads * groups * GROUP; }
 };
 
 void quantize(const QuantizeArgs& args, size_t rows, const Team& team);

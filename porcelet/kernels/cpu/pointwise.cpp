@@ -14,7 +14,7 @@ constexpr size_t PIECE = 256;
 template <class Compute>
 void each_piece(size_t rows, size_t width, const Team& team, Compute compute) {
     const size_t pieces = (width + PIECE - 1) / PIECE;
-    const auto [begin, end] = team.share(rows * pieces);
+    const auto [begin, end] = team.share(rows, pieces);
     for (size_t i = begin; i < end; ++i) {
         const size_t column = i % pieces * PIECE;
         compute(i / pieces, column, std::min(PIECE, width - column));
@@ -24,7 +24,7 @@ void each_piece(size_t rows, size_t width, const Team& team, Compute compute) {
 // Calls compute(row, head) for this thread's heads.
 template <class Compute>
 void each_head(size_t rows, size_t heads, const Team& team, Compute compute) {
-    const auto [begin, end] = team.share(rows * heads);
+    const auto [begin, end] = team.share(rows, heads);
     for (size_t i = begin; i < end; ++i) compute(i / heads, i % heads);
 }
 

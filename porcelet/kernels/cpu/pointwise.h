@@ -16,6 +16,8 @@ struct RmsNormArgs {
     float* out;
     size_t heads, width;
     float eps;
+
+    size_t row_values() const { return heads * width; }
 };
 
 // out [rows, heads, 2 half] from x; cosine and sine are [rows, half].
@@ -27,6 +29,8 @@ struct RopeArgs {
     float* out;
     size_t heads, half;
     bool interleaved;
+
+    size_t row_values() const { return heads * 2 * half; }
 };
 
 // out [rows, width] from two operands; a stride of 0 adds the same row to all.
@@ -38,6 +42,8 @@ struct PairArgs {
     size_t second_stride;
     float* out;
     size_t width;
+
+    size_t row_values() const { return width; }
 };
 
 // out [rows, heads, first_width + second_width]: the second's head behind the first's.
@@ -48,6 +54,8 @@ struct ConcatArgs {
     size_t second_stride, second_head_stride;
     float* out;
     size_t heads, first_width, second_width;
+
+    size_t row_values() const { return heads * (first_width + second_width); }
 };
 
 void rms_norm(const RmsNormArgs& args, size_t rows, const Team& team);

@@ -18,7 +18,7 @@ void take_packed_rows(const TakePackedRowsArgs& args, size_t rows, const Team& t
     const PackedMatrix& weight = args.weight;
     const bool is_int4 = weight.format == Format::int4;
     const size_t values = lines(weight.format) * LINE;
-    const auto [begin, end] = team.share(rows * weight.groups);
+    const auto [begin, end] = team.share(rows, weight.groups);
     for (size_t i = begin; i < end; ++i) {
         const size_t row = i / weight.groups, group = i % weight.groups, index = static_cast<size_t>(args.index[row]);
         const size_t lane = index % TILE;
@@ -37,7 +37,7 @@ void take_packed_rows(const TakePackedRowsArgs& args, size_t rows, const Team& t
 }
 
 void cache_write(const CacheWriteArgs& args, size_t rows, const Team& team) {
-    const auto [begin, end] = team.share(rows * args.heads);
+    const auto [begin, end] = team.share(rows, args.heads);
     for (size_t i = begin; i < end; ++i) {
         const size_t row = i / args.heads, head = i % args.heads, slot = static_cast<size_t>(args.slots[row]);
         const float* from = args.values + row * args.values_stride + head * args.values_head_stride;

@@ -21,6 +21,8 @@ struct TakePackedRowsArgs {
     PackedMatrix weight;
     const int64_t* index;
     float* out;
+
+    size_t row_values() const { return weight.groups * GROUP; }
 };
 
 // Row t of `values` [rows, heads, width] becomes part of slot slots[t] of a cache, which is slot slots[t] % page_size of a page.
@@ -33,6 +35,8 @@ struct CacheWriteArgs {
     size_t values_stride, values_head_stride;
     const int64_t* slots;
     size_t heads, width;
+
+    size_t row_values() const { return heads * width; }
 };
 
 void take_rows(const TakeRowsArgs& args, size_t rows, const Team& team);

@@ -12,9 +12,15 @@ void Program::run(size_t rows, size_t taken, int threads) const {
 }
 
 void Program::walk(size_t rows, size_t taken, const Team& team) const {
-    for (const Instruction& instruction : instructions_) {
-        instruction.compute(instruction.narrowed ? taken : rows, team);
-        if (instruction.meets) team.meet();
+    Team member = team;
+    for (size_t i = 0; i < instructions_.size(); ++i) {
+        const Instruction& now = instructions_[i];
+        const size_t count = now.narrowed ? taken : rows;
+        member.whole_rows = now.keeps_rows(count, team.size);
+        now.compute(count, member);
+        const Instruction* const next = i + 1 < instructions_.size() ? &instructions_[i + 1] : nullptr;
+        const bool goes_on = member.whole_rows && next && next->narrowed == now.narrowed && next->keeps_rows(count, team.size);
+        if (now.meets && !goes_on) team.meet();
     }
 }
 

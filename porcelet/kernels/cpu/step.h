@@ -1,5 +1,7 @@
-// A recorded step: instructions that one team walks inside one parallel region, meeting after each, but between those that read the
-// same and write elsewhere.
+// A recorded step: instructions that one team walks inside one parallel region, meeting after each but
+// - between those that read the same and write elsewhere,
+// - between those that make each row of that row alone, where every member keeps its rows from one to the next. A buffer that is lent
+//   again holds as many bytes a row as before (Arena), so nobody writes to what another still reads.
 //
 // Buffers have room for more rows than a step has; a run says how many there are. `narrow` goes from the batch's rows to those
 // whose logits are wanted: what is appended after it runs over `taken` rows.
@@ -16,7 +18,7 @@ class Program {
   public:
     template <class Args>
     void append(void (*driver)(const Args&, size_t, const Team&), const Args& args) {
-        instructions_.push_back({[=](size_t rows, const Team& team) { driver(args, rows, team); }, narrowed_, true});
+        instructions_.push_back({[=](size_t rows, const Team& team) { driver(args, rows, team); }, narrowed_, true, 0});
         reads_ = writes_ = nullptr;
     }
 
@@ -27,6 +29,13 @@ class Program {
         append(driver, args);
         reads_ = reads;
         writes_ = writes;
+    }
+
+    // The same for a driver that makes each row of that row of its inputs and of what never changes, and shares by Team::share(rows, pieces).
+    template <class Args>
+    void append_rows(void (*driver)(const Args&, size_t, const Team&), const Args& args) {
+        append(driver, args);
+        instructions_.back().row_values = args.row_values();
     }
 
     void narrow() {
@@ -42,7 +51,15 @@ class Program {
     struct Instruction {
         std::function<void(size_t, const Team&)> compute;
         bool narrowed, meets;
+        size_t row_values;  // 0 where rows do not stand for themselves
+
+        // Whether members keep whole rows: there is enough for all, or a row is too little to be worth a meeting.
+        bool keeps_rows(size_t rows, size_t members) const {
+            return row_values && (rows >= MANY_ROWS * members || row_values <= SMALL_ROW);
+        }
     };
+
+    static constexpr size_t MANY_ROWS = 4, SMALL_ROW = 4096;  // rows a member; values
 
     void walk(size_t rows, size_t taken, const Team& team) const;
 

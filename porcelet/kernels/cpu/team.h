@@ -49,6 +49,7 @@ class Barrier {
 struct Team {
     size_t index = 0, size = 1;
     Barrier* barrier = nullptr;
+    bool whole_rows = false;  // what follows goes on with the same rows, and nobody meets in between
 
     void meet() const {
         if (size > 1) barrier->meet(size);
@@ -56,6 +57,13 @@ struct Team {
 
     // This thread's part [first, last) of `count` equal pieces of work.
     std::pair<size_t, size_t> share(size_t count) const { return {count * index / size, count * (index + 1) / size}; }
+
+    // Its part of `rows`, each of them `pieces` of work.
+    std::pair<size_t, size_t> share(size_t rows, size_t pieces) const {
+        if (!whole_rows) return share(rows * pieces);
+        const auto [first, last] = share(rows);
+        return {first * pieces, last * pieces};
+    }
 };
 
 }  // namespace porcelet

@@ -246,7 +246,7 @@ class ModelConfig:
         """Memory of the weights, without the MTP layer, when loaded as int8 or int4: one more bit a value for a scale
         and a minimum for every 32; embedding and head in 8 bits; 4 bytes a value in what stays float32: the gate,
         norms and biases. MLA's W_UK is there twice, in 8 bits for its absorbed form. Exact where widths are multiples
-        of 32."""
+        of 32; weights of GGUF's symmetric formats take half a bit a value less."""
         embedding, quantised = self._num_embedding_parameters(), 0
         for layer in range(self.num_hidden_layers):
             width = self.intermediate_size

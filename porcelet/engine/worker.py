@@ -41,12 +41,13 @@ from porcelet.engine.messages import (
     unpack,
 )
 from porcelet.errors import CapacityError, EngineError, PorceletError
-from porcelet.kernels.linear import FP8Weight, Int4Weight, Int8Weight
+from porcelet.kernels.linear import KINDS, FP8Weight
 from porcelet.models.layers import Linear
 from porcelet.types import Output, Progress, Request
 
 REPORT_SECONDS = 0.1
-FORMAT_NAMES = {Int4Weight: "int4", Int8Weight: "int8", FP8Weight: "fp8"}  # the first that a model has is its name
+# By the kind of weight; the first that a model has is its name.
+FORMAT_NAMES = {**{kind: f"int{kind.bits}" for kind in KINDS}, FP8Weight: "fp8"}
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ class Residence:
 @dataclass(frozen=True)
 class PackedExperts:
     """Packed weights of E experts, stacked: [E, rows, K]. The rows are those of `parts` matrices, each with tiles of
-    its own: gate and up projections, or down alone. All blocks have the same number of bits. Experts that stay on disk
+    its own: gate and up projections, or down alone. All blocks are of one kind. Experts that stay on disk
     have a residence; their `packed` is a mapped file, whose experts need not lie one behind the other."""
 
     packed: UInt8[Tensor, "E parts tiles groups block"]
@@ -52,10 +52,10 @@ class PackedExperts:
         return torch.cat([part.dequantize() for part in self[expert]])
 
 
-def packed_shape(shape: tuple[int, int, int], parts: int, bits: int) -> tuple[int, int, int, int, int]:
+def packed_shape(shape: tuple[int, int, int], parts: int, kind: type[PackedWeight]) -> tuple[int, int, int, int, int]:
     """Of `PackedExperts.packed`, for a stack [E, rows, K] of so many parts."""
     E, rows, K = shape
-    return E, parts, -(-rows // parts // TILE), K // GROUP, block_bytes(bits)
+    return E, parts, -(-rows // parts // TILE), K // GROUP, block_bytes(kind)
 
 
 ExpertWeight = Tensor | FP8Weight | PackedExperts

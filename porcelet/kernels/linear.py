@@ -1,11 +1,13 @@
 """Linear layers: x · Wᵀ for every weight format. The format is the weight's class; model code never asks for it.
 
 `Int8Weight` and `Int4Weight` store groups of 32 input columns as unsigned numbers of 8 or 4 bits with a half-precision
-scale and minimum a group, w = scale · q + minimum. Eight bits hold GGUF's Q5_0, Q5_1 and Q8_0 without any loss, four
-hold Q4_0 and Q4_1 (weights/quantize.py). They are laid out once in the order in which the native body
-(kernels/cpu/linear.cpp) streams them; one layout serves one row and many:
+scale and minimum a group, w = scale · q + minimum. The symmetric kinds have no minima, w = scale · (q - 128) or
+scale · (q - 8). Eight bits hold GGUF's Q5_0, Q5_1 and Q8_0 without any loss, four hold Q4_0 and Q4_1
+(weights/quantize.py). They are laid out once in the order in which the native body (kernels/cpu/linear.cpp) streams
+them; one layout serves one row and many:
 
-    packed [N/16 tiles, K/32 groups, 576 or 320 bytes]:  q in lines of 64 bytes | scale [16] half | minimum [16] half
+    packed [N/16 tiles, K/32 groups, bytes of a block]:  q in lines of 64 bytes | scale [16] half | minimum [16] half
+    a block:  8 bits 576 bytes, symmetric 544;  4 bits 320, symmetric 288
     a line in 8 bits:  [16 rows, 4 columns], quad i in line i of 8
     a line in 4 bits:  the same, quads i and i + 4 in the low and high halves of line i of 4
 
@@ -39,7 +41,6 @@ FP8_BLOCK = 128  # rows, and columns, that share one scale
 GROUP = 32  # input columns that share a scale and a minimum
 TILE = 16  # output rows that lie together, one a vector lane
 QUADS = GROUP // 4
-HALVES_BYTES = 2 * TILE * 2
 WIDE_FROM = 1.25
 
 
@@ -50,30 +51,34 @@ class PackedWeight:
     packed: UInt8[Tensor, "tiles groups block"]
     shape: tuple[int, int]
     bits: ClassVar[int]
+    symmetric: ClassVar[bool] = False
     requires_grad: ClassVar[bool] = False
 
     def dequantize(self) -> Float[Tensor, "N K"]:
         """The weight in float32: exactly scale · q + minimum, rounded once."""
         q, scale, minimum = self.unpack()
-        grouped = q.view(*scale.shape, GROUP).double() * scale.double()[..., None] + minimum.double()[..., None]
-        return grouped.view(self.shape).float()
+        scales = scale.double()[..., None]
+        lowest = -(2 ** (self.bits - 1)) * scales if minimum is None else minimum.double()[..., None]
+        return (q.view(*scale.shape, GROUP).double() * scales + lowest).view(self.shape).float()
 
     def rows(self, index: Int[Tensor, "T"]) -> Float[Tensor, "T K"]:
         """Some rows in float32, without touching the others."""
         tiles = type(self)(self.packed[index // TILE], (len(index) * TILE, self.shape[1]))  # a tile each
         return tiles.dequantize()[torch.arange(len(index)) * TILE + index % TILE]
 
-    def unpack(self) -> tuple[UInt8[Tensor, "N K"], Float16[Tensor, "N groups"], Float16[Tensor, "N groups"]]:
+    def unpack(self) -> tuple[UInt8[Tensor, "N K"], Float16[Tensor, "N groups"], Float16[Tensor, "N groups"] | None]:
         """q, scale and minimum: the inverse of `pack`."""
         N, K = self.shape
         tiles, groups, _ = self.packed.shape
-        lines = self.packed[..., :-HALVES_BYTES].view(tiles, groups, self.bits, TILE, 4)
+        values = self.bits * TILE * 4
+        lines = self.packed[..., :values].view(tiles, groups, self.bits, TILE, 4)
         if self.bits == 4:
             lines = torch.cat((lines & 15, lines >> 4), dim=2)
         q = lines.permute(0, 3, 1, 2, 4).reshape(tiles * TILE, K)[:N]
-        halves = self.packed[..., -HALVES_BYTES:].contiguous().view(torch.float16).view(tiles, groups, 2, TILE)
-        scale, minimum = halves.permute(2, 0, 3, 1).reshape(2, tiles * TILE, groups)[:, :N]
-        return q, scale, minimum
+        parts = 1 if self.symmetric else 2
+        halves = self.packed[..., values:].contiguous().view(torch.float16).view(tiles, groups, parts, TILE)
+        scale, *minima = halves.permute(2, 0, 3, 1).reshape(parts, tiles * TILE, groups)[:, :N]
+        return q, scale, minima[0] if minima else None
 
 
 class Int8Weight(PackedWeight):
@@ -86,6 +91,21 @@ class Int4Weight(PackedWeight):
     """Four bits: 5 bytes for 8 values."""
 
     bits = 4
+
+
+class SymmetricInt8Weight(PackedWeight):
+    """Eight bits around zero: 8.5 bits a value."""
+
+    bits, symmetric = 8, True
+
+
+class SymmetricInt4Weight(PackedWeight):
+    """Four bits around zero: 4.5 bits a value."""
+
+    bits, symmetric = 4, True
+
+
+KINDS: tuple[type[PackedWeight], ...] = (Int4Weight, SymmetricInt4Weight, Int8Weight, SymmetricInt8Weight)
 
 
 @dataclass(frozen=True)
@@ -134,15 +154,29 @@ HeadsWeight = Tensor | PackedHeads
 TableWeight = Tensor | PackedWeight  # weights/load.py expands an embedding in FP8
 
 
-def block_bytes(bits: int) -> int:
+def kind_with(bits: int, symmetric: bool) -> type[PackedWeight]:
+    """The kind of packed weight with so many bits."""
+    return next(kind for kind in KINDS if (kind.bits, kind.symmetric) == (bits, symmetric))
+
+
+def block_bytes(kind: type[PackedWeight]) -> int:
     """Bytes of one group of one tile."""
-    return TILE * GROUP * bits // 8 + HALVES_BYTES
+    return TILE * (GROUP * kind.bits // 8 + (2 if kind.symmetric else 4))
+
+
+def kind_of_block(num_bytes: int) -> type[PackedWeight]:
+    """The kind whose blocks have that size."""
+    return next(kind for kind in KINDS if block_bytes(kind) == num_bytes)
 
 
 def pack(
-    q: UInt8[Tensor, "N K"], scale: Float16[Tensor, "N groups"], minimum: Float16[Tensor, "N groups"], bits: int = 8
+    q: UInt8[Tensor, "N K"],
+    scale: Float16[Tensor, "N groups"],
+    minimum: Float16[Tensor, "N groups"] | None,
+    bits: int = 8,
 ) -> PackedWeight:
-    """Lay out a quantised weight of 8 bits, or of 4 (q < 16). K must be a multiple of 32; N may be anything."""
+    """Lay out a quantised weight of 8 bits, or of 4 (q < 16); without minima it is symmetric. K must be a multiple of
+    32; N may be anything."""
     N, K = q.shape
     assert K % GROUP == 0, q.shape
     grouped = q.view(N, K // GROUP, GROUP)
@@ -153,28 +187,29 @@ def pack(
 
 
 def pack_bytes(
-    grouped: UInt8[Tensor, "N groups size"], scale: Float16[Tensor, "N groups"], minimum: Float16[Tensor, "N groups"]
+    grouped: UInt8[Tensor, "N groups size"],
+    scale: Float16[Tensor, "N groups"],
+    minimum: Float16[Tensor, "N groups"] | None,
 ) -> PackedWeight:
     """Lay out a quantised weight whose groups are 32 bytes already, or in four bits 16: column i of a group in the low
     half of byte i, column i + 16 in the high one, as GGUF has it."""
     N, groups, size = grouped.shape
-    assert scale.shape == minimum.shape == (N, groups), (grouped.shape, scale.shape, minimum.shape)
-    fill, tiles = -N % TILE, -(-N // TILE)
+    parts = [scale] if minimum is None else [scale, minimum]
+    assert all(part.shape == (N, groups) for part in parts), (grouped.shape, [part.shape for part in parts])
+    fill, tiles, values = -N % TILE, -(-N // TILE), size * TILE
     grouped = functional.pad(grouped, (0, 0, 0, 0, 0, fill)) if fill else grouped
-    scale, minimum = (functional.pad(t, (0, 0, 0, fill)) for t in (scale, minimum))
-    packed = torch.empty(tiles, groups, size * TILE + HALVES_BYTES, dtype=torch.uint8)
-    lines = packed[..., :-HALVES_BYTES].view(tiles, groups, size // 4, TILE, 4)
+    packed = torch.empty(tiles, groups, values + len(parts) * TILE * 2, dtype=torch.uint8)
+    lines = packed[..., :values].view(tiles, groups, size // 4, TILE, 4)
     lines.copy_(grouped.view(tiles, TILE, groups, size // 4, 4).permute(0, 2, 3, 1, 4))
-    # [2, tiles, 16, groups] to [tiles, groups, 2, 16]
-    halves = torch.stack((scale, minimum)).view(2, tiles, TILE, groups).permute(1, 3, 0, 2).contiguous()
-    packed[..., -HALVES_BYTES:] = halves.view(torch.uint8).view(tiles, groups, -1)
+    # [parts, tiles, 16, groups] to [tiles, groups, parts, 16]
+    halves = torch.stack([functional.pad(part, (0, 0, 0, fill)) for part in parts]).view(-1, tiles, TILE, groups)
+    packed[..., values:] = halves.permute(1, 3, 0, 2).contiguous().view(torch.uint8).view(tiles, groups, -1)
     return packed_weight(packed, (N, groups * GROUP))
 
 
 def packed_weight(packed: UInt8[Tensor, "tiles groups block"], shape: tuple[int, int]) -> PackedWeight:
     """The weight whose layout `packed` is; the size of a block tells which."""
-    kinds: dict[int, type[PackedWeight]] = {block_bytes(kind.bits): kind for kind in (Int4Weight, Int8Weight)}
-    return kinds[packed.shape[-1]](packed, shape)
+    return kind_of_block(packed.shape[-1])(packed, shape)
 
 
 def wide_from() -> float:

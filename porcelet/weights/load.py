@@ -25,7 +25,7 @@ from porcelet.config import ModelConfig
 from porcelet.errors import InputError, ModelError
 from porcelet.kernels import cpu
 from porcelet.kernels.experts import PackedExperts, packed_shape
-from porcelet.kernels.linear import GROUP, TILE, FP8Weight, PackedHeads, PackedWeight, Weight
+from porcelet.kernels.linear import GROUP, TILE, FP8Weight, PackedHeads, PackedWeight, Weight, kind_with
 from porcelet.models.attention import MLA
 from porcelet.models.experts import Experts
 from porcelet.models.layers import Embedding, Linear
@@ -107,10 +107,10 @@ def fill(
 ) -> None:
     """Put a checkpoint's tensors into a model built on the meta device; all of them or an error."""
     used = _matched(model, tensors, source)
-    bits = _expert_bits(used) if weights == "stored" else {}
+    kinds = _expert_kinds(used) if weights == "stored" else {}
     file, to_write = None, list[Stored]()
     if offload:
-        file = ExpertFile(offload, Path(source), used, _stacks(model, weights, bits))
+        file = ExpertFile(offload, Path(source), used, _stacks(model, weights, kinds))
         experts = [stored for stored in used if EXPERT.fullmatch(stored.name)]
         used = [stored for stored in used if not EXPERT.fullmatch(stored.name)]
         to_write = [] if file.is_there else experts
@@ -132,7 +132,7 @@ def fill(
             _replace(module, "gate_up_proj", gate_up)
             _replace(module, "down_proj", down)
     for name, tensor in opened(used):
-        _place(model, name, tensor, weights, bits)
+        _place(model, name, tensor, weights, kinds)
     if model.config.tie_word_embeddings:
         _set_weight(model.lm_head, model.model.embed_tokens.weight)
 
@@ -160,16 +160,18 @@ def _matched(model: Transformer, tensors: Sequence[Stored], source: str) -> list
     return used
 
 
-def _expert_bits(used: Sequence[Stored]) -> dict[str, int]:
-    """Stack of experts → the most bits that one of its tensors needs."""
-    bits: dict[str, int] = {}
+def _expert_kinds(used: Sequence[Stored]) -> dict[str, type[PackedWeight]]:
+    """Stack of experts → the kind of weight that holds all of its tensors as stored: with the most bits that one of
+    them needs, and symmetric if all are."""
+    kinds: dict[str, type[PackedWeight]] = {}
     for stored in used:
         if match := EXPERT.fullmatch(stored.name):
             name = _stack_of(match)[0]
             with stored.open() as tensor:
-                needed = 8 if isinstance(tensor, FP8Weight) else quantize.bits_of(tensor)
-            bits[name] = max(bits.get(name, 0), needed)
-    return bits
+                kind = kind_with(8, False) if isinstance(tensor, FP8Weight) else quantize.kind_of(tensor)
+            other = kinds.get(name, kind)
+            kinds[name] = kind_with(max(kind.bits, other.bits), kind.symmetric and other.symmetric)
+    return kinds
 
 
 def _spared_bytes(checkpoint: Checkpoint, weights: str, offload: Offload) -> int:
@@ -191,7 +193,7 @@ def _spared_bytes(checkpoint: Checkpoint, weights: str, offload: Offload) -> int
     return max(num_bytes - offload.budget, 0)
 
 
-def _stacks(model: Transformer, weights: str, bits: Mapping[str, int]) -> list[Stacks]:
+def _stacks(model: Transformer, weights: str, kinds: Mapping[str, type[PackedWeight]]) -> list[Stacks]:
     """What a file of the model's experts holds, in the order of a step."""
     found = []
     for path, module in model.named_modules():
@@ -199,11 +201,15 @@ def _stacks(model: Transformer, weights: str, bits: Mapping[str, int]) -> list[S
             shapes, packed = [], []
             for name, parts in (("gate_up_proj", 2), ("down_proj", 1)):
                 shape = getattr(module, name).shape
-                stack_bits = bits[f"{path}.{name}"] if bits else int(weights.removeprefix("int"))
                 shapes.append((shape[0], shape[1], shape[2]))
-                packed.append(packed_shape(shapes[-1], parts, stack_bits))
+                packed.append(packed_shape(shapes[-1], parts, _expert_kind(weights, kinds, f"{path}.{name}")))
             found.append(Stacks(path, *shapes, *packed))
     return found
+
+
+def _expert_kind(weights: str, kinds: Mapping[str, type[PackedWeight]], stack: str) -> type[PackedWeight]:
+    """Of one stack: as `kinds` of "stored" weights has it, else as was asked for."""
+    return kinds[stack] if kinds else kind_with(int(weights.removeprefix("int")), False)
 
 
 def _expert_pieces(tensors: Iterable[tuple[str, Source]], layers: Sequence[ExpertLayer]) -> Iterator[Piece]:
@@ -216,7 +222,8 @@ def _expert_pieces(tensors: Iterable[tuple[str, Source]], layers: Sequence[Exper
         module, _, leaf = stack.rpartition(".")
         source = _dense(tensor) if isinstance(tensor, FP8Weight) else tensor
         is_down, layer = leaf == "down_proj", of[module]
-        packed = quantize.to_packed(source, layer.bits(is_down), name).packed
+        kind = layer.kind(is_down)
+        packed = quantize.to_packed(source, kind.bits, name, kind).packed
         yield Piece(layer, int(match[2]), is_down, row.part, packed)
 
 
@@ -316,15 +323,18 @@ def _is_shared_copy(config: ModelConfig, name: str) -> bool:
 
 
 def _place(
-    model: Transformer, name: str, tensor: Source, weights: str, expert_bits: Mapping[str, int] | None = None
+    model: Transformer,
+    name: str,
+    tensor: Source,
+    weights: str,
+    kinds: Mapping[str, type[PackedWeight]] | None = None,
 ) -> None:
     match = EXPERT.fullmatch(name)
     if match:
         stack, row = _stack_of(match)
         config = model.config
         if weights in PACKED and config.hidden_size % GROUP == config.moe_intermediate_size % GROUP == 0:
-            bits = expert_bits[stack] if expert_bits else int(weights.removeprefix("int"))
-            _pack_expert(model, stack, row, int(match[2]), tensor, bits)
+            _pack_expert(model, stack, row, int(match[2]), tensor, _expert_kind(weights, kinds or {}, stack))
         else:
             _place_expert(model, stack, row, int(match[2]), tensor, keep=weights == "fp8")
         return
@@ -385,17 +395,19 @@ def _place_expert(model: Transformer, name: str, row: Stacked, expert: int, tens
     parameter.data[expert].chunk(row.num_parts)[row.part].copy_(_dense(tensor))
 
 
-def _pack_expert(model: Transformer, name: str, row: Stacked, expert: int, tensor: Source, bits: int) -> None:
+def _pack_expert(
+    model: Transformer, name: str, row: Stacked, expert: int, tensor: Source, kind: type[PackedWeight]
+) -> None:
     source = _dense(tensor) if isinstance(tensor, FP8Weight) else tensor
     path, _, leaf = name.rpartition(".")
     module = model.get_submodule(path)
     stack = getattr(module, leaf)
     if not isinstance(stack, PackedExperts):
         E, rows, K = stack.shape
-        shape = packed_shape((E, rows, K), row.num_parts, bits)
+        shape = packed_shape((E, rows, K), row.num_parts, kind)
         stack = PackedExperts(torch.empty(shape, dtype=torch.uint8), (E, rows, K))
         _replace(module, leaf, stack)
-    stack.packed[expert, row.part] = quantize.to_packed(source, bits).packed
+    stack.packed[expert, row.part] = quantize.to_packed(source, kind.bits, name, kind).packed
 
 
 def _fp8_stack(model: Transformer, name: str, num_parts: int, one: FP8Weight) -> FP8Weight:

@@ -36,7 +36,7 @@ from torch import Tensor
 from porcelet.errors import CapacityError, InputError, ModelError
 from porcelet.kernels import cpu
 from porcelet.kernels.experts import PackedExperts, Residence
-from porcelet.kernels.linear import block_bytes
+from porcelet.kernels.linear import PackedWeight, kind_of_block
 from porcelet.weights.files import Stored
 
 if TYPE_CHECKING:
@@ -91,10 +91,9 @@ class ExpertLayer:
     def record_bytes(self) -> int:
         return _whole_pages(self.used_bytes)
 
-    def bits(self, is_down: bool) -> int:
-        """Of a value in one of the stacks."""
-        block = (self.stacks.packed_down if is_down else self.stacks.packed_gate_up)[-1]
-        return next(bits for bits in (4, 8) if block_bytes(bits) == block)
+    def kind(self, is_down: bool) -> type[PackedWeight]:
+        """Of the weights of one of the stacks."""
+        return kind_of_block((self.stacks.packed_down if is_down else self.stacks.packed_gate_up)[-1])
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,16 @@
-"""From stored formats to those that a model computes with: float32, `Int8Weight` and `Int4Weight`.
+"""From stored formats to those that a model computes with: float32 and the kinds of `PackedWeight`.
 
 GGUF's blocks are runs of neighbouring values with a scale, some with a minimum too. Packed weights have groups of 32,
-w = scale · q + minimum with unsigned q and half-precision scale and minimum. The blocks of 32 fit in without any loss,
-those of four bits into either:
+w = scale · q + minimum with unsigned q and half-precision scale and minimum, or are symmetric and have no minima. The
+blocks of 32 fit in without any loss, those of four bits into either:
 
-    Q4_0  w = d · (q - 8)       scale d, minimum -8 d       (exact in half: a multiplication by a power of two)
-    Q5_0  w = d · (q - 16)      scale d, minimum -16 d
-    Q8_0  w = d · q, q signed   scale d, minimum -128 d     with q + 128 in place of q
+    Q4_0  w = d · (q - 8)       symmetric, scale d
+    Q5_0  w = d · (q - 16)      symmetric in 8 bits, scale d, with q + 112 in place of q
+    Q8_0  w = d · q, q signed   symmetric, scale d, with q + 128 in place of q
     Q4_1  w = d · q + m         scale d, minimum m          Q5_1 the same with one bit more
+
+Where they are to have minima, to stand in one stack with others, those are -8 d, -16 d and -128 d, exact in half but
+for the largest scales.
 
 The K-quants are super-blocks of 256 values that share a half d (and a half dmin), cut into groups with small integer
 scales of their own:
@@ -30,7 +33,16 @@ import torch
 from torch import Tensor
 
 from porcelet.errors import ModelError
-from porcelet.kernels.linear import GROUP, TILE, PackedWeight, block_bytes, pack, pack_bytes, packed_weight
+from porcelet.kernels.linear import (
+    GROUP,
+    TILE,
+    PackedWeight,
+    block_bytes,
+    kind_with,
+    pack,
+    pack_bytes,
+    packed_weight,
+)
 from porcelet.weights.gguf import GGUFTensor
 
 if TYPE_CHECKING:
@@ -73,8 +85,19 @@ def bits_of(tensor: Tensor | GGUFTensor) -> int:
     return 4 if isinstance(tensor, GGUFTensor) and tensor.type.name in FOUR_BITS else 8
 
 
-def to_packed(tensor: Tensor | GGUFTensor, bits: int, name: str = "") -> PackedWeight:
-    """A [N, K] weight in 8 or 4 bits. Memory beside the result: a few times `PIECE` floats.
+def kind_of(tensor: Tensor | GGUFTensor, bits: int | None = None) -> type[PackedWeight]:
+    """The kind of packed weight that holds the tensor in so many bits, or in the fewest that hold it as well as can be:
+    symmetric where the file's format is, and no value has to be rounded."""
+    needed = bits_of(tensor)
+    bits = bits or needed
+    return kind_with(bits, isinstance(tensor, GGUFTensor) and tensor.type.name in SYMMETRIC and bits >= needed)
+
+
+def to_packed(
+    tensor: Tensor | GGUFTensor, bits: int, name: str = "", kind: type[PackedWeight] | None = None
+) -> PackedWeight:
+    """A [N, K] weight in 8 or 4 bits, of another than its own kind if that is named. Memory beside the result: a few
+    times `PIECE` floats.
 
     Exact from Q4_0 and Q4_1, and in 8 bits from Q5_0, Q5_1 and Q8_0.
 
@@ -96,8 +119,9 @@ def to_packed(tensor: Tensor | GGUFTensor, bits: int, name: str = "") -> PackedW
     N, K = tensor.shape
     if K % GROUP:
         raise ModelError(f"tensor {name!r}: rows of {K} values are not whole groups of {GROUP}; load it as float32")
-    packed = torch.empty(-(-N // TILE), K // GROUP, block_bytes(bits), dtype=torch.uint8)
-    make = _packer(tensor, bits, name)
+    kind = kind or kind_of(tensor, bits)
+    packed = torch.empty(-(-N // TILE), K // GROUP, block_bytes(kind), dtype=torch.uint8)
+    make = _packer(tensor, kind, name)
     for piece in _pieces(N, K):
         packed[piece.start // TILE : -(-piece.stop // TILE)] = make(piece).packed
     return packed_weight(packed, (N, K))
@@ -229,41 +253,43 @@ _BLOCKS: dict[str, Callable[[Tensor], _Blocks]] = {
 }
 # What makes a format's q unsigned. Q6_K is missing: its groups are not a packed weight's.
 FOUR_BITS = ("Q4_0", "Q4_1", "Q4_K")
+SYMMETRIC = ("Q4_0", "Q5_0", "Q8_0")
 _SHIFTS = {"Q4_0": 8, "Q4_1": 0, "Q5_0": 16, "Q5_1": 0, "Q8_0": 128, "Q4_K": 0, "Q5_K": 0}
 
 
 # ---- packed ---------------------------------------------------------------------------------------------------------
-_Groups = tuple[Tensor, Tensor, Tensor]  # q [rows, groups, 32] unsigned, scale and minimum [rows, groups] half
+# q [rows, groups, 32] unsigned, scale and minimum [rows, groups] half; symmetric ones have no minimum.
+_Groups = tuple[Tensor, Tensor, Tensor | None]
 
 
-def _packer(tensor: Tensor | GGUFTensor, bits: int, name: str) -> Callable[[slice], PackedWeight]:
+def _packer(tensor: Tensor | GGUFTensor, kind: type[PackedWeight], name: str) -> Callable[[slice], PackedWeight]:
     """What packs some rows of a tensor."""
-    if isinstance(tensor, GGUFTensor) and bits == 4 and tensor.type.name in ("Q4_0", "Q4_1"):
-        kind, rows = tensor.type.name, raw_bytes(tensor)
-        return lambda piece: pack_bytes(*_keep_bytes(kind, rows[piece], name))
-    read = _reader(tensor, bits, name)
+    if isinstance(tensor, GGUFTensor) and kind.bits == 4 and tensor.type.name in ("Q4_0", "Q4_1"):
+        stored, rows = tensor.type.name, raw_bytes(tensor)
+        return lambda piece: pack_bytes(*_keep_bytes(stored, rows[piece], kind, name))
+    read = _reader(tensor, kind, name)
 
     def packed(piece: slice) -> PackedWeight:
         q, scale, minimum = read(piece)
-        return pack(q.flatten(1), scale, minimum, bits)
+        return pack(q.flatten(1), scale, minimum, kind.bits)
 
     return packed
 
 
-def _reader(tensor: Tensor | GGUFTensor, bits: int, name: str) -> Callable[[slice], _Groups]:
+def _reader(tensor: Tensor | GGUFTensor, kind: type[PackedWeight], name: str) -> Callable[[slice], _Groups]:
     """What turns some rows of a tensor into groups."""
     values = plain(tensor) if isinstance(tensor, GGUFTensor) else tensor
     if values is not None:
-        return lambda piece: _round(values[piece].float(), bits, name)
+        return lambda piece: _round(values[piece].float(), kind, name)
     assert isinstance(tensor, GGUFTensor)
-    kind, rows = tensor.type.name, raw_bytes(tensor)
-    if kind in _SHIFTS and bits >= bits_of(tensor):
-        return lambda piece: _keep(kind, rows[piece], name)
+    stored, rows = tensor.type.name, raw_bytes(tensor)
+    if stored in _SHIFTS and kind.bits >= bits_of(tensor):
+        return lambda piece: _keep(stored, rows[piece], kind, name)
 
     def rounded(piece: slice) -> _Groups:
         weights = torch.empty(piece.stop - piece.start, tensor.shape[-1])
-        _fill(weights, *_BLOCKS[kind](rows[piece]))
-        return _round(weights, bits, name)
+        _fill(weights, *_BLOCKS[stored](rows[piece]))
+        return _round(weights, kind, name)
 
     return rounded
 
@@ -275,33 +301,37 @@ def _pieces(num_rows: int, row_length: int) -> Iterator[slice]:
         yield slice(start, min(start + step, num_rows))
 
 
-def _keep(kind: str, rows: UInt8[Tensor, "rows row_bytes"], name: str) -> _Groups:
+def _keep(stored: str, rows: UInt8[Tensor, "rows row_bytes"], kind: type[PackedWeight], name: str) -> _Groups:
     """Blocks with their q as they are; only scale and minimum are rounded where half cannot hold them."""
-    q, scale, minimum = _BLOCKS[kind](rows)
-    shift = _SHIFTS[kind]
-    if minimum is None:
+    q, scale, minimum = _BLOCKS[stored](rows)
+    shift = 2 ** (kind.bits - 1) if kind.symmetric else _SHIFTS[stored]
+    if minimum is None and not kind.symmetric:
         minimum = scale * -shift
-    scale, minimum = scale.half(), minimum.half()
+    scale, minimum = scale.half(), None if minimum is None else minimum.half()
     _check_finite(scale, minimum, name)
     unsigned = q.view(torch.uint8) + shift  # wraps around: a signed byte's bits plus 128 are the shifted byte
     return unsigned, scale, minimum
 
 
-def _keep_bytes(kind: str, rows: UInt8[Tensor, "rows row_bytes"], name: str) -> _Groups:
+def _keep_bytes(stored: str, rows: UInt8[Tensor, "rows row_bytes"], kind: type[PackedWeight], name: str) -> _Groups:
     """Q4_0's and Q4_1's bytes, which hold two values each just as ours do, [rows, groups, 16]."""
-    blocks = _cut(rows, 20 if kind == "Q4_1" else 18)
+    blocks = _cut(rows, 20 if stored == "Q4_1" else 18)
     scale = _half(blocks[..., :2])
-    minimum = _half(blocks[..., 2:4]) if kind == "Q4_1" else scale * -_SHIFTS[kind]
+    minimum = None
+    if not kind.symmetric:
+        minimum = _half(blocks[..., 2:4]) if stored == "Q4_1" else scale * -_SHIFTS[stored]
     _check_finite(scale, minimum, name)
     return blocks[..., -GROUP // 2 :], scale, minimum
 
 
-def _check_finite(scale: Tensor, minimum: Tensor, name: str) -> None:
-    if not (scale.isfinite().all() and minimum.isfinite().all()):
+def _check_finite(scale: Tensor, minimum: Tensor | None, name: str) -> None:
+    if not (scale.isfinite().all() and (minimum is None or minimum.isfinite().all())):
         raise ModelError(f"tensor {name!r}: a block's scale is too large or not a number; the file is damaged")
 
 
-def _round(weights: Float[Tensor, "N K"], bits: int, name: str) -> _Groups:
+def _round(weights: Float[Tensor, "N K"], kind: type[PackedWeight], name: str) -> _Groups:
+    assert not kind.symmetric, name  # `kind_of` gives what is rounded a minimum
+    bits = kind.bits
     steps = 2**bits - 1
     grouped = weights.reshape(len(weights), -1, GROUP)  # [N, groups, 32]
     smallest, largest = grouped.aminmax(dim=-1)

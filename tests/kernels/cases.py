@@ -12,7 +12,18 @@ from torch import Tensor
 from porcelet.config import PAGE_SIZE
 from porcelet.kernels.attention import Segments
 from porcelet.kernels.experts import PackedExperts
-from porcelet.kernels.linear import FP8_BLOCK, GROUP, FP8Weight, PackedHeads, PackedWeight, pack
+from porcelet.kernels.linear import (
+    FP8_BLOCK,
+    GROUP,
+    KINDS,
+    FP8Weight,
+    Int4Weight,
+    Int8Weight,
+    PackedHeads,
+    PackedWeight,
+    SymmetricInt4Weight,
+    pack,
+)
 
 TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-12, torch.int64: 0.0}
 # Packed experts round what lies between their two products: last bits decide which way.
@@ -20,14 +31,14 @@ EXPERTS_TOLERANCE = 5e-3
 Case = tuple[Any, ...]
 
 
-def packed_weight(rows: int, columns: int, bits: int = 8) -> PackedWeight:
-    q = torch.randint(0, 2**bits, (rows, columns), dtype=torch.uint8)
+def packed_weight(rows: int, columns: int, kind: type[PackedWeight] = Int8Weight) -> PackedWeight:
+    q = torch.randint(0, 2**kind.bits, (rows, columns), dtype=torch.uint8)
     scale = (torch.rand(rows, columns // GROUP) * 1e-2).half()
-    return pack(q, scale, -(2 ** (bits - 1)) * scale, bits)
+    return pack(q, scale, None if kind.symmetric else -(2 ** (kind.bits - 1)) * scale, kind.bits)
 
 
-def packed_experts(count: int, parts: int, rows: int, columns: int, bits: int) -> PackedExperts:
-    packed = torch.stack([packed_weight(rows, columns, bits).packed for _ in range(count * parts)])
+def packed_experts(count: int, parts: int, rows: int, columns: int, kind: type[PackedWeight]) -> PackedExperts:
+    packed = torch.stack([packed_weight(rows, columns, kind).packed for _ in range(count * parts)])
     return PackedExperts(packed.unflatten(0, (count, parts)), (count, parts * rows, columns))
 
 
@@ -48,8 +59,8 @@ def offsets(*lengths: int) -> Tensor:
 def linear() -> Iterator[Case]:
     for tokens, rows, columns in [(0, 8, 32), (1, 37, 96), (5, 16, 64), (17, 100, 160)]:
         yield torch.randn(tokens, columns), torch.randn(rows, columns)
-        for bits in (8, 4):
-            yield activations(tokens, columns), packed_weight(rows, columns, bits)
+        for kind in KINDS:
+            yield activations(tokens, columns), packed_weight(rows, columns, kind)
         yield torch.randn(tokens, columns), fp8_weight(rows, columns)
     for tokens, rows, columns in [(0, 3, 5), (1, 1, 1), (2, 7, 33), (7, 5, 15), (65, 6, 17)]:
         yield torch.randn(tokens, columns + 3)[:, :columns], torch.randn(rows, columns + 2)[:, 1:-1]
@@ -60,8 +71,8 @@ def heads_linear() -> Iterator[Case]:
     for tokens in (0, 1, 5):
         yield torch.randn(tokens, 3, 8), torch.randn(3, 6, 8)
         yield torch.randn(tokens, 3, 8), torch.randn(3, 8, 6).transpose(1, 2)
-        for rows, columns, bits in [(16, 32, 8), (48, 96, 4)]:
-            packed = torch.stack([packed_weight(rows, columns, bits).packed for _ in range(3)])
+        for rows, columns, kind in [(16, 32, Int8Weight), (48, 96, Int4Weight), (48, 96, SymmetricInt4Weight)]:
+            packed = torch.stack([packed_weight(rows, columns, kind).packed for _ in range(3)])
             x = activations(tokens * 3, columns + 4).unflatten(0, (tokens, 3))[..., :columns]
             yield x, PackedHeads(packed, (3, rows, columns))
 
@@ -86,7 +97,7 @@ def concat() -> Iterator[Case]:
 
 
 def embedding() -> Iterator[Case]:
-    for weight in (torch.randn(37, 64), packed_weight(37, 64), packed_weight(37, 64, 4)):
+    for weight in (torch.randn(37, 64), *(packed_weight(37, 64, kind) for kind in KINDS)):
         yield torch.tensor([0, 36, 5, 5]), weight
         yield torch.zeros(0, dtype=torch.int64), weight
 
@@ -175,9 +186,10 @@ def experts() -> Iterator[Case]:
         yield torch.randn(tokens, 12), torch.randn(8, 20, 12), torch.randn(8, 12, 10), indices, weights
         gate_up, down = fp8_weight(8, 2, 10, 12), fp8_weight(8, 1, 12, 10)
         yield torch.randn(tokens, 12), gate_up, down, indices, weights
-    for tokens, width, hidden, bits in [(0, 32, 32, 8), (1, 96, 32, 4), (9, 64, 96, 8), (70, 288, 224, 4)]:
+    sizes = [(0, 32, 32), (1, 96, 32), (9, 64, 96), (70, 288, 224)]
+    for (tokens, width, hidden), kind in zip(sizes, KINDS, strict=True):
         indices, weights = torch.randint(0, 6, (tokens, 3)), torch.randn(tokens, 3)
-        stacks = packed_experts(6, 2, hidden, width, bits), packed_experts(6, 1, width, hidden, 8)
+        stacks = packed_experts(6, 2, hidden, width, kind), packed_experts(6, 1, width, hidden, Int8Weight)
         yield activations(tokens, width), *stacks, indices, weights
     for tokens, width, hidden in [(3, 67, 5), (65, 12, 10), (20, 33, 130)]:
         indices, weights = torch.randint(0, 5, (tokens, 3)), torch.randn(tokens, 3)

@@ -13,7 +13,7 @@ from torch import Tensor
 from porcelet.doctor import openmp_runtimes
 from porcelet.errors import InputError
 from porcelet.kernels import Key, cpu
-from porcelet.kernels.linear import GROUP, WIDE_FROM, PackedWeight, linear, pack, round_activations
+from porcelet.kernels.linear import GROUP, KINDS, WIDE_FROM, Int8Weight, PackedWeight, linear, pack, round_activations
 from tests.kernels.cases import activations
 
 ISAS = ("scalar", "avx2", "avxvnni", "avx512", "avx512vnni")
@@ -37,13 +37,13 @@ def runs_here(isa: str) -> bool:
 HERE = [isa for isa in ISAS if cpu.available() and runs_here(isa)]
 
 
-def make_weight(N: int, K: int, bits: int = 8, seed: int = 0) -> PackedWeight:
+def make_weight(N: int, K: int, kind: type[PackedWeight] = Int8Weight, seed: int = 0) -> PackedWeight:
     """Values over their whole range, so that an instruction that saturates shows."""
     random = torch.Generator().manual_seed(seed)
-    q = torch.randint(0, 2**bits, (N, K), generator=random, dtype=torch.uint8)
+    q = torch.randint(0, 2**kind.bits, (N, K), generator=random, dtype=torch.uint8)
     scale = torch.rand(N, K // GROUP, generator=random) * 0.01
-    minimum = -scale * 2 ** (bits - 1) * torch.rand(N, K // GROUP, generator=random)
-    return pack(q, scale.half(), minimum.half(), bits)
+    minimum = -scale * 2 ** (kind.bits - 1) * torch.rand(N, K // GROUP, generator=random)
+    return pack(q, scale.half(), None if kind.symmetric else minimum.half(), kind.bits)
 
 
 def make_tokens(T: int, K: int, seed: int = 1) -> Tensor:
@@ -61,7 +61,9 @@ def run(isa: str, x: Tensor, weight: PackedWeight) -> Tensor:
 
 def formula(x: Tensor, weight: PackedWeight) -> tuple[np.ndarray, np.ndarray]:
     """The definition in float64 from activations quantised as the body does, and the sum of its terms' magnitudes."""
-    q, scale, minimum = (t.numpy() for t in weight.unpack())
+    q, scale, minimum = (None if t is None else t.numpy() for t in weight.unpack())
+    assert q is not None and scale is not None
+    centred = q.astype(np.int64) - (0 if minimum is not None else 2 ** (weight.bits - 1))
     grouped = x.numpy().reshape(x.shape[0], -1, GROUP)
     largest = np.abs(grouped).max(-1)
     top = np.where(largest > WIDE_FROM * largest.mean(-1, keepdims=True), np.float32(127 * 256), np.float32(127))
@@ -69,9 +71,10 @@ def formula(x: Tensor, weight: PackedWeight) -> tuple[np.ndarray, np.ndarray]:
         reciprocal = np.where(largest > 0, top / largest, np.float32(0))
     x_q = np.rint(grouped * reciprocal[..., None]).astype(np.int64)
     x_scale = (largest / top).astype(np.float64)
-    dot = np.einsum("tgi,ngi->tng", x_q, q.reshape(q.shape[0], -1, GROUP).astype(np.int64))
+    dot = np.einsum("tgi,ngi->tng", x_q, centred.reshape(q.shape[0], -1, GROUP))
     products = scale.astype(np.float64) * x_scale[:, None] * dot
-    minima = minimum.astype(np.float64) * (x_scale * x_q.sum(-1))[:, None]
+    lowest = np.float64(0) if minimum is None else minimum.astype(np.float64)
+    minima = lowest * (x_scale * x_q.sum(-1))[:, None]
     return (products + minima).sum(-1), (np.abs(products) + np.abs(minima)).sum(-1)
 
 
@@ -81,11 +84,11 @@ def test_the_module_was_built() -> None:
 
 
 @pytest.mark.parametrize("isa", HERE)
-@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("N", "K"), SHAPES)
-def test_every_isa_computes_the_formula(isa: str, bits: int, N: int, K: int) -> None:
+def test_every_isa_computes_the_formula(isa: str, kind: type[PackedWeight], N: int, K: int) -> None:
     """The float32 result is the float64 formula's, within the rounding of its own additions."""
-    weight = make_weight(N, K, bits)
+    weight = make_weight(N, K, kind)
     for T in TOKENS:
         x = make_tokens(T, K)
         expected, magnitude = formula(x, weight)
@@ -94,11 +97,11 @@ def test_every_isa_computes_the_formula(isa: str, bits: int, N: int, K: int) -> 
 
 
 @pytest.mark.parametrize("isa", HERE)
-@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("N", "K"), SHAPES)
-def test_all_isas_agree_bitwise(isa: str, bits: int, N: int, K: int) -> None:
+def test_all_isas_agree_bitwise(isa: str, kind: type[PackedWeight], N: int, K: int) -> None:
     """Every instruction set gives the bits of the scalar body, extreme activations included."""
-    weight = make_weight(N, K, bits)
+    weight = make_weight(N, K, kind)
     for T in TOKENS:
         x = make_tokens(T, K)
         x[0, ::2] = 1e35
@@ -107,18 +110,19 @@ def test_all_isas_agree_bitwise(isa: str, bits: int, N: int, K: int) -> None:
 
 
 @pytest.mark.parametrize("isa", HERE)
-@pytest.mark.parametrize("bits", [8, 4])
-def test_saturated_products_are_exact(isa: str, bits: int) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_saturated_products_are_exact(isa: str, kind: type[PackedWeight]) -> None:
     """The largest weights times the largest activations, in one byte and in two: no step in between saturates."""
-    largest = 2**bits - 1
-    q = torch.full((16, 4 * GROUP), largest, dtype=torch.uint8)
-    weight = pack(q, torch.ones(16, 4).half(), torch.zeros(16, 4).half(), bits)
-    for sign in (1, -1):
+    highest, centre = 2**kind.bits - 1, 2 ** (kind.bits - 1)
+    minima = None if kind.symmetric else torch.zeros(16, 4).half()
+    for q, sign in itertools.product((highest, 0), (1, -1)):
+        weight = pack(torch.full((16, 4 * GROUP), q, dtype=torch.uint8), torch.ones(16, 4).half(), minima, kind.bits)
+        value = (q - centre if kind.symmetric else q) * sign
         x = torch.zeros(5, 4 * GROUP)
         x[:, :GROUP] = 32512.0 * sign  # alone: four times the mean of the groups' largest
-        assert torch.equal(run(isa, x, weight), torch.full((5, 16), float(largest * 32512 * GROUP * sign)))
+        assert torch.equal(run(isa, x, weight), torch.full((5, 16), float(value * 32512 * GROUP)))
         x = torch.full((5, 4 * GROUP), 127.0 * sign)
-        assert torch.equal(run(isa, x, weight), torch.full((5, 16), float(largest * 127 * 4 * GROUP * sign)))
+        assert torch.equal(run(isa, x, weight), torch.full((5, 16), float(value * 127 * 4 * GROUP)))
 
 
 @pytest.mark.parametrize("isa", HERE)
@@ -134,13 +138,15 @@ def test_half_precision_subnormals_and_signs(isa: str) -> None:
     for bits in (8, 4):
         assert torch.equal(run(isa, x, pack(ones, halves, zero, bits)), expected)
         assert torch.equal(run(isa, x, pack(ones, zero, halves, bits)), expected)
+        above = ones + 2 ** (bits - 1)  # one more than the centre
+        assert torch.equal(run(isa, x, pack(above, halves, None, bits)), expected)
 
 
 @pytest.mark.parametrize("isa", HERE)
-@pytest.mark.parametrize("bits", [8, 4])
-def test_a_token_does_not_depend_on_its_batch(isa: str, bits: int) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_token_does_not_depend_on_its_batch(isa: str, kind: type[PackedWeight]) -> None:
     """A token alone, in any batch and at any place in it has the same bits."""
-    weight, x = make_weight(37, 96, bits), make_tokens(64, 96)
+    weight, x = make_weight(37, 96, kind), make_tokens(64, 96)
     alone = torch.cat([run(isa, x[t : t + 1], weight) for t in range(64)])
     for T in TOKENS:
         assert torch.equal(run(isa, x[:T], weight), alone[:T]), T
@@ -215,16 +221,15 @@ def test_wrong_shapes_and_dtypes_assert() -> None:
             cpu.linear_packed(x, weight)
 
 
-@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("N", "K"), [(576, 576), (192, 576), (576, 1536)])
-def test_linear_takes_the_native_body_and_stays_near_the_reference(N: int, K: int, bits: int) -> None:
+def test_linear_takes_the_native_body_and_stays_near_the_reference(N: int, K: int, kind: type[PackedWeight]) -> None:
     """`linear` on a packed weight runs natively and is the definition but for the order of sums; what that rounds
     stays within 1 % of the largest value."""
-    kind = f"Int{bits}Weight"
-    assert linear.chosen(Key("cpu", kind, torch.float32, False)) == "cpu_packed"
-    assert linear.chosen(Key("cpu", kind, torch.float32, True)) != "cpu_packed"
-    weight, x = make_weight(N, K, bits), make_tokens(17, K)
-    assert type(weight).__name__ == kind
+    assert linear.chosen(Key("cpu", kind.__name__, torch.float32, False)) == "cpu_packed"
+    assert linear.chosen(Key("cpu", kind.__name__, torch.float32, True)) != "cpu_packed"
+    weight, x = make_weight(N, K, kind), make_tokens(17, K)
+    assert type(weight) is kind
     exact = x @ weight.dequantize().T
     out, largest = linear(x, weight), exact.abs().max()
     assert torch.equal(out, cpu.linear_packed(x, weight))

@@ -11,7 +11,7 @@ from torch import Tensor
 from porcelet.config import PAGE_SIZE
 from porcelet.kernels import cpu
 from porcelet.kernels.attention import attention_paged, cache_write
-from porcelet.kernels.linear import embedding
+from porcelet.kernels.linear import KINDS, PackedWeight, embedding
 from tests.kernels.cases import offsets, packed_weight
 from tests.kernels.test_cpu import HERE, NO_COMPILER
 
@@ -96,9 +96,9 @@ def test_part_of_a_slot_is_written() -> None:
     assert torch.equal(cache.flatten(0, 1), expected)
 
 
-@pytest.mark.parametrize("bits", [8, 4])
-def test_packed_embedding_is_exact(bits: int) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_packed_embedding_is_exact(kind: type[PackedWeight]) -> None:
     """Rows of a packed table have the definition's bits."""
-    weight, tokens = packed_weight(37, 96, bits), torch.tensor([0, 36, 17, 16, 15, 36])
+    weight, tokens = packed_weight(37, 96, kind), torch.tensor([0, 36, 17, 16, 15, 36])
     assert torch.equal(embedding(tokens, weight), embedding.reference(tokens, weight))
     assert torch.equal(embedding(tokens, weight), weight.dequantize()[tokens])

@@ -20,7 +20,7 @@ from porcelet.kernels import OPS, Op, cpu
 from porcelet.kernels.attention import Segments, attention_packed, attention_paged, cache_write
 from porcelet.kernels.cpu.target import AtOnce
 from porcelet.kernels.experts import PackedExperts, experts, route, route_softmax
-from porcelet.kernels.linear import PackedHeads, embedding, heads_linear, linear, take_rows
+from porcelet.kernels.linear import KINDS, PackedHeads, embedding, heads_linear, linear, take_rows
 from porcelet.kernels.loss import token_logprobs
 from porcelet.kernels.pointwise import add, rms_norm, rope, silu_mul
 from porcelet.kernels.record import Tape
@@ -57,8 +57,8 @@ def tokens(draw: random.Random) -> int:
 
 
 def linear_call(draw: random.Random) -> Call:
-    T, N, kind = tokens(draw), size(draw, 300), draw.choice(("float", "fp8", 4, 8))
-    if isinstance(kind, int):
+    T, N, kind = tokens(draw), size(draw, 300), draw.choice(("float", "fp8", *KINDS))
+    if isinstance(kind, type):
         K = 32 * draw.randint(1, 9)
         return linear, (beside_nan(activations(T, K)), packed_weight(N, K, kind))
     K = size(draw, 400)
@@ -67,8 +67,8 @@ def linear_call(draw: random.Random) -> Call:
 
 
 def heads_call(draw: random.Random) -> Call:
-    T, heads, kind = tokens(draw), draw.randint(1, 6), draw.choice(("rows", "turned", 4, 8))
-    if isinstance(kind, int):
+    T, heads, kind = tokens(draw), draw.randint(1, 6), draw.choice(("rows", "turned", *KINDS))
+    if isinstance(kind, type):
         N, K = 16 * draw.randint(1, 5), 32 * draw.randint(1, 4)
         packed = torch.stack([packed_weight(N, K, kind).packed for _ in range(heads)])
         return heads_linear, (activations(T * heads, K).unflatten(0, (T, heads)), PackedHeads(packed, (heads, N, K)))
@@ -78,11 +78,11 @@ def heads_call(draw: random.Random) -> Call:
 
 
 def experts_call(draw: random.Random) -> Call:
-    T, E, kind = tokens(draw), draw.randint(1, 9), draw.choice(("float", "fp8", 4, 8))
+    T, E, kind = tokens(draw), draw.randint(1, 9), draw.choice(("float", "fp8", *KINDS))
     A = draw.randint(1, 4)
-    D, F = (32 * draw.randint(1, 5) if isinstance(kind, int) else size(draw, 200) for _ in "DF")
+    D, F = (32 * draw.randint(1, 5) if isinstance(kind, type) else size(draw, 200) for _ in "DF")
     chosen = torch.randint(0, E, (T, A)), torch.randn(T, A)
-    if isinstance(kind, int):
+    if isinstance(kind, type):
         return experts, (activations(T, D), packed_experts(E, 2, F, D, kind), packed_experts(E, 1, D, F, kind), *chosen)
     if kind == "fp8":
         return experts, (beside_nan(torch.randn(T, D)), fp8_weight(E, 2, F, D), fp8_weight(E, 1, D, F), *chosen)
@@ -111,7 +111,7 @@ def pointwise_call(draw: random.Random) -> Call:
 def table_call(draw: random.Random) -> Call:
     N = size(draw, 100)
     index = torch.randint(0, N, (tokens(draw),))
-    return embedding, (index, packed_weight(N, 32 * draw.randint(1, 6), draw.choice((4, 8))))
+    return embedding, (index, packed_weight(N, 32 * draw.randint(1, 6), draw.choice(KINDS)))
 
 
 def paged_call(draw: random.Random) -> Call:
@@ -231,9 +231,9 @@ def train(draw: random.Random, isa: str, threads: int) -> None:
 def replay(draw: random.Random, isa: str, threads: int) -> None:
     """A recorded step of several ops, run for some rows, against the definitions."""
     capacity, D, V = draw.randint(1, 80), 32 * draw.randint(1, 4), size(draw, 90)
-    table, norm = packed_weight(V, D, 8), torch.randn(D)
-    up = draw.choice((torch.randn(D, D), fp8_weight(D, D), packed_weight(D, D, 4), packed_weight(D, D, 8)))
-    head = draw.choice((torch.randn(V, D), packed_weight(V, D, 8)))
+    table, norm = packed_weight(V, D), torch.randn(D)
+    up = draw.choice((torch.randn(D, D), fp8_weight(D, D), *(packed_weight(D, D, kind) for kind in KINDS)))
+    head = draw.choice((torch.randn(V, D), packed_weight(V, D)))
     index, rows = torch.randint(0, V, (capacity,)), torch.zeros(capacity, dtype=torch.int64)
 
     def step() -> Tensor:

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from porcelet.errors import ModelError
-from porcelet.kernels.linear import GROUP
+from porcelet.kernels.linear import GROUP, Int8Weight, SymmetricInt8Weight, kind_with
 from porcelet.weights import gguf, quantize
 from porcelet.weights.gguf import GGUFTensor
 from tests.weights import tiny_gguf
@@ -87,7 +87,11 @@ def test_blocks_of_32_repack_without_loss(type_name: str, seed: int) -> None:
     tensor = stored(type_name, random_blocks(type_name, 3 * 20, seed), (20, 3 * GROUP))
     assert quantize.bits_of(tensor) == (4 if type_name.startswith("Q4") else 8)
     for bits in {8, quantize.bits_of(tensor)}:
-        assert torch.equal(quantize.to_packed(tensor, bits).dequantize(), quantize.dequantize(tensor))
+        packed = quantize.to_packed(tensor, bits)
+        assert packed.symmetric == type_name.endswith("_0")
+        assert torch.equal(packed.dequantize(), quantize.dequantize(tensor))
+        with_minima = quantize.to_packed(tensor, bits, kind=kind_with(bits, False))
+        assert torch.equal(with_minima.dequantize(), quantize.dequantize(tensor))
 
 
 @pytest.mark.parametrize("type_name", ["Q4_K", "Q5_K"])
@@ -232,7 +236,7 @@ SCALAR = {"Q4_K": partial(scalar_k, "Q4_K"), "Q5_K": partial(scalar_k, "Q5_K"), 
 
 @pytest.mark.parametrize(("type_name", "largest"), [("Q4_0", 8188.0), ("Q5_0", 4094.0), ("Q8_0", 511.75)])
 def test_a_scale_whose_minimum_leaves_half_precision_is_refused(type_name: str, largest: float) -> None:
-    """The largest scale that fits is exact; the next one, infinity and NaN are ModelErrors."""
+    """With minima the largest scale that fits is exact and the next one a ModelError; without, infinity and NaN are."""
     values = numpy.array([largest], numpy.float16)
     for scale, fits in (
         (values, True),
@@ -242,11 +246,13 @@ def test_a_scale_whose_minimum_leaves_half_precision_is_refused(type_name: str, 
     ):
         raw = scale.astype("<f2").tobytes() + bytes(range(TYPES[type_name].size - 2))
         tensor = stored(type_name, raw, (1, GROUP))
-        if fits:
-            assert torch.equal(quantize.to_packed(tensor, 8).dequantize(), quantize.dequantize(tensor))
-        else:
-            with pytest.raises(ModelError, match="'t'.*scale"):
-                quantize.to_packed(tensor, 8)
+        for kind in (Int8Weight, SymmetricInt8Weight):
+            if fits or (kind.symmetric and numpy.isfinite(scale).all()):
+                packed = quantize.to_packed(tensor, 8, kind=kind)
+                assert torch.equal(packed.dequantize(), quantize.dequantize(tensor))
+            else:
+                with pytest.raises(ModelError, match="'t'.*scale"):
+                    quantize.to_packed(tensor, 8, kind=kind)
 
 
 @pytest.mark.parametrize("bits", [8, 4])

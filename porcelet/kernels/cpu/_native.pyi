@@ -1,5 +1,5 @@
 Rows = tuple[int, int]  # address, floats from row to row
-Packed = tuple[int, int, int, int]  # address, bits, K, N
+Packed = tuple[int, int, bool, int, int]  # address, bits, whether symmetric, K, N
 Fp8 = tuple[int, int, int]  # addresses of values and scales, K
 Chosen = tuple[int, int, int, int, int, int]  # addresses of indices and weights, E, A, scratch
 Heads = tuple[int, int, int]  # address, floats from row to row and from head to head

@@ -2,6 +2,8 @@
 //
 //   out[t, n] = sum over groups g of   scale[n, g] * x_scale[t, g] * (q[n, g] . x_q[t, g])  +  minimum[n, g] * x_sum[t, g]
 //
+// In symmetric formats q less its centre takes the place of q, and there is no minimum.
+//
 // Each thread takes an unbroken range of tiles, which it streams from memory once a chunk of tokens. Where several blocks of tokens
 // meet a tile of four bits, it is spread out to bytes once before.
 #include "linear.h"
@@ -50,15 +52,15 @@ void quantize(const QuantizeArgs& args, size_t rows, const Team& team) {
 
 void multiply_tiles(const LinearBody& body, const PackedMatrix& weight, size_t first, size_t last, size_t tokens,
                     const std::byte* const* records, float* const* out) {
-    const size_t blocks = (tokens + body.tokens - 1) / body.tokens, tile_bytes = weight.groups * block_bytes(Format::int8);
-    const bool spreads = weight.format == Format::int4 && blocks > 4;
-    const Format format = spreads ? Format::int8 : weight.format;
+    const size_t blocks = (tokens + body.tokens - 1) / body.tokens, tile_bytes = weight.groups * block_bytes(in_bytes(weight.format));
+    const bool spreads = is_int4(weight.format) && blocks > 4;
+    const Format format = spreads ? in_bytes(weight.format) : weight.format;
     for (size_t tile = first; tile < last; tile += body.tiles) {
         const size_t count = std::min(body.tiles, last - tile), column = tile * TILE;
         const uint8_t* packed = weight.tile(tile);
         if (spreads) {
             uint8_t* const bytes = scratch(body.tiles * tile_bytes);
-            body.spread(packed, weight.groups * count, bytes);
+            body.spread(weight.format, packed, weight.groups * count, bytes);
             packed = bytes;
         }
         for (size_t block = 0; block < blocks; ++block) {

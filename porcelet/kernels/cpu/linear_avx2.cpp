@@ -13,16 +13,19 @@ struct Avx2 {
     using Ints = __m256i;
     using Floats = __m256;
 
-    static __m256i zero() { return _mm256_setzero_si256(); }
+    static __m256i integers(int32_t i) { return _mm256_set1_epi32(i); }
+    static __m256i plus(__m256i a, __m256i b) { return _mm256_add_epi32(a, b); }
     static __m256i bytes(const uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
     static __m256i low_bytes(const uint8_t* p) { return _mm256_and_si256(bytes(p), _mm256_set1_epi8(15)); }
     static __m256i high_bytes(const uint8_t* p) {
         return _mm256_and_si256(_mm256_srli_epi16(bytes(p), 4), _mm256_set1_epi8(15));
     }
-    static void spread(const uint8_t* p, uint8_t* low, uint8_t* high) {
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(low), low_bytes(p));
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(high), high_bytes(p));
+    static void spread(const uint8_t* p, uint8_t add, uint8_t* low, uint8_t* high) {
+        const __m256i all = _mm256_set1_epi8(static_cast<char>(add));
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(low), _mm256_add_epi8(low_bytes(p), all));
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(high), _mm256_add_epi8(high_bytes(p), all));
     }
+    static __m256i times_16(__m256i i) { return _mm256_slli_epi32(i, 4); }
     static __m256i times_256(__m256i i) { return _mm256_slli_epi32(i, 8); }
     static __m256 halves(const uint8_t* p) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
     static __m256 broadcast(float s) { return _mm256_set1_ps(s); }

@@ -12,16 +12,19 @@ struct Avx512 {
     using Ints = __m512i;
     using Floats = __m512;
 
-    static __m512i zero() { return _mm512_setzero_si512(); }
+    static __m512i integers(int32_t i) { return _mm512_set1_epi32(i); }
+    static __m512i plus(__m512i a, __m512i b) { return _mm512_add_epi32(a, b); }
     static __m512i bytes(const uint8_t* p) { return _mm512_loadu_si512(p); }
     static __m512i low_bytes(const uint8_t* p) { return _mm512_and_si512(bytes(p), _mm512_set1_epi8(15)); }
     static __m512i high_bytes(const uint8_t* p) {
         return _mm512_and_si512(_mm512_srli_epi16(bytes(p), 4), _mm512_set1_epi8(15));
     }
-    static void spread(const uint8_t* p, uint8_t* low, uint8_t* high) {
-        _mm512_storeu_si512(low, low_bytes(p));
-        _mm512_storeu_si512(high, high_bytes(p));
+    static void spread(const uint8_t* p, uint8_t add, uint8_t* low, uint8_t* high) {
+        const __m512i all = _mm512_set1_epi8(static_cast<char>(add));
+        _mm512_storeu_si512(low, _mm512_add_epi8(low_bytes(p), all));
+        _mm512_storeu_si512(high, _mm512_add_epi8(high_bytes(p), all));
     }
+    static __m512i times_16(__m512i i) { return _mm512_slli_epi32(i, 4); }
     static __m512i times_256(__m512i i) { return _mm512_slli_epi32(i, 8); }
     static __m512 halves(const uint8_t* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
     static __m512 broadcast(float s) { return _mm512_set1_ps(s); }

@@ -4,11 +4,12 @@
 //   Record, put(values, is_wide)              how it keeps a group of activations
 //   Quad                                      four columns of `lanes` rows, as `dot` wants them
 //   whole(p), low(p), high(p)                 a Quad from bytes, from the low and from the high halves of bytes
-//   spread(p, low, high)                      the bytes of a Quad cut into their halves
+//   spread(p, add, low, high)                 the bytes of a Quad cut into their halves, and something added to each
 //   values(record, quad)                      four activations, as `dot` wants them
+//   integers(i)                               i in all lanes
 //   dot(sum, w, x)                            sum + the four products a lane, exactly
 //   has_limbs, low_values(record, quad)       of activations in two bytes: the lower ones
-//   times_256(i), halves(p), broadcast(s), to_float(i), multiply(a, b), fma(a, b, c), store(p, v)
+//   plus(i, j), times_16(i), times_256(i), halves(p), broadcast(s), to_float(i), multiply(a, b), fma(a, b, c), store(p, v)
 //
 // Integer sums are exact and every output meets the same float operations in the same order (groups ascend, one fused
 // multiply-add for the scale, one for the minimum). So all sets agree bit for bit, and a token's result is the same
@@ -38,18 +39,24 @@ struct ByteRecord {
     int8_t q[GROUP], low[GROUP];  // in a wide group a value is 256 * q + low
     float scale;                  // largest magnitude / largest quantised one
     float sum;                    // scale * the sum of the values, what the weights' minimum is multiplied with
+    int32_t centre, low_centre;   // what four bits' centre makes of q and low: -8 times their sum
     uint32_t is_wide;
 
-    void put(const int32_t* values, bool wide) {  // `low` stays as it was where the group is not wide
+    void put(const int32_t* values, int32_t total, bool wide) {  // `low` stays as it was where the group is not wide
         if (!wide) {
             for (size_t i = 0; i < GROUP; ++i) q[i] = static_cast<int8_t>(values[i]);
+            centre = -8 * total;
             return;
         }
+        int32_t high_total = 0;
         for (size_t i = 0; i < GROUP; ++i) {
             const int32_t high = (values[i] + 128) >> 8;
             q[i] = static_cast<int8_t>(high);
             low[i] = static_cast<int8_t>(values[i] - high * 256);
+            high_total += high;
         }
+        centre = -8 * high_total;
+        low_centre = -8 * (total - 256 * high_total);
     }
 };
 
@@ -58,9 +65,11 @@ template <size_t... PLACES>
 struct WordRecord {
     int16_t q[GROUP];
     float scale, sum;
+    int32_t centre;
     uint32_t is_wide;
 
-    void put(const int32_t* values, bool) {
+    void put(const int32_t* values, int32_t total, bool) {
+        centre = -8 * total;
         constexpr size_t places[] = {PLACES...};
         for (size_t i = 0; i < GROUP; ++i) q[i / 4 * 4 + places[i % 4]] = static_cast<int16_t>(values[i]);
     }
@@ -92,7 +101,7 @@ void quantize_group(const float* x, float largest, bool wide, Record& record) {
     int32_t q[GROUP], total = 0;
     for (size_t i = 0; i < GROUP; ++i) q[i] = bits_of<int32_t>(x[i] * reciprocal + shift) - shift_bits;
     for (size_t i = 0; i < GROUP; ++i) total += q[i];
-    record.put(q, wide);
+    record.put(q, total, wide);
     record.scale = largest / top;
     record.sum = record.scale * static_cast<float>(total);
     record.is_wide = wide;
@@ -114,13 +123,21 @@ void quantize(const float* x, size_t groups, size_t first, size_t last, float wi
 template <class V, Format F, class Visit>
 PORCELET_INLINE inline void each_quad(Visit visit) {
     repeat<lines(F)>([&](size_t line) PORCELET_INLINE {
-        if constexpr (F == Format::int8) {
+        if constexpr (!is_int4(F)) {
             visit(line, [=](const uint8_t* block) PORCELET_INLINE { return V::whole(block + line * LINE); });
         } else {
             visit(line, [=](const uint8_t* block) PORCELET_INLINE { return V::low(block + line * LINE); });
             visit(line + lines(F), [=](const uint8_t* block) PORCELET_INLINE { return V::high(block + line * LINE); });
         }
     });
+}
+
+// Where a group's integer sum begins, so that q counts from its centre.
+template <class V, Format F>
+PORCELET_INLINE inline typename V::Ints from_centre(int32_t centre) {
+    if constexpr (!is_symmetric(F)) return V::integers(0);
+    if constexpr (F == Format::int4_symmetric) return V::integers(centre);
+    return V::times_16(V::integers(centre));
 }
 
 // R vectors of rows, the first of them number `vector` of these tiles, times NT tokens.
@@ -147,7 +164,7 @@ void multiply_rows(const uint8_t* packed, size_t groups, const std::byte* const*
         if constexpr (NT == 1)  // the weights come from memory and set the pace
             for (size_t line = 0; line < block; line += LINE) __builtin_prefetch(rows[0] + ahead + line);
         typename V::Ints dots[NT][R];
-        each_sum([&](size_t t, size_t r) PORCELET_INLINE { dots[t][r] = V::zero(); });
+        each_sum([&](size_t t, size_t r) PORCELET_INLINE { dots[t][r] = from_centre<V, F>(x[t][group].centre); });
         each_quad<V, F>([&](size_t quad, auto load) PORCELET_INLINE {
             typename V::Quad w[R];
             repeat<R>([&](size_t r) PORCELET_INLINE { w[r] = load(rows[r]); });
@@ -161,6 +178,10 @@ void multiply_rows(const uint8_t* packed, size_t groups, const std::byte* const*
                 if (!x[t][group].is_wide) return;
                 asm volatile("" ::: "memory");  // or the weights above are kept for this, and push the sums out of the registers
                 repeat<R>([&](size_t r) PORCELET_INLINE { dots[t][r] = V::times_256(dots[t][r]); });
+                if constexpr (is_symmetric(F))
+                    repeat<R>([&](size_t r) PORCELET_INLINE {
+                        dots[t][r] = V::plus(dots[t][r], from_centre<V, F>(x[t][group].low_centre));
+                    });
                 each_quad<V, F>([&](size_t quad, auto load) PORCELET_INLINE {
                     const auto values = V::low_values(x[t][group], quad);
                     repeat<R>([&](size_t r) PORCELET_INLINE { dots[t][r] = V::dot(dots[t][r], load(rows[r]), values); });
@@ -168,12 +189,15 @@ void multiply_rows(const uint8_t* packed, size_t groups, const std::byte* const*
             });
         repeat<R>([&](size_t r) PORCELET_INLINE {
             const uint8_t* const halves = rows[r] + half_offset[r];
-            const auto scale = V::halves(halves), minimum = V::halves(halves + TILE * 2);
+            const auto scale = V::halves(halves);
             repeat<NT>([&](size_t t) PORCELET_INLINE {
                 const auto factor = V::multiply(scale, V::broadcast(x[t][group].scale));
                 sums[t][r] = V::fma(factor, V::to_float(dots[t][r]), sums[t][r]);
-                sums[t][r] = V::fma(minimum, V::broadcast(x[t][group].sum), sums[t][r]);
             });
+            if constexpr (!is_symmetric(F)) {
+                const auto minimum = V::halves(halves + TILE * 2);
+                repeat<NT>([&](size_t t) PORCELET_INLINE { sums[t][r] = V::fma(minimum, V::broadcast(x[t][group].sum), sums[t][r]); });
+            }
             rows[r] += block;
         });
     }
@@ -197,13 +221,14 @@ void multiply(const uint8_t* packed, size_t groups, const std::byte* const* reco
 }
 
 template <class V>
-void spread(const uint8_t* from, size_t blocks, uint8_t* to) {
+void spread(Format format, const uint8_t* from, size_t blocks, uint8_t* to) {
     constexpr size_t bytes = lines(Format::int4) * LINE;
+    const uint8_t moved = is_symmetric(format) ? 128 - 8 : 0;  // from one centre to the other
     for (size_t block = 0; block < blocks; ++block) {
-        for (size_t i = 0; i < bytes; i += V::lanes * 4) V::spread(from + i, to + i, to + bytes + i);
-        std::memcpy(to + 2 * bytes, from + bytes, block_bytes(Format::int4) - bytes);
-        from += block_bytes(Format::int4);
-        to += block_bytes(Format::int8);
+        for (size_t i = 0; i < bytes; i += V::lanes * 4) V::spread(from + i, moved, to + i, to + bytes + i);
+        std::memcpy(to + 2 * bytes, from + bytes, halves_bytes(format));
+        from += block_bytes(format);
+        to += block_bytes(in_bytes(format));
     }
 }
 
@@ -213,7 +238,10 @@ constexpr LinearBody make_body(std::index_sequence<I...>) {
             (V::vectors * V::lanes + TILE - 1) / TILE,
             V::tokens,
             quantize<V>,
-            {{multiply<V, Format::int8, I + 1>...}, {multiply<V, Format::int4, I + 1>...}},
+            {{multiply<V, Format::int8, I + 1>...},
+             {multiply<V, Format::int4, I + 1>...},
+             {multiply<V, Format::int8_symmetric, I + 1>...},
+             {multiply<V, Format::int4_symmetric, I + 1>...}},
             spread<V>};
 }
 

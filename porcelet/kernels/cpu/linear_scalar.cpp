@@ -19,10 +19,14 @@ struct Scalar {
     static Quad whole(const uint8_t* p) { return {{p[0], p[1], p[2], p[3]}}; }
     static Quad low(const uint8_t* p) { return {{half(p[0]), half(p[1]), half(p[2]), half(p[3])}}; }
     static Quad high(const uint8_t* p) { return {{half(p[0] >> 4), half(p[1] >> 4), half(p[2] >> 4), half(p[3] >> 4)}}; }
-    static void spread(const uint8_t* p, uint8_t* low, uint8_t* high) {
-        for (size_t i = 0; i < 4; ++i) low[i] = p[i] & 15, high[i] = p[i] >> 4;
+    static void spread(const uint8_t* p, uint8_t add, uint8_t* low, uint8_t* high) {
+        for (size_t i = 0; i < 4; ++i) {
+            low[i] = static_cast<uint8_t>((p[i] & 15) + add);
+            high[i] = static_cast<uint8_t>((p[i] >> 4) + add);
+        }
     }
-    static int32_t zero() { return 0; }
+    static int32_t integers(int32_t i) { return i; }
+    static int32_t times_16(int32_t i) { return i * 16; }
     static const int16_t* values(const Record& x, size_t quad) { return x.q + 4 * quad; }
     static int32_t dot(int32_t sum, const Quad& w, const int16_t* x) {
         for (size_t i = 0; i < 4; ++i) sum += w.q[i] * x[i];

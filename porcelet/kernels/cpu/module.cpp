@@ -26,11 +26,12 @@ namespace {
 
 using Cache = std::tuple<uintptr_t, bool, size_t, size_t, size_t>;  // address, is float16; values from page to page, slot, head
 
-using Packed = std::tuple<uintptr_t, size_t, size_t, size_t>;  // address, bits, K, N
+using Packed = std::tuple<uintptr_t, size_t, bool, size_t, size_t>;  // address, bits, whether symmetric, K, N
 
 PackedMatrix packed_matrix(Packed weight) {
-    const auto [first, bits, K, N] = weight;
-    return {bits == 4 ? Format::int4 : Format::int8, at<uint8_t>(first), K / GROUP, N};
+    const auto [first, bits, symmetric, K, N] = weight;
+    const Format formats[2][2] = {{Format::int8, Format::int8_symmetric}, {Format::int4, Format::int4_symmetric}};
+    return {formats[bits == 4][symmetric], at<uint8_t>(first), K / GROUP, N};
 }
 
 QuantizeArgs quantize_args(Heads x, uintptr_t records, size_t heads, size_t K, float wide_from) {

@@ -16,22 +16,23 @@ void take_rows(const TakeRowsArgs& args, size_t rows, const Team& team) {
 
 void take_packed_rows(const TakePackedRowsArgs& args, size_t rows, const Team& team) {
     const PackedMatrix& weight = args.weight;
-    const bool is_int4 = weight.format == Format::int4;
+    const bool nibbles = is_int4(weight.format), symmetric = is_symmetric(weight.format);
+    const double centre = nibbles ? 8 : 128;
     const size_t values = lines(weight.format) * LINE;
     const auto [begin, end] = team.share(rows, weight.groups);
     for (size_t i = begin; i < end; ++i) {
         const size_t row = i / weight.groups, group = i % weight.groups, index = static_cast<size_t>(args.index[row]);
         const size_t lane = index % TILE;
         const uint8_t* const block = weight.tile(index / TILE) + group * block_bytes(weight.format);
-        uint16_t scale, minimum;
-        std::memcpy(&scale, block + values + lane * sizeof scale, sizeof scale);
-        std::memcpy(&minimum, block + values + (TILE + lane) * sizeof minimum, sizeof minimum);
+        uint16_t halves[2] = {};  // scale and minimum
+        for (size_t i = 0; i < (symmetric ? 1 : 2); ++i) std::memcpy(&halves[i], block + values + (i * TILE + lane) * sizeof halves[i], sizeof halves[i]);
+        const double scale = from_half(halves[0]), minimum = symmetric ? -centre * scale : from_half(halves[1]);
         float* const out = args.out + row * weight.groups * GROUP + group * GROUP;
         for (size_t column = 0; column < GROUP; ++column) {
             const size_t quad = column / 4, line = quad % lines(weight.format);
             const uint8_t byte = block[line * LINE + lane * 4 + column % 4];
-            const double q = is_int4 ? byte >> 4 * (quad != line) & 15 : byte;
-            out[column] = static_cast<float>(q * static_cast<double>(from_half(scale)) + static_cast<double>(from_half(minimum)));
+            const double q = nibbles ? byte >> 4 * (quad != line) & 15 : byte;
+            out[column] = static_cast<float>(q * scale + minimum);
         }
     }
 }

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from porcelet.kernels import Key, Op
-from porcelet.kernels.linear import GROUP, TILE, FP8Weight, PackedWeight, block_bytes
+from porcelet.kernels.linear import GROUP, KINDS, TILE, FP8Weight, PackedHeads, PackedWeight, block_bytes
 from porcelet.kernels.record import Tape
 
 # A module that is there and does not load raises here; only one that was never built is done without.
@@ -24,6 +24,7 @@ if _BUILT:
 P = ParamSpec("P")
 R = TypeVar("R")
 
+PACKED = {kind.__name__ for kind in (*KINDS, PackedHeads)}
 WORTH_THREADS = 1 << 15  # values or products below which entering a parallel region costs more than it saves
 
 
@@ -151,7 +152,7 @@ def is_plain_float(key: Key) -> bool:
 
 
 def is_packed(key: Key) -> bool:
-    return on_cpu(key) and key.format in ("Int8Weight", "Int4Weight", "PackedHeads")
+    return on_cpu(key) and key.format in PACKED
 
 
 def is_packed_experts(key: Key) -> bool:
@@ -162,12 +163,12 @@ def is_fp8(key: Key) -> bool:
     return is_float(key) and key.format == "FP8Weight"
 
 
-def packed_of(weight: PackedWeight) -> tuple[int, int, int, int]:
-    """Address, bits a value, K and N."""
+def packed_of(weight: PackedWeight) -> tuple[int, int, bool, int, int]:
+    """Address, bits a value, whether symmetric, K and N."""
     N, K = weight.shape
     assert weight.packed.dtype == torch.uint8 and weight.packed.is_cpu and weight.packed.is_contiguous()
-    assert weight.packed.shape == (-(-N // TILE), K // GROUP, block_bytes(weight.bits)), (weight.shape, weight.bits)
-    return weight.packed.data_ptr(), weight.bits, K, N
+    assert weight.packed.shape == (-(-N // TILE), K // GROUP, block_bytes(type(weight))), weight.shape
+    return weight.packed.data_ptr(), weight.bits, weight.symmetric, K, N
 
 
 def fp8_of(weight: FP8Weight) -> tuple[int, int, int]:

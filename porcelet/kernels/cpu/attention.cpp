@@ -1,6 +1,7 @@
 #include "attention.h"
 
 #include <algorithm>
+#include <optional>
 #include <vector>
 
 namespace porcelet {
@@ -8,6 +9,7 @@ namespace {
 
 constexpr size_t QUERIES = MAX_TOKENS;  // of a group that go over the keys together
 constexpr size_t SMALLEST_PART = 128;
+constexpr size_t MANY_PARTS = 4;  // a thread
 
 // One new token: which sequence, how many cached tokens it sees, in how many parts, and where its partial results begin.
 struct Row {
@@ -36,38 +38,54 @@ float* scratch(size_t count) {
     return memory.data();
 }
 
-// Where one of a group's blocks of queries, [head, head + queries), goes over a part of a row's keys, from pages of T.
+// Query heads [head, head + queries) of a row over its keys [first, end), which are part number `part`: all of some groups, or
+// a block of one.
+struct Item {
+    Row row;
+    size_t head, queries, kv_head, kv_heads, part, first, end;
+
+    const int64_t* pages(const AttentionArgs& args) const { return args.tables + row.sequence * args.max_pages + first / args.page_size; }
+};
+
+// Computes an item from pages of T, and asks memory for the first page of the one that this thread computes next.
 template <class T>
-void attend_part(const AttentionArgs& args, const Row& r, size_t head, size_t queries, size_t first, size_t end, float* scores,
-                 float* partial, size_t stride) {
-    const size_t kv_head = head / (args.heads / args.kv_heads), row_scores = whole_scores(end - first);
-    const int64_t* const pages = args.tables + r.sequence * args.max_pages + first / args.page_size;
+void attend_part(const AttentionArgs& args, const Item& item, const Item& next, float* scores, float* partial, size_t stride) {
+    const size_t length = item.end - item.first, row_scores = whole_scores(length), group = item.queries / item.kv_heads;
     const Products<T>& products = args.matrices->with(static_cast<const T*>(nullptr));
     const auto score_of = [&](size_t i) { return scores + i * row_scores; };
     const auto partial_of = [&](size_t i) { return partial + i * stride; };
-    const auto page_of = [&](const CacheView& view, size_t number) { return view.rows<T>(static_cast<size_t>(pages[number]), kv_head); };
-    // Calls visit(rows, place, count, ahead) page by page, with the distance to the rows of the next page, or of the first of `then`.
-    const auto each_page = [&](const CacheView& view, const CacheView& then, auto visit) {
-        for (size_t place = 0; place < end - first; place += args.page_size) {
-            const size_t number = place / args.page_size, count = std::min(args.page_size, end - first - place);
-            const bool is_last = place + args.page_size >= end - first;
-            const MatrixOf<T> rows = page_of(view, number), next = is_last ? page_of(then, 0) : page_of(view, number + 1);
-            visit(rows, place, count, distance(rows, next));
+    const auto page_of = [&](const CacheView& view, const Item& of, size_t number, size_t head) {
+        return view.rows<T>(static_cast<size_t>(of.pages(args)[number]), of.kv_head + head);
+    };
+    // Calls visit(rows, first query, place, count, ahead) page by page and head by head, as they lie in memory, with the distance to the
+    // rows of the next one, or to what comes `then`.
+    const auto each_page = [&](const CacheView& view, MatrixOf<T> then, auto visit) {
+        for (size_t place = 0; place < length; place += args.page_size) {
+            const size_t number = place / args.page_size, count = std::min(args.page_size, length - place);
+            for (size_t head = 0; head < item.kv_heads; ++head) {
+                MatrixOf<T> following = then;
+                if (head + 1 < item.kv_heads)
+                    following = page_of(view, item, number, head + 1);
+                else if (place + args.page_size < length)
+                    following = page_of(view, item, number + 1, 0);
+                const MatrixOf<T> rows = page_of(view, item, number, head);
+                visit(rows, head * group, place, count, distance(rows, following));
+            }
         }
     };
-    each_page(args.k, args.v, [&](MatrixOf<T> keys, size_t place, size_t count, size_t ahead) {
-        each_rows(*args.matrices, queries, [&](size_t i) { return args.q + (r.row * args.heads + head + i) * args.k_width; },
-                  [&](size_t i) { return score_of(i) + place; },
+    each_page(args.k, page_of(args.v, item, 0, 0), [&](MatrixOf<T> keys, size_t query, size_t place, size_t count, size_t ahead) {
+        const float* const q = args.q + (item.row.row * args.heads + item.head + query) * args.k_width;
+        each_rows(*args.matrices, group, [&](size_t i) { return q + i * args.k_width; }, [&](size_t i) { return score_of(query + i) + place; },
                   [&](size_t n, const float** x, float** out) {
                       products.dot[n - 1](keys, count, args.k_width, x, out, {ahead, 0, TILE_ROWS});
                   });
     });
-    for (size_t i = 0; i < queries; ++i) {
+    for (size_t i = 0; i < item.queries; ++i) {
         std::fill(partial_of(i), partial_of(i) + args.v_width, 0.0f);
-        args.body->exponentials(score_of(i), end - first, row_scores, args.scale, partial_of(i) + args.v_width);
+        args.body->exponentials(score_of(i), length, row_scores, args.scale, partial_of(i) + args.v_width);
     }
-    each_page(args.v, args.v, [&](MatrixOf<T> values, size_t place, size_t count, size_t ahead) {
-        each_rows(*args.matrices, queries, [&](size_t i) { return score_of(i) + place; }, partial_of,
+    each_page(args.v, page_of(args.k, next, 0, 0), [&](MatrixOf<T> values, size_t query, size_t place, size_t count, size_t ahead) {
+        each_rows(*args.matrices, group, [&](size_t i) { return score_of(query + i) + place; }, [&](size_t i) { return partial_of(query + i); },
                   [&](size_t n, const float** x, float** out) {
                       products.mix_on[n - 1](values, count, args.v_width, x, out, ahead);
                   });
@@ -85,32 +103,40 @@ size_t attention_part(size_t group, size_t k_width, size_t v_width, size_t page_
 void attention(const AttentionArgs& args, size_t rows, const Team& team) {
     const size_t group = args.heads / args.kv_heads, blocks = (group + QUERIES - 1) / QUERIES, size = args.v_width + 2;
     const size_t part = attention_part(group, args.k_width, args.v_width, args.page_size);
-    size_t items = 0, long_rows = 0;
-    each_row(args, rows, part, [&](const Row& r) { items += r.parts, long_rows += r.parts > 1; });
-    items *= args.kv_heads * blocks;
+    size_t parts = 0, long_rows = 0;
+    each_row(args, rows, part, [&](const Row& r) { parts += r.parts, long_rows += r.parts > 1; });
+    // All groups together, so that memory is read in order, where there are items enough without cutting them apart.
+    const bool together = blocks == 1 && parts >= MANY_PARTS * team.size;
+    const size_t cuts = together ? 1 : args.kv_heads * blocks, queries = together ? args.heads : std::min(QUERIES, group);
 
-    float* const scores = scratch(QUERIES * (whole_scores(part) + size));
-    float* const whole = scores + QUERIES * whole_scores(part);  // the partial result of a row with one part
-    const auto compute = [&](const Row& r, size_t kv_head, size_t block, size_t index) {
-        const size_t head = kv_head * group + block * QUERIES, queries = std::min(QUERIES, group - block * QUERIES);
-        const size_t first = index * part, end = std::min(r.length, first + part), stride = r.parts > 1 ? r.parts * size : size;
+    float* const scores = scratch(queries * (whole_scores(part) + size));
+    float* const whole = scores + queries * whole_scores(part);  // the partial result of a row with one part
+    const auto compute = [&](const Item& item, const Item& next) {
+        const Row& r = item.row;
+        const size_t stride = r.parts > 1 ? r.parts * size : size;
         // Partial results lie [row, head, part], so that one head's are merged from neighbours.
-        float* const partial = r.parts > 1 ? args.partials + (r.first_partial * args.heads + head * r.parts + index) * size : whole;
+        float* const partial = r.parts > 1 ? args.partials + (r.first_partial * args.heads + item.head * r.parts + item.part) * size : whole;
         const auto attend = args.k.type == CacheType::float32 ? attend_part<float> : attend_part<uint16_t>;
-        attend(args, r, head, queries, first, end, scores, partial, stride);
-        for (size_t i = 0; r.parts == 1 && i < queries; ++i)
-            args.body->merge(partial + i * stride, 1, args.v_width, args.out + (r.row * args.heads + head + i) * args.v_width);
+        attend(args, item, next, scores, partial, stride);
+        for (size_t i = 0; r.parts == 1 && i < item.queries; ++i)
+            args.body->merge(partial + i * stride, 1, args.v_width, args.out + (r.row * args.heads + item.head + i) * args.v_width);
     };
-    const auto [begin, end] = team.share(items);
-    size_t item = 0;
+    const auto [begin, end] = team.share(parts * cuts);
+    size_t before = 0;
+    std::optional<Item> waiting;  // until the one after it is known
     each_row(args, rows, part, [&, begin = begin, end = end](const Row& r) {
-        const size_t count = r.parts * args.kv_heads * blocks;
-        for (size_t i = std::max(begin, item); i < std::min(end, item + count); ++i) {
-            const size_t index = (i - item) / (args.kv_heads * blocks), rest = (i - item) % (args.kv_heads * blocks);
-            compute(r, rest / blocks, rest % blocks, index);
+        const size_t count = r.parts * cuts;
+        for (size_t i = std::max(begin, before); i < std::min(end, before + count); ++i) {
+            const size_t index = (i - before) / cuts, cut = (i - before) % cuts, first = index * part, last = std::min(r.length, first + part);
+            const size_t kv_head = cut / blocks, begun = cut % blocks * QUERIES;
+            const Item item = together ? Item{r, 0, args.heads, 0, args.kv_heads, index, first, last}
+                                       : Item{r, kv_head * group + begun, std::min(QUERIES, group - begun), kv_head, 1, index, first, last};
+            if (waiting) compute(*waiting, item);
+            waiting = item;
         }
-        item += count;
+        before += count;
     });
+    if (waiting) compute(*waiting, *waiting);
     attend_prompts(args, rows, team);
     if (!long_rows) return;
     team.meet();

@@ -41,7 +41,7 @@ void dot_tile(MatrixOf<T> weight, size_t rows, size_t K, const float* const* x, 
     size_t k = 0;
     for (; k + Set::lanes <= K; k += Set::lanes) {
         if (k % A_LINE<T> == 0)
-            for (const T* p = ahead_first + k; p < ahead_end; p += weight.stride) __builtin_prefetch(p, 0, 2);  // to level two
+            for (const T* p = ahead_first + k; p < ahead_end; p += weight.stride) __builtin_prefetch(p, 0, 3);
         step(k, [](const auto* p) PORCELET_INLINE { return Set::load(p); });
     }
     if constexpr (TAIL) step(k, [=](const auto* p) PORCELET_INLINE { return Set::load(p, K - k); });
@@ -73,7 +73,7 @@ void mix_tile(MatrixOf<T> weight, size_t rows, const float* const* x, float* con
         });
     for (size_t row = 0; row < rows; ++row) {
         const T* w = weight.first + row * weight.stride + column;
-        for (size_t i = 0; NT <= 3 && i < NV * Set::lanes; i += A_LINE<T>) __builtin_prefetch(w + ahead + i, 0, 2);
+        for (size_t i = 0; NT <= 3 && i < NV * Set::lanes; i += A_LINE<T>) __builtin_prefetch(w + ahead + i, 0, 3);
         Floats values[NV];
         each_vector([&](size_t v, auto load, auto) PORCELET_INLINE { values[v] = load(w + v * Set::lanes); });
         repeat<NT>([&](size_t t) PORCELET_INLINE {

@@ -68,7 +68,7 @@ def dequantize(tensor: GGUFTensor) -> Tensor:
     return weights.view(tensor.shape)
 
 
-def bits_of(tensor: Tensor | GGUFTensor) -> int:
+def bits_of(tensor: object) -> int:
     """How many bits a packed weight needs to hold the tensor as well as it can: 4 for Q4_0, Q4_1 and Q4_K, else 8."""
     return 4 if isinstance(tensor, GGUFTensor) and tensor.type.name in FOUR_BITS else 8
 

@@ -25,7 +25,7 @@ from porcelet.config import ModelConfig
 from porcelet.errors import InputError, ModelError
 from porcelet.kernels import cpu
 from porcelet.kernels.experts import PackedExperts, packed_shape
-from porcelet.kernels.linear import GROUP, TILE, FP8Weight, PackedHeads, PackedWeight, Weight
+from porcelet.kernels.linear import GROUP, TILE, FP8Weight, PackedHeads, PackedWeight, Weight, block_bytes
 from porcelet.models.attention import MLA
 from porcelet.models.experts import Experts
 from porcelet.models.layers import Embedding, Linear
@@ -35,7 +35,8 @@ from porcelet.weights import files, quantize
 from porcelet.weights.files import Checkpoint, KVBParts, Source, Stored, open_checkpoint
 from porcelet.weights.gguf import GGUFTensor
 from porcelet.weights.memory import check_fits
-from porcelet.weights.offload import ExpertFile, ExpertLayer, Offload, Piece, Stacks
+from porcelet.weights.offload import ExpertFile, Offload, Piece
+from porcelet.weights.records import ExpertLayer, Stacks
 
 
 @dataclass(frozen=True)
@@ -215,8 +216,14 @@ def _expert_pieces(tensors: Iterable[tuple[str, Source]], layers: Sequence[Exper
         stack, row = _stack_of(match)
         module, _, leaf = stack.rpartition(".")
         is_down, layer = leaf == "down_proj", of[module]
-        packed = quantize.to_packed(_packable(tensor), layer.bits(is_down), name).packed
+        packed = quantize.to_packed(_packable(tensor), _bits_of(layer, is_down), name).packed
         yield Piece(layer, int(match[2]), is_down, row.part, packed)
+
+
+def _bits_of(layer: ExpertLayer, is_down: bool) -> int:
+    """Of a value in one of the stacks."""
+    block = (layer.stacks.packed_down if is_down else layer.stacks.packed_gate_up)[-1]
+    return next(bits for bits in (4, 8) if block_bytes(bits) == block)
 
 
 def _stack_of(match: re.Match[str]) -> tuple[str, Stacked]:

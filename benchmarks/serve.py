@@ -17,7 +17,8 @@ first token, `gap_ms` between the pieces of an answer, `per_token_ms` a request'
 median over requests or pieces and where it says p99 the 99th percentile; `finished`, the share of requests that
 ended within the limit (an unfinished one counts with what came; without any token, with the time it waited);
 `agreement`, the share of leading tokens equal to those of porcelet_float32; `peak_megabytes` of the whole process.
-An engine that is not there, or fails, is named under `missing` with the reason.
+An engine that is not there, or fails, is named under `missing` with the reason. Ours are named by the weights they
+compute with; porcelet_stored is the setting that users have unless they choose, `weights=auto`.
 
 What the server costs, at 16 streams: porcelet_int8_http beside porcelet_int8_client, the same engine process without it
 (its tokens are counted, not shown, so its agreement says nothing):
@@ -47,9 +48,13 @@ from benchmarks.rivals import environments
 from benchmarks.rivals.protocol import Asked
 from porcelet import hub
 from porcelet.engine.codec import open_tokenizer
+from porcelet.weights.files import open_checkpoint
+from porcelet.weights.load import chosen_format
 
 ROOT = RESULTS.parent.parent
 REFERENCE = "porcelet_float32"
+# What ours are called by → the engine's setting `weights`, for the default model's GGUF file.
+OUR_WEIGHTS = {"float32": "float32", "int8": "int8", "int4": "int4", "stored": "auto"}
 WARM_UP = [Asked(str(i), range(100 + i, 150 + i), 8, 0.0) for i in range(4)]
 START_LIMIT = 600.0
 NOTHING: Mapping[str, Any] = {}  # more than an engine's own options
@@ -90,8 +95,8 @@ def engines(threads: int) -> dict[str, Engine]:
         "cache": str(environments.home() / "cache"),
     }
     known = {}
-    for weights in ("float32", "int8"):
-        own = options | {"format": weights, "speculation": "off"}
+    for weights, setting in OUR_WEIGHTS.items():
+        own = options | {"format": setting, "speculation": "off"}
         known[f"porcelet_{weights}"] = Engine("porcelet", own)
         for way in ("client", "http"):  # the engine's process alone, and behind the server
             known[f"porcelet_{weights}_{way}"] = Engine("porcelet_http", own | {"way": way})
@@ -130,6 +135,7 @@ def engines(threads: int) -> dict[str, Engine]:
 DEFAULT = [
     "porcelet_float32",
     "porcelet_int8",
+    "porcelet_stored",
     "transformers_generate",
     "transformers_continuous",
     "vllm_float32",
@@ -308,6 +314,10 @@ def parse() -> argparse.Namespace:
     unknown = sorted(set(options.engines) - set(known := engines(options.threads)))
     if unknown:
         parser.error(f"unknown engines {', '.join(unknown)}; known: {', '.join(known)}")
+    if any(name.startswith("porcelet_stored") for name in options.engines):
+        found = chosen_format("auto", open_checkpoint(hub.resolve(hub.DEFAULT_MODEL)))
+        if found != "stored":
+            parser.error(f"porcelet_stored would be {found}, as weights=auto is here; see porcelet doctor")
     return options
 
 

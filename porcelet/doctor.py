@@ -30,6 +30,7 @@ from porcelet.config import EngineConfig
 from porcelet.errors import CapacityError, InputError, ModelError, PorceletError
 from porcelet.hub.huggingface import check_reachable, is_offline
 from porcelet.hub.store import REINSTALL
+from porcelet.weights import records
 
 PORT = 8000  # of `porcelet serve`
 LITTLE_DISK = 1_000_000_000
@@ -73,6 +74,7 @@ def examine(*, network: bool = False) -> Iterator[Finding]:
     yield threads()
     yield store()
     yield disk()
+    yield from kept_experts()
     yield environment()
     yield port()
     yield hub_access(network)
@@ -243,6 +245,30 @@ def disk() -> Finding:
     if free < needed:
         return Finding("disk", "problem", f"{cause}; the default model needs {needed / 1e9:.1f} GB", remedy)
     return Finding("disk", "note", cause, remedy) if free < LITTLE_DISK else Finding("disk", "ok", cause)
+
+
+def kept_experts() -> Iterator[Finding]:
+    """Each file of experts that stay on disk: whether the model of which it was made is still there as it was."""
+    for file in sorted(hub.experts().glob(f"*{records.SUFFIX}")):
+        try:
+            layout = records.read_layout(file)
+        except ModelError as problem:
+            yield told("experts", "note", problem)
+            continue
+        path = layout.made_from[0][0]
+        cause = f"{file} holds {layout.num_bytes / 1e9:.1f} GB of experts of {path}"
+        if all(_is_as_it_was(*one) for one in layout.made_from):
+            yield Finding("experts", "ok", cause)
+        else:
+            yield Finding("experts", "note", f"{cause}, which is gone or has changed", "delete it: nothing uses it")
+
+
+def _is_as_it_was(path: str, size: int, time_ns: int) -> bool:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return False
+    return (found.st_size, found.st_mtime_ns) == (size, time_ns)
 
 
 def _existing(folder: Path) -> Path:

@@ -18,7 +18,10 @@ from porcelet.doctor import Finding
 from porcelet.errors import InputError
 from porcelet.kernels import cpu
 from porcelet.weights import memory
+from porcelet.weights.load import load
+from porcelet.weights.offload import Offload
 from tests.tiny_model import save_tiny_model
+from tests.weights import tiny_gguf
 
 
 class Disk(NamedTuple):
@@ -145,6 +148,24 @@ def test_memory_of_the_models(home: Path, tmp_path: Path, monkeypatch: pytest.Mo
     weights = home / "models" / "tiny" / "model.safetensors"
     weights.write_bytes(b"\xff" * weights.stat().st_size)
     assert "problem" in [finding.state for finding in doctor.model_memory() if finding.code == "model"]
+
+
+@pytest.mark.skipif(not cpu.available(), reason="no compiler, hence no native module")
+def test_experts_on_disk(home: Path, tmp_path: Path) -> None:
+    """A file of experts is told of with its model; without that, or damaged, with what to do."""
+    assert not list(doctor.kept_experts())
+    model = tmp_path / "moe.gguf"
+    tiny_gguf.write(model, "Q4_0", architecture="deepseek2")
+    load(model, "stored", offload=Offload(home / "experts", 1 << 20))
+    [there] = doctor.kept_experts()
+    assert there.state == "ok" and str(model) in there.cause
+    model.unlink()
+    [gone] = doctor.kept_experts()
+    assert gone.state == "note" and "is gone or has changed" in gone.cause and gone.remedy
+    [file] = (home / "experts").iterdir()
+    file.write_bytes(b"{}")
+    [damaged] = doctor.kept_experts()
+    assert damaged.state == "note" and "delete it" in damaged.remedy
 
 
 def test_a_small_disk(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,6 @@
 """porcelet through its library: `Engine.submit` and `Engine.step`.
 
-Options: format (float32 or int8); speculation (off, or lookup: drafts from the prompt).
+Options: format (`weights` of EngineConfig); speculation (off, or lookup: drafts from the prompt).
 """
 
 from __future__ import annotations

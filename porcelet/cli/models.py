@@ -70,7 +70,7 @@ def list_(as_json: Json = False) -> None:
             _print_json([_entry(model) for model in models])
             return
         for model in models:
-            print(f"{model.name}  {model.size / 1e6:.1f} MB  {model.source}  {model.path}")
+            print(f"{model.name}  {model.size / 1e6:.1f} MB{_with_experts(model)}  {model.source}  {model.path}")
 
 
 def show(
@@ -93,25 +93,34 @@ def show(
 
 
 def rm(name: Name, as_json: Json = False) -> None:
-    """Remove a model from the store, and what an interrupted pull of it left."""
+    """Remove a model from the store, its experts that were kept on disk, and what an interrupted pull of it left."""
     from porcelet import hub
+    from porcelet.weights import records
 
     with _errors(as_json):
-        hub.remove(name)
-        _print_json({"removed": name}) if as_json else print(f"{name} removed")
+        path = hub.remove(name)
+        files = records.remove(hub.experts(), path) if path else []
+        if as_json:
+            _print_json({"removed": name, "expert_files": [str(file) for file in files]})
+        else:
+            print(f"{name} removed" + (", and its experts on disk" if files else ""))
 
 
 def verify(name: Name = DEFAULT, as_json: Json = False) -> None:
-    """Compare every file of a stored model with its SHA-256."""
+    """Compare every file of a stored model with its SHA-256, and its experts on disk with their checksums."""
     from porcelet import hub
+    from porcelet.weights import records
 
     with _errors(as_json):
         model = hub.verify(name)
+        experts = {file: records.verify(file) for file in records.found(hub.experts(), model.path)}
         if as_json:
             _print_json(_entry(model))
             return
         for file in model.files:
             print(f"{file.sha256}  {file.name}")
+        for path, count in experts.items():
+            print(f"{count} experts  {path}")
         print(f"{name} is intact")
 
 
@@ -282,7 +291,21 @@ def _entry(model: StoredModel) -> dict[str, Any]:
         "revision": model.revision,
         "size": model.size,
         "files": {file.name: {"size": file.size, "sha256": file.sha256} for file in model.files},
+        "expert_files": _expert_files(model),
     }
+
+
+def _expert_files(model: StoredModel) -> dict[str, int]:
+    """The bytes of each file of the model's experts."""
+    from porcelet import hub
+    from porcelet.weights import records
+
+    return {str(file): file.stat().st_size for file in records.found(hub.experts(), model.path)}
+
+
+def _with_experts(model: StoredModel) -> str:
+    num_bytes = sum(_expert_files(model).values())
+    return f" (and {num_bytes / 1e6:.1f} MB of experts on disk)" if num_bytes else ""
 
 
 def _print_json(value: object) -> None:

@@ -245,8 +245,8 @@ class ModelConfig:
     def packed_bytes(self, bits: int) -> int:
         """Memory of the weights, without the MTP layer, when loaded as int8 or int4: one more bit a value for a scale
         and a minimum for every 32; embedding and head in 8 bits; 4 bytes a value in what stays float32: the gate,
-        norms and biases. MLA's W_UK is there twice, in 8 bits for its absorbed form. Exact where widths are multiples
-        of 32; weights of GGUF's symmetric formats take half a bit a value less."""
+        norms and biases. Exact where widths are multiples of 32; weights of GGUF's symmetric formats take half a bit a
+        value less."""
         embedding, quantised = self._num_embedding_parameters(), 0
         for layer in range(self.num_hidden_layers):
             width = self.intermediate_size
@@ -254,9 +254,7 @@ class ModelConfig:
                 width = (self.n_routed_experts + self.n_shared_experts) * self.moe_intermediate_size
             quantised += self._num_attention_weights() + 3 * self.hidden_size * width
         floats = self.num_parameters() - embedding - quantised
-        absorbed = self.kv_lora_rank * self.num_attention_heads * self.qk_nope_head_dim if self.is_mla else 0
-        eight_bits = embedding + self.num_hidden_layers * absorbed
-        return (eight_bits * 9 + quantised * (bits + 1)) // 8 + 4 * floats
+        return (embedding * 9 + quantised * (bits + 1)) // 8 + 4 * floats
 
     def cache_values_per_token(self) -> int:
         """Values the cache keeps for one token over all layers: kv_lora_rank + rope for MLA, keys and values for

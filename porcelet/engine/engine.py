@@ -309,7 +309,7 @@ def _offload(config: EngineConfig) -> Offload | None:
     from porcelet import hub  # its imports take memory, and few models need it here
 
     amount = parse_memory(config.expert_memory, "expert_memory")
-    return Offload(hub.home() / "experts", int(amount * available_memory()) if amount <= 1 else int(amount))
+    return Offload(hub.experts(), int(amount * available_memory()) if amount <= 1 else int(amount))
 
 
 def _raise_error(output: Output) -> None:

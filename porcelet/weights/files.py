@@ -2,8 +2,9 @@
 
 A checkpoint is a GGUF file or a Hugging Face folder of safetensors. Names are Hugging Face's whatever the file, and
 what a format keeps in another way is put right here, so nobody above knows of it: GGUF's order of llama's q and k rows,
-its stacked experts, the halves into which newer files cut MLA's kv_b_proj; FP8 weights come with their scales. Opening
-reads headers only, so a checkpoint can be checked as a whole before gigabytes are read. Nothing is ever unpickled.
+its stacked experts; the halves into which newer files cut MLA's kv_b_proj come together, as FP8 weights do with their
+scales. Opening reads headers only, so a checkpoint can be checked as a whole before gigabytes are read. Nothing is ever
+unpickled.
 
 Left out: split GGUF files, slicing for a rank.
 """
@@ -46,7 +47,28 @@ SCALE_SUFFIX = "_scale_inv"
 FLOAT_TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 DTYPES = {**FLOAT_TYPES, "F8_E4M3": torch.float8_e4m3fn, "F8_E8M0": torch.float8_e8m0fnu}
 
-Source = Tensor | GGUFTensor | FP8Weight
+
+@dataclass(frozen=True)
+class KVBParts:
+    """MLA's kv_b_proj as newer GGUF files cut it: W_UK [heads · C, N], a head's turned over, and W_UV
+    [heads · value, C]."""
+
+    heads: int
+    w_uk: GGUFTensor
+    w_uv: GGUFTensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        rows, latent = self.w_uv.shape
+        return self.heads * self.w_uk.shape[1] + rows, latent
+
+    def dequantize(self) -> Tensor:
+        """The whole in float32, [heads · (N + value), C]."""
+        w_uk, w_uv = (quantize.dequantize(part).unflatten(0, (self.heads, -1)) for part in (self.w_uk, self.w_uv))
+        return torch.cat((w_uk.transpose(1, 2), w_uv), dim=1).flatten(0, 1)
+
+
+Source = Tensor | GGUFTensor | FP8Weight | KVBParts
 
 
 @dataclass(frozen=True)
@@ -64,7 +86,7 @@ class Stored:
     @contextmanager
     def open(self, *, as_stored: bool = True) -> Iterator[Source]:
         """The tensor in its stored type, or as float32 where that is a plain float type and not `as_stored`. A
-        `GGUFTensor` is a view that ends with the block, all others are in memory of their own.
+        `GGUFTensor` is a view that ends with the block, as `KVBParts` are; all others are in memory of their own.
 
         Raises:
             ModelError: its bytes cannot be read.
@@ -186,7 +208,7 @@ def _gguf_tensors(file: GGUF, config: ModelConfig) -> Iterator[Stored]:
         if name == ROPE_FACTORS:
             continue
         if name.endswith(".k_b_proj.weight"):
-            yield _joined_kv_b(file, config, name, named)
+            yield _kv_b_parts(file, config, name, named)
         elif name.endswith(".v_b_proj.weight"):
             if name.replace(".v_b_", ".k_b_") not in named:
                 raise ModelError(f"{file.path}: tensor {tensor.name!r} is there without its attn_k_b")
@@ -237,8 +259,8 @@ def _experts(file: GGUF, name: str, tensor: GGUFTensor) -> Iterator[Stored]:
         yield _gguf_stored(file, name.replace(".experts.", f".experts.{expert}."), one)
 
 
-def _joined_kv_b(file: GGUF, config: ModelConfig, name: str, named: dict[str, GGUFTensor]) -> Stored:
-    """MLA's kv_b_proj from its two parts: keys [H, C, N], transposed, and values [H, value, C]."""
+def _kv_b_parts(file: GGUF, config: ModelConfig, name: str, named: dict[str, GGUFTensor]) -> Stored:
+    """MLA's kv_b_proj, of whose two parts the file has keys [H, C, N], turned over, and values [H, value, C]."""
     keys, values = named[name], named.get(name.replace(".k_b_", ".v_b_"))
     heads, latent = config.num_attention_heads, config.kv_lora_rank
     nope, value = config.qk_nope_head_dim, config.v_head_dim
@@ -249,9 +271,9 @@ def _joined_kv_b(file: GGUF, config: ModelConfig, name: str, named: dict[str, GG
             f"{[heads, latent, nope]} and {[heads, value, latent]} were expected"
         )
 
-    def read(as_stored: bool) -> Tensor:
-        parts = (quantize.dequantize(keys).transpose(1, 2), quantize.dequantize(values))
-        return torch.cat(parts, dim=1).flatten(0, 1)  # [H · (N + value), C]
+    def read(as_stored: bool) -> KVBParts:
+        rows = (dataclasses.replace(part, shape=(prod(part.shape[:2]), part.shape[2])) for part in (keys, values))
+        return KVBParts(heads, *rows)
 
     def release() -> None:
         file.release(keys)

@@ -25,16 +25,27 @@ from porcelet.config import ModelConfig
 from porcelet.errors import InputError, ModelError
 from porcelet.kernels import cpu
 from porcelet.kernels.experts import PackedExperts, packed_shape
-from porcelet.kernels.linear import GROUP, TILE, FP8Weight, PackedHeads, PackedWeight, Weight, kind_with
+from porcelet.kernels.linear import (
+    GROUP,
+    TILE,
+    FP8Weight,
+    PackedHeads,
+    PackedWeight,
+    Weight,
+    kind_of_block,
+    kind_with,
+)
 from porcelet.models.attention import MLA
 from porcelet.models.experts import Experts
 from porcelet.models.layers import Embedding, Linear
 from porcelet.models.transformer import Transformer, build
 from porcelet.types import Progress
 from porcelet.weights import files, quantize
-from porcelet.weights.files import Checkpoint, Source, Stored, open_checkpoint
+from porcelet.weights.files import Checkpoint, KVBParts, Source, Stored, open_checkpoint
+from porcelet.weights.gguf import GGUFTensor
 from porcelet.weights.memory import check_fits
-from porcelet.weights.offload import ExpertFile, ExpertLayer, Offload, Piece, Stacks
+from porcelet.weights.offload import ExpertFile, Offload, Piece
+from porcelet.weights.records import ExpertLayer, Stacks
 
 
 @dataclass(frozen=True)
@@ -168,7 +179,7 @@ def _expert_kinds(used: Sequence[Stored]) -> dict[str, type[PackedWeight]]:
         if match := EXPERT.fullmatch(stored.name):
             name = _stack_of(match)[0]
             with stored.open() as tensor:
-                kind = kind_with(8, False) if isinstance(tensor, FP8Weight) else quantize.kind_of(tensor)
+                kind = quantize.kind_of(tensor)
             other = kinds.get(name, kind)
             kinds[name] = kind_with(max(kind.bits, other.bits), kind.symmetric and other.symmetric)
     return kinds
@@ -220,11 +231,15 @@ def _expert_pieces(tensors: Iterable[tuple[str, Source]], layers: Sequence[Exper
         assert match
         stack, row = _stack_of(match)
         module, _, leaf = stack.rpartition(".")
-        source = _dense(tensor) if isinstance(tensor, FP8Weight) else tensor
         is_down, layer = leaf == "down_proj", of[module]
-        kind = layer.kind(is_down)
-        packed = quantize.to_packed(source, kind.bits, name, kind).packed
+        kind = _kind_in(layer, is_down)
+        packed = quantize.to_packed(_packable(tensor), kind.bits, name, kind).packed
         yield Piece(layer, int(match[2]), is_down, row.part, packed)
+
+
+def _kind_in(layer: ExpertLayer, is_down: bool) -> type[PackedWeight]:
+    """Of the weights of one of the stacks."""
+    return kind_of_block((layer.stacks.packed_down if is_down else layer.stacks.packed_gate_up)[-1])
 
 
 def _stack_of(match: re.Match[str]) -> tuple[str, Stacked]:
@@ -283,8 +298,8 @@ def save(model: Transformer, folder: Path) -> None:
 def checkpoint_tensors(model: Transformer) -> Iterator[tuple[str, Tensor]]:
     """(checkpoint name, tensor) of every parameter and buffer: `fill` backwards."""
     for name, module in model.named_modules():
-        parts = (getattr(module, leaf, None) for leaf in ("weight", "gate_up_proj", "down_proj"))
-        if any(isinstance(part, (PackedWeight, PackedExperts, FP8Weight)) for part in parts):
+        parts = (getattr(module, leaf, None) for leaf in ("weight", "gate_up_proj", "down_proj", "packed_w_uk"))
+        if any(isinstance(part, (PackedWeight, PackedHeads, PackedExperts, FP8Weight)) for part in parts):
             raise ModelError(f"{name} is quantised; load the model with weights=float32 to save it")
     for name, tensor in _stored(model):
         rows = [row for row in RENAMES if name.endswith(f".mlp.{row.parameter}")]
@@ -339,33 +354,38 @@ def _place(
             _place_expert(model, stack, row, int(match[2]), tensor, keep=weights == "fp8")
         return
     path, _, leaf = name.rpartition(".")
+    if path.endswith(".kv_b_proj"):
+        _place_kv_b(model.get_submodule(path.rpartition(".")[0]), name, tensor, weights)
+        return
     module = model.get_submodule(path)
     if leaf in module._buffers:
         module._buffers[leaf] = _dense(tensor)
     elif leaf == "bias":
         setattr(module, leaf, nn.Parameter(_dense(tensor)))
     else:
-        weight = _as_weight(module, path, name, tensor, weights)
-        if path.endswith("kv_b_proj"):
-            weight = _with_absorbed(model.get_submodule(path.rpartition(".")[0]), weight)
-        _set_weight(module, weight)
+        _set_weight(module, _as_weight(module, path, name, tensor, weights))
 
 
-def _with_absorbed(attention: nn.Module, weight: Weight) -> Weight:
-    """MLA's kv_b_proj. Its absorbed form multiplies with parts of it: rows [heads, nope + value], and of the nope rows
-    what is turned over. Packed, the first are whole tiles and the second is packed once more, in 8 bits; a weight of
-    which that cannot be had stays float32."""
+def _place_kv_b(attention: nn.Module, name: str, tensor: Source, weights: str) -> None:
+    """MLA's kv_b_proj, of which no slice is W_UK turned over. So a packed model has both parts by themselves instead,
+    packed once: as they lie where the file has them so. In FP8, and where widths do not allow packing, it stays whole
+    in float32."""
     assert isinstance(attention, MLA)
-    if not isinstance(weight, PackedWeight):
-        return nn.Parameter(weight.dequantize()) if isinstance(weight, FP8Weight) else weight
     H, N, V, C = attention.heads, attention.nope, attention.value, attention.latent
-    if N % GROUP or V % TILE:
-        return nn.Parameter(weight.dequantize())
-    turned = weight.dequantize().unflatten(0, (H, -1))[:, :N].transpose(1, 2)  # [H, C, N]
-    keys = quantize.to_packed(turned.flatten(0, 1), 8)  # C is whole groups, hence whole tiles
-    attention.packed_w_uk = PackedHeads(keys.packed.unflatten(0, (H, -1)), (H, C, N))
-    attention.packed_w_uv = PackedHeads(weight.packed.unflatten(0, (H, -1))[:, N // TILE :], (H, V, C))
-    return weight
+    if weights not in PACKED or N % GROUP or C % GROUP or V % TILE:
+        assert attention.kv_b_proj is not None
+        _set_weight(attention.kv_b_proj, nn.Parameter(_dense(tensor)))
+        return
+    if isinstance(tensor, KVBParts):
+        w_uk, w_uv = (_packed(part, part.name, weights) for part in (tensor.w_uk, tensor.w_uv))
+        values = w_uv.packed.unflatten(0, (H, -1))
+    else:
+        turned = _dense(tensor).unflatten(0, (H, -1))[:, :N].transpose(1, 2)  # [H, C, N]
+        w_uk = _packed(turned.flatten(0, 1), name, weights)
+        values = _packed(tensor, name, weights).packed.unflatten(0, (H, -1))[:, N // TILE :].clone()
+    attention.kv_b_proj = None
+    attention.packed_w_uk = PackedHeads(w_uk.packed.unflatten(0, (H, -1)), (H, C, N))
+    attention.packed_w_uv = PackedHeads(values, (H, V, C))
 
 
 def _as_weight(module: nn.Module, path: str, name: str, tensor: Source, weights: str) -> Weight:
@@ -374,13 +394,18 @@ def _as_weight(module: nn.Module, path: str, name: str, tensor: Source, weights:
     if weights == "fp8" and isinstance(tensor, FP8Weight) and quantisable and isinstance(module, Linear):
         return tensor
     if weights in PACKED and quantisable and tensor.shape[-1] % GROUP == 0:
-        source = _dense(tensor) if isinstance(tensor, FP8Weight) else tensor
-        if weights == "stored":
-            bits = quantize.bits_of(source)
-        else:
-            bits = 8 if path in EIGHT_BITS else int(weights.removeprefix("int"))
-        return quantize.to_packed(source, bits, name)
+        return _packed(tensor, name, "int8" if weights == "int4" and path in EIGHT_BITS else weights)
     return nn.Parameter(_dense(tensor))
+
+
+def _packed(tensor: Source, name: str, weights: str) -> PackedWeight:
+    """A weight in the bits that a format of `PACKED` gives it."""
+    bits = quantize.bits_of(tensor) if weights == "stored" else int(weights.removeprefix("int"))
+    return quantize.to_packed(_packable(tensor), bits, name)
+
+
+def _packable(tensor: Source) -> Tensor | GGUFTensor:
+    return tensor if isinstance(tensor, (Tensor, GGUFTensor)) else tensor.dequantize()
 
 
 def _place_expert(model: Transformer, name: str, row: Stacked, expert: int, tensor: Source, *, keep: bool) -> None:
@@ -398,7 +423,6 @@ def _place_expert(model: Transformer, name: str, row: Stacked, expert: int, tens
 def _pack_expert(
     model: Transformer, name: str, row: Stacked, expert: int, tensor: Source, kind: type[PackedWeight]
 ) -> None:
-    source = _dense(tensor) if isinstance(tensor, FP8Weight) else tensor
     path, _, leaf = name.rpartition(".")
     module = model.get_submodule(path)
     stack = getattr(module, leaf)
@@ -407,7 +431,7 @@ def _pack_expert(
         shape = packed_shape((E, rows, K), row.num_parts, kind)
         stack = PackedExperts(torch.empty(shape, dtype=torch.uint8), (E, rows, K))
         _replace(module, leaf, stack)
-    stack.packed[expert, row.part] = quantize.to_packed(source, kind.bits, name, kind).packed
+    stack.packed[expert, row.part] = quantize.to_packed(_packable(tensor), kind.bits, name, kind).packed
 
 
 def _fp8_stack(model: Transformer, name: str, num_parts: int, one: FP8Weight) -> FP8Weight:
@@ -450,6 +474,5 @@ def _materialize(model: Transformer, name: str) -> Tensor | None:
 
 def _dense(tensor: Source) -> Tensor:
     """The values in float32, in memory of our own."""
-    if isinstance(tensor, Tensor):
-        return tensor.float()
-    return tensor.dequantize() if isinstance(tensor, FP8Weight) else quantize.dequantize(tensor)
+    source = _packable(tensor)
+    return source.float() if isinstance(source, Tensor) else quantize.dequantize(source)

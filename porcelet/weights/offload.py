@@ -2,11 +2,10 @@
 
     checkpoint → packed expert by expert → one file → `PackedExperts` over the mapping → kernels/cpu/residency.cpp
 
-The file begins with a header that says from which checkpoint and in which layout it was made; then, layer by layer, one
-record an expert: its gate, up and down projections as the kernel streams them, filled up to whole pages. So what a
-token needs of an expert is one piece of the disk. A file belongs to a checkpoint by the names, sizes and times of its
-files: another checkpoint, format or layout gets another file, and takes the old one's place. It appears whole, in one
-step. Its bytes are trusted like those of the checkpoint: only header and size are looked at when it is opened.
+What a token needs of an expert is one piece of the disk (weights/records.py has the layout). A file belongs to a
+checkpoint by the names, sizes and times of its files: another checkpoint, format or layout gets another file, and takes
+the old one's place. It appears whole, in one step. Its bytes are trusted like those of the checkpoint: only header and
+size are looked at when it is opened, and `porcelet verify` reads them all.
 
 Left out: experts in float32 and FP8, more than one file, O_DIRECT.
 """
@@ -14,19 +13,14 @@ Left out: experts in float32 and FP8, more than one file, O_DIRECT.
 from __future__ import annotations
 
 import ctypes
-import dataclasses
 import errno
 import fcntl
-import hashlib
-import json
 import logging
-import mmap
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -36,14 +30,11 @@ from torch import Tensor
 from porcelet.errors import CapacityError, InputError, ModelError
 from porcelet.kernels import cpu
 from porcelet.kernels.experts import PackedExperts, Residence
-from porcelet.kernels.linear import PackedWeight, kind_of_block
 from porcelet.weights.files import Stored
+from porcelet.weights.records import UNFINISHED, ExpertLayer, Layout, Stacks, checksum, checksum_table, found
 
 if TYPE_CHECKING:
     from jaxtyping import UInt8
-
-FORMAT = 1  # of the file; another layout of packed weights is another format
-SUFFIX = ".experts"
 
 log = logging.getLogger(__name__)
 
@@ -54,46 +45,6 @@ class Offload:
 
     folder: Path
     budget: int
-
-
-@dataclass(frozen=True)
-class Stacks:
-    """The name of a layer's `Experts`; shapes [E, rows, K] and [E, parts, tiles, groups, block] of its two stacks."""
-
-    module: str
-    gate_up: tuple[int, int, int]
-    down: tuple[int, int, int]
-    packed_gate_up: tuple[int, ...]
-    packed_down: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class ExpertLayer:
-    """One layer's experts in the file; its first record begins `start` bytes behind the header."""
-
-    stacks: Stacks
-    start: int
-
-    @property
-    def experts(self) -> int:
-        return self.stacks.down[0]
-
-    @property
-    def gate_up_bytes(self) -> int:
-        return prod(self.stacks.packed_gate_up[1:])
-
-    @property
-    def used_bytes(self) -> int:
-        """Of a record."""
-        return self.gate_up_bytes + prod(self.stacks.packed_down[1:])
-
-    @property
-    def record_bytes(self) -> int:
-        return _whole_pages(self.used_bytes)
-
-    def kind(self, is_down: bool) -> type[PackedWeight]:
-        """Of the weights of one of the stacks."""
-        return kind_of_block((self.stacks.packed_down if is_down else self.stacks.packed_gate_up)[-1])
 
 
 @dataclass(frozen=True)
@@ -108,9 +59,15 @@ class Piece:
 
     @property
     def place(self) -> int:
-        """Where it begins in the file."""
+        """Where it begins behind the header."""
         before = self.layer.gate_up_bytes if self.is_down else 0
         return self.layer.start + self.expert * self.layer.record_bytes + before + self.part * self.packed.numel()
+
+    @property
+    def number(self) -> int:
+        """In the order of the file."""
+        before = self.layer.stacks.packed_gate_up[1] if self.is_down else 0
+        return self.layer.first_piece + self.expert * len(self.layer.pieces) + before + self.part
 
 
 class ExpertFile:
@@ -133,35 +90,31 @@ class ExpertFile:
         if not cpu.available():
             raise ModelError("expert_memory needs the native module, which was not built; install a C++ compiler first")
         self._budget = offload.budget
-        self.layers: list[ExpertLayer] = []
-        start = 0  # behind the header, whose length the layers decide
-        for layer in stacks:
-            self.layers.append(ExpertLayer(layer, start))
-            start += self.layers[-1].experts * self.layers[-1].record_bytes
+        files = sorted({stored.path.resolve() for stored in tensors})
+        made_from = ((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files)
+        self._layout = Layout.of(made_from, stacks)
         largest = max(layer.record_bytes for layer in self.layers)
         if offload.budget < largest:
             raise InputError(
                 f"expert_memory is {offload.budget / 1e6:.1f} MB, and one expert takes {largest / 1e6:.1f} MB; raise it"
             )
-        files = sorted({stored.path.resolve() for stored in tensors})
-        made_from = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-        described = [dataclasses.astuple(layer) for layer in self.layers]
-        self._header = json.dumps({"format": FORMAT, "made_from": made_from, "layers": described}).encode()
-        self._first = _whole_pages(len(self._header) + 1)
-        self.num_bytes = self._first + start
-        origin, content = _digest(str(source.resolve()).encode()), _digest(self._header)
-        self.path = offload.folder / f"{origin}-{content}{SUFFIX}"
-        self._older = f"{origin}-*{SUFFIX}"
+        self._source = source
+        self.num_bytes = self._layout.num_bytes
+        self.path = self._layout.path(offload.folder, source)
+
+    @property
+    def layers(self) -> tuple[ExpertLayer, ...]:
+        return self._layout.layers
 
     @property
     def is_there(self) -> bool:
         """Whether the file is whole: of the right size, and beginning with the right header."""
         try:
             with self.path.open("rb") as file:
-                size, header = os.fstat(file.fileno()).st_size, file.read(self._first)
+                size, header = os.fstat(file.fileno()).st_size, file.read(len(self._layout.header))
         except OSError:
             return False
-        if size == self.num_bytes and header == self._header.ljust(self._first, b"\n"):
+        if size == self.num_bytes and header == self._layout.header:
             return True
         log.warning("%s is damaged, and written again", self.path)
         return False
@@ -173,19 +126,23 @@ class ExpertFile:
             CapacityError: the disk has no room for it.
             ModelError: the folder cannot be written.
         """
-        temporary = self.path.with_suffix(".part")
+        temporary = self.path.with_suffix(UNFINISHED)
         with self._alone(temporary) as file:
             if self.is_there:
                 return
-            for old in self.path.parent.glob(self._older):
+            for old in found(self.path.parent, self._source):
                 old.unlink()
             os.ftruncate(file, 0)
             self._need_space()
             log.info("writing %.1f GB of experts to %s, once", self.num_bytes / 1e9, self.path)
             os.posix_fallocate(file, 0, self.num_bytes)
+            header, checksums = self._layout.header, [0] * self._layout.num_pieces
             for piece in pieces:
-                _write_at(file, piece.packed, self._first + piece.place)
-            os.pwrite(file, self._header.ljust(self._first, b"\n"), 0)
+                content = piece.packed.contiguous().numpy().data.cast("B")
+                _write_at(file, content, len(header) + piece.place)
+                checksums[piece.number] = checksum(content)
+            _write_at(file, memoryview(checksum_table(checksums)), self._layout.checksums_at)
+            _write_at(file, memoryview(header), 0)
             os.fsync(file)
             os.replace(temporary, self.path)
 
@@ -202,7 +159,7 @@ class ExpertFile:
         memory = (ctypes.c_uint8 * self.num_bytes).from_address(residency.mapping())
         whole = torch.frombuffer(memory, dtype=torch.uint8)  # read-only in truth: a write to it ends the process
         for layer in self.layers:
-            start, E, stacks = self._first + layer.start, layer.experts, layer.stacks
+            start, E, stacks = len(self._layout.header) + layer.start, layer.experts, layer.stacks
             residence = Residence(residency, residency.add_layer(start, layer.record_bytes, E))
             records = whole[start : start + E * layer.record_bytes].view(E, -1)
             gate_up = records[:, : layer.gate_up_bytes].unflatten(1, stacks.packed_gate_up[1:])
@@ -253,8 +210,7 @@ class ExpertFile:
         )
 
 
-def _write_at(file: int, packed: Tensor, place: int) -> None:
-    rest = packed.contiguous().numpy().data.cast("B")
+def _write_at(file: int, rest: memoryview, place: int) -> None:
     while rest:
         written = os.pwrite(file, rest, place)
         rest, place = rest[written:], place + written
@@ -266,11 +222,3 @@ def _is_at(file: int, path: Path) -> bool:
         return file >= 0 and os.path.samestat(os.fstat(file), path.stat())
     except FileNotFoundError:
         return False
-
-
-def _whole_pages(num_bytes: int) -> int:
-    return -(-num_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:16]

@@ -80,12 +80,12 @@ def dequantize(tensor: GGUFTensor) -> Tensor:
     return weights.view(tensor.shape)
 
 
-def bits_of(tensor: Tensor | GGUFTensor) -> int:
+def bits_of(tensor: object) -> int:
     """How many bits a packed weight needs to hold the tensor as well as it can: 4 for Q4_0, Q4_1 and Q4_K, else 8."""
     return 4 if isinstance(tensor, GGUFTensor) and tensor.type.name in FOUR_BITS else 8
 
 
-def kind_of(tensor: Tensor | GGUFTensor, bits: int | None = None) -> type[PackedWeight]:
+def kind_of(tensor: object, bits: int | None = None) -> type[PackedWeight]:
     """The kind of packed weight that holds the tensor in so many bits, or in the fewest that hold it as well as can be:
     symmetric where the file's format is, and no value has to be rounded."""
     needed = bits_of(tensor)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,7 +13,9 @@ import pytest
 from benchmarks import serve, workload
 from benchmarks.rivals import protocol
 from benchmarks.rivals.protocol import Asked, Came
+from porcelet.kernels import cpu
 from tests.tiny_model import save_tiny_model
+from tests.weights import tiny_gguf
 
 
 def encode(text: str) -> list[int]:
@@ -151,6 +154,23 @@ def test_our_own_engine_behind_its_server(tmp_path: Path, way: str) -> None:
         process.close()
     assert [len(done["answers"][request.id]["tokens"]) for request in requests] == [r.max_tokens for r in requests]
     assert serve.figures(requests, done)["finished"] == 1
+
+
+def test_every_weight_mode_of_ours_has_its_name(tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    """Engines are named by their weights, the default setting by what it is; where that is something else, it is not
+    measured under that name."""
+    tiny_gguf.write(tmp_path / "model.gguf", "Q4_1")
+    monkeypatch.setattr(serve.hub, "resolve", lambda name: tmp_path / "model.gguf")
+    known = serve.engines(threads=1)
+    settings = {name: known[f"porcelet_{name}"].options["format"] for name in serve.OUR_WEIGHTS}
+    assert settings == {"float32": "float32", "int8": "int8", "int4": "int4", "stored": "auto"}
+    assert set(serve.DEFAULT) <= set(known) and "porcelet_stored" in serve.DEFAULT
+    monkeypatch.setattr(sys, "argv", ["serve", "--engines", "porcelet_stored_http"])
+    monkeypatch.setattr(cpu, "available", lambda: True)
+    assert serve.parse().engines == ["porcelet_stored_http"]
+    monkeypatch.setattr(cpu, "available", lambda: False)
+    with pytest.raises(SystemExit):
+        serve.parse()
 
 
 def test_what_is_not_installed_is_told(tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]

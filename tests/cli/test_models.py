@@ -16,9 +16,13 @@ import pytest
 from safetensors.numpy import load_file
 
 from porcelet.errors import InputError, ModelError, PorceletError
+from porcelet.kernels import cpu
 from porcelet.weights.header import read_config
+from porcelet.weights.load import load
+from porcelet.weights.offload import Offload
 from tests.hub.server import COMMIT, Server, serve
 from tests.tiny_model import save_tiny_model
+from tests.weights import tiny_gguf
 
 SOURCE = "hf:owner/tiny"
 
@@ -66,6 +70,30 @@ def test_a_model_comes_and_goes(environment: dict[str, str], server: Server, tmp
     assert (error["kind"], error["exit_code"]) == ("model_error", 3) and "porcelet rm tiny" in error["message"]
     assert porcelet(environment, "rm", "tiny").stdout == "tiny removed\n"
     assert "tiny" not in porcelet(environment, "list").stdout
+
+
+@pytest.mark.skipif(not cpu.available(), reason="no compiler, hence no native module")
+def test_experts_on_disk_go_with_their_model(environment: dict[str, str], tmp_path: Path) -> None:
+    """list counts them, verify reads them and names what is damaged, rm takes them along."""
+    (tmp_path / "moe").mkdir()
+    tiny_gguf.write(tmp_path / "moe" / "moe.gguf", "Q4_0", architecture="deepseek2")
+    pulled = porcelet(environment, "pull", str(tmp_path / "moe"), "--json")
+    assert pulled.returncode == 0, pulled.stderr
+    path, folder = Path(json.loads(pulled.stdout)["path"]), tmp_path / "store" / "experts"
+    load(path, "stored", offload=Offload(folder, 1 << 20))
+    [file] = folder.iterdir()
+    assert json.loads(porcelet(environment, "list", "--json").stdout)[0]["expert_files"] == {
+        str(file): file.stat().st_size
+    }
+    assert "of experts on disk" in porcelet(environment, "list").stdout
+    verified = porcelet(environment, "verify", "moe").stdout
+    assert f"8 experts  {file}\n" in verified and verified.endswith("moe is intact\n")
+    content = file.read_bytes()
+    file.write_bytes(content[:8192] + bytes([content[8192] ^ 1]) + content[8193:])
+    damaged = porcelet(environment, "verify", "moe")
+    assert damaged.returncode == ModelError.exit_code and "is damaged; delete it" in damaged.stderr
+    assert porcelet(environment, "rm", "moe").stdout == "moe removed, and its experts on disk\n"
+    assert not list(folder.iterdir())
 
 
 def test_show_counts_what_is_in_the_file(environment: dict[str, str], folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import logging
 import os
 import shutil
@@ -21,7 +22,7 @@ from porcelet.kernels.experts import PackedExperts, experts
 from porcelet.models.experts import Experts, residency_of
 from porcelet.models.transformer import Transformer, build, initialize
 from porcelet.types import SamplingParams
-from porcelet.weights import gguf, memory, offload
+from porcelet.weights import gguf, memory, offload, records
 from porcelet.weights.files import open_checkpoint
 from porcelet.weights.load import load, save
 from porcelet.weights.offload import Offload
@@ -222,6 +223,50 @@ def test_a_damaged_file_is_written_again(model_file: Path, caplog: pytest.LogCap
         assert torch.equal(logits(on_disk(model_file, 8)), expected)
     assert "is damaged, and written again" in caplog.text
     assert file.stat().st_size == size
+
+
+def test_every_experts_damage_is_found(model_file: Path) -> None:
+    """A whole file has a count of experts; one bit in a record is told of with its expert, and what
+    is cut or none of ours, too."""
+    on_disk(model_file, 8)
+    [file] = (model_file.parent / "experts").iterdir()
+    whole, layout = file.read_bytes(), records.read_layout(file)
+    assert records.verify(file) == 3 * NUM_EXPERTS
+    start = len(layout.header)
+    for layer, expert, place in [(0, 0, 0), (1, 3, layout.layers[0].gate_up_bytes), (2, 7, -1)]:
+        bytes_ = bytearray(whole)
+        of = layout.layers[layer]
+        bytes_[start + of.start + expert * of.record_bytes + place % of.used_bytes] ^= 1
+        file.write_bytes(bytes_)
+        with pytest.raises(ModelError, match=rf"expert {expert} of {of.stacks.module} is damaged; delete it"):
+            records.verify(file)
+    for content, message in [
+        (whole[:-1], f"has {len(whole) - 1} bytes of {len(whole)}; delete it"),
+        (b"{}" + whole[2:], "is not a file of experts as this version writes them"),
+        (whole.replace(b'"format": 2', b'"format": 1', 1), "is not a file of experts as this version writes them"),
+        (b"", "is not a file of experts as this version writes them"),
+    ]:
+        file.write_bytes(content)
+        with pytest.raises(ModelError, match=message):
+            records.verify(file)
+
+
+def test_files_of_a_model_are_found_and_removed(model_file: Path, tmp_path: Path) -> None:
+    """By the model's path, whatever became of it; others' files stay, and one that is being written."""
+    other = tmp_path / "other.gguf"
+    other.write_bytes(model_file.read_bytes())
+    on_disk(model_file, 8)
+    on_disk(other, 8)
+    folder = tmp_path / "experts"
+    [mine], [theirs] = records.found(folder, model_file), records.found(folder, other)
+    left, busy = mine.with_suffix(".part"), mine.with_name(mine.stem + "1.part")
+    left.touch()
+    model_file.unlink()
+    with busy.open("w") as opened:
+        fcntl.flock(opened, fcntl.LOCK_EX)
+        assert records.remove(folder, model_file) == [mine]
+    assert set(folder.iterdir()) == {theirs, busy}
+    assert records.remove(folder, model_file) == [] and set(folder.iterdir()) == {theirs}
 
 
 def test_what_a_killed_process_left_is_taken_over(model_file: Path) -> None:

@@ -66,7 +66,9 @@ def measure(layer: MLA, cached: int, count: int, expanded: bool) -> float:
     cache = [(torch.randn(num_pages, PAGE_SIZE, 1, V2_LITE.kv_lora_rank + V2_LITE.qk_rope_head_dim),)]
     places = torch.arange(cached, length)
     table = torch.arange(num_pages)[None]
-    view = PagedView(torch.tensor([0, count]), torch.tensor([length]), table, places, cache, (expanded,))
+    view = PagedView(
+        torch.tensor([0, count]), torch.tensor([length]), table, places, cache, torch.tensor([0 if expanded else count])
+    )
     rotations, x = angles(V2_LITE, places, torch.float32), torch.randn(count, V2_LITE.hidden_size)
     start = time.perf_counter()
     layer(x, rotations, view)

@@ -99,6 +99,10 @@ class PackedHeads:
     def __getitem__(self, head: int) -> PackedWeight:
         return packed_weight(self.packed[head], self.shape[1:])
 
+    def dequantize(self) -> Float[Tensor, "H O I"]:
+        """All weights in float32: exactly scale · q + minimum, rounded once."""
+        return torch.stack([self[head].dequantize() for head in range(self.shape[0])])
+
 
 @dataclass(frozen=True)
 class FP8Weight:

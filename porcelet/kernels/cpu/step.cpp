@@ -2,6 +2,8 @@
 
 #include <omp.h>
 
+#include <algorithm>
+
 namespace porcelet {
 
 void Program::run(size_t rows, size_t taken, int threads) const {
@@ -13,7 +15,8 @@ void Program::run(size_t rows, size_t taken, int threads) const {
 
 void Program::walk(size_t rows, size_t taken, const Team& team) const {
     for (const Instruction& instruction : instructions_) {
-        instruction.compute(instruction.narrowed ? taken : rows, team);
+        const size_t count = instruction.narrowed ? taken : rows;
+        instruction.compute(instruction.limit ? std::min(count, static_cast<size_t>(*instruction.limit)) : count, team);
         if (instruction.meets) team.meet();
     }
 }

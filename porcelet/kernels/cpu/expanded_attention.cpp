@@ -20,6 +20,7 @@ struct Part {
 // turned [columns, whole tiles of rows] of a packed weight; the values of PackedWeight.dequantize, for q * scale is exact.
 void unpack_turned(const PackedMatrix& weight, float* turned) {
     const bool is_int4 = weight.format == Format::int4;
+    const uint32_t mask = is_int4 ? 15 : 255;
     const size_t stride = weight.tiles() * TILE, blocks = weight.tiles() * weight.groups, halves = lines(weight.format) * LINE;
     for (size_t i = 0; i < blocks; ++i) {
         const size_t tile = i / weight.groups, group = i % weight.groups;
@@ -33,11 +34,12 @@ void unpack_turned(const PackedMatrix& weight, float* turned) {
         }
         for (size_t column = 0; column < GROUP; ++column) {
             const size_t quad = column / 4, line = quad % lines(weight.format);
-            const uint8_t* const bytes = block + line * LINE + column % 4;
-            const int shift = is_int4 && quad != line ? 4 : 0, mask = is_int4 ? 15 : 255;
+            const size_t shift = column % 4 * 8 + (is_int4 && quad != line ? 4 : 0);
+            uint32_t quads[TILE];  // as words, so that the compiler has vectors of them
+            std::memcpy(quads, block + line * LINE, sizeof quads);
             float* const out = turned + (group * GROUP + column) * stride + tile * TILE;
             for (size_t lane = 0; lane < TILE; ++lane)
-                out[lane] = static_cast<float>(bytes[lane * 4] >> shift & mask) * scales[lane] + minima[lane];
+                out[lane] = static_cast<float>(static_cast<int32_t>(quads[lane] >> shift & mask)) * scales[lane] + minima[lane];
         }
     }
 }

@@ -280,9 +280,9 @@ class Batch:
     """One engine step as the scheduler decided it: flat tokens, no padding.
 
     `offsets` [B+1] cut the flat lists into sequences; `lengths` [B] are cached tokens after the step; `tables`
-    [B] are each sequence's pages in order. `expanded` [B] marks the sequences that MLA attends in its expanded form.
-    `sampled_rows` are the flat rows whose logits the `draws` refer to. First of all the pages `copies` (from, to) are
-    copied, in every layer.
+    [B] are each sequence's pages in order. `expanded` [B] marks the sequences that MLA attends in its expanded form,
+    which come last. `sampled_rows` are the flat rows whose logits the `draws` refer to. First of all the pages `copies`
+    (from, to) are copied, in every layer.
     """
 
     request_ids: tuple[str, ...]

@@ -267,8 +267,9 @@ class ModelConfig:
         """New tokens of a request below which MLA's absorbed form needs fewer operations than the expanded one.
 
         A new token pays (2C + R) a cached token and head absorbed, (N + R + V) expanded; expanding costs C · (N + V)
-        a cached token and head, once for all new ones. They meet at C(N + V) / (2C - N - V), 171 for V2 and V3. Other
-        attention has one form only: the number is then out of reach.
+        a cached token and head, once for all new ones. They meet at C(N + V) / (2C - N - V), 171 for V2 and V3, and
+        there the native forms cross, with packed weights and without (benchmarks/mla.py, 2026-11-23). Other attention
+        has one form only: the number is then out of reach.
         """
         expand, latent = self.qk_nope_head_dim + self.v_head_dim, self.kv_lora_rank
         gain = 2 * latent - expand

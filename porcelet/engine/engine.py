@@ -19,7 +19,7 @@ import torch
 
 from porcelet.config import REPLAYED_TOKENS, EngineConfig, parse_memory
 from porcelet.engine.cache import count_pages
-from porcelet.engine.runner import Runner, absorbed_below, choose_cache_dtype
+from porcelet.engine.runner import Runner, choose_cache_dtype
 from porcelet.engine.sampler import Sampler
 from porcelet.engine.scheduler import Scheduler
 from porcelet.engine.speculative import choose_drafter
@@ -83,9 +83,7 @@ class Engine:
             cache_dtype=cache_dtype,
             capacity=max(REPLAYED_TOKENS, config.max_batch_tokens),
         )
-        self.scheduler = Scheduler(
-            model.config, config, num_pages, token_bytes, compile_constraint, seed, absorbed_below=absorbed_below(model)
-        )
+        self.scheduler = Scheduler(model.config, config, num_pages, token_bytes, compile_constraint, seed)
         self.sampler = Sampler()
         self._ended: list[Output] = []
         self._num_failures = 0

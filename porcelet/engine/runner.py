@@ -19,12 +19,6 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
 
-# Times the counted number up to which new tokens attend absorbed where that is replayed. V3's shape (256 M parameters,
-# Q4_0, 86 by count, two EPYC cores): prompts of 128 tokens 1.47 times as fast as expanded, of 512 1.70 times; longer
-# ones were not measured (2026-11-23).
-REPLAYED_GAIN = 6
-
-
 def choose_cache_dtype(name: str, model: Transformer) -> torch.dtype:
     """The cache's type for `cache_dtype`; "auto" rounds to half precision beside weights that are rounded further."""
     if name == "auto":
@@ -32,19 +26,12 @@ def choose_cache_dtype(name: str, model: Transformer) -> torch.dtype:
     return {"float32": torch.float32, "float16": torch.float16}[name]
 
 
-def absorbed_below(model: Transformer) -> int:
-    """New tokens of a request below which MLA attends absorbed: of a packed model more than operations say, since no
-    recording holds the expanded form."""
-    counted = model.config.absorbed_below()
-    return REPLAYED_GAIN * counted if _is_packed(model) else counted
-
-
 class Runner:
     """Owns the cache tensors. They are allocated but not touched, so memory is used as pages are.
 
-    Batches of up to `capacity` tokens are replayed from a recording made at the first of them; longer ones, and those
-    with a sequence that MLA attends expanded, run eagerly. A model that cannot be recorded always does: `recorded` is
-    False and `why_not` says why. `hidden` [T, D] are the last step's states after the final norm, until the next step.
+    Batches of up to `capacity` tokens are replayed from a recording made at the first of them; longer ones run eagerly.
+    A model that cannot be recorded always does: `recorded` is False and `why_not` says why. `hidden` [T, D] are the
+    last step's states after the final norm, until the next step.
     """
 
     def __init__(
@@ -89,13 +76,13 @@ class Runner:
     def _run(self, batch: Batch, before: Tensor | None) -> tuple[Tensor, Tensor]:
         """The step of the model, or of its MTP layer from the states `before`: hidden states and logits."""
         is_short = len(batch.tokens) <= self.capacity and len(batch.sampled_rows) <= MOST_SAMPLED
-        if is_short and not any(batch.expanded):
+        if is_short:
             recording = self._recording(is_draft=before is not None)
             if recording:
                 return recording.run(batch, before)
         inputs = Inputs(len(batch.tokens), len(batch.lengths), max(map(len, batch.tables)))
         inputs.fill(batch)
-        hidden = step(self.model, inputs, inputs.view(self.cache, batch.expanded), before)
+        hidden = step(self.model, inputs, inputs.view(self.cache), before)
         return hidden, self.model.logits(take_rows(hidden, inputs.sampled[: len(batch.sampled_rows)]))
 
     def _recording(self, is_draft: bool) -> RecordedStep | None:

@@ -48,8 +48,7 @@ class Scheduler:
 
     `token_bytes` gives the text of a token, for requests with stop strings, `compile_constraint` makes the matchers of
     constrained ones; without them they are refused. Requests without a seed get one from `seed`'s stream.
-    `weights_version` keeps cached pages of different weights apart. Requests with fewer than `absorbed_below` tokens to
-    compute attend absorbed (MLA); without it, the number that `model` implies.
+    `weights_version` keeps cached pages of different weights apart.
     """
 
     def __init__(
@@ -60,14 +59,12 @@ class Scheduler:
         token_bytes: Callable[[int], bytes] | None = None,
         compile_constraint: Callable[[Constraint], Matcher] | None = None,
         seed: int | None = None,
-        *,
-        absorbed_below: int | None = None,
     ) -> None:
         self.config = config
         self.drafter = choose_drafter(config.speculation, model)
         self.compile_constraint = compile_constraint
         self.vocab_size = model.vocab_size
-        self.absorbed_below = model.absorbed_below() if absorbed_below is None else absorbed_below
+        self.absorbed_below = model.absorbed_below()
         max_length = min(model.max_position_embeddings, num_pages * PAGE_SIZE)
         unending = (1 << model.vocab_size) - 1 - sum(1 << token for token in set(model.eos_token_ids))
         mask = unending.to_bytes(-(-model.vocab_size // 8), "little")
@@ -156,6 +153,7 @@ class Scheduler:
         if not self._scheduled:
             assert not self.running and not self.waiting, "sequences are here, and none could be scheduled"
             return None
+        self._scheduled.sort(key=lambda item: item[0].is_expanded)
         self.only_decodes = all(count == 1 and s.num_generated for s, count in self._scheduled)
         return _batch(self._scheduled, self._copies)
 
@@ -470,7 +468,7 @@ def _batch(scheduled: list[tuple[Sequence, int]], copies: list[tuple[int, int]])
         offsets=tuple(offsets),
         lengths=tuple(lengths),
         tables=tuple(tuple(s.pages) for s, _ in scheduled),
-        expanded=tuple(s.num_computed < s.expanded_until for s, _ in scheduled),
+        expanded=tuple(s.is_expanded for s, _ in scheduled),
         sampled_rows=tuple(sampled_rows),
         draws=tuple(draws),
         copies=tuple(copies),

@@ -99,6 +99,11 @@ class Sequence:
         return len(self.tokens) - self.num_computed
 
     @property
+    def is_expanded(self) -> bool:
+        """Whether MLA attends its next tokens in the expanded form."""
+        return self.num_computed < self.expanded_until
+
+    @property
     def scores_prompt(self) -> bool:
         """Whether log-probabilities of prompt tokens are still to be found."""
         asked = self.request.params.prompt_logprobs is not None and self.index == 0

@@ -41,6 +41,7 @@ class Inputs:
         self.offsets = torch.zeros(num_sequences + 1, dtype=torch.int64)
         self.lengths = torch.zeros(num_sequences, dtype=torch.int64)
         self.tables = torch.zeros(num_sequences, max_pages, dtype=torch.int64)
+        self.num_absorbed = torch.zeros(1, dtype=torch.int64)
 
     def fill(self, batch: Batch) -> None:
         """Write a batch over the first rows; what lies behind them stays as it was."""
@@ -52,6 +53,9 @@ class Inputs:
             (self.sampled, batch.sampled_rows),
         ):
             target.numpy()[: len(values)] = values
+        num_absorbed = batch.expanded.count(False)
+        assert not any(batch.expanded[:num_absorbed]), "sequences that attend expanded come last"
+        self.num_absorbed[0] = batch.offsets[num_absorbed]
         tables = self.tables.numpy()
         for row, pages in enumerate(batch.tables):
             tables[row, : len(pages)] = pages
@@ -60,8 +64,8 @@ class Inputs:
         page = tables[np.repeat(np.arange(len(counts)), counts), positions // PAGE_SIZE]
         self.slots.numpy()[: len(positions)] = page * PAGE_SIZE + positions % PAGE_SIZE
 
-    def view(self, cache: Cache, expanded: tuple[bool, ...] = ()) -> PagedView:
-        return PagedView(self.offsets, self.lengths, self.tables, self.slots, cache, expanded)
+    def view(self, cache: Cache) -> PagedView:
+        return PagedView(self.offsets, self.lengths, self.tables, self.slots, cache, self.num_absorbed)
 
 
 def step(model: Transformer, inputs: Inputs, view: PagedView, before: Tensor | None) -> Float[Tensor, "T D"]:

@@ -3,6 +3,11 @@
 Both read the same layout, q [T, H, Hd] with offsets [B+1] cutting T into sequences. Grouped queries share key heads;
 absorbed MLA is the case of one key head whose first C columns are also the values. Softmax is in fp32 inside torch's
 SDPA.
+
+Over the cache MLA (DeepSeek-V2 paper, section 2.1) exists in two forms that give the same numbers. The expanded form
+makes every head's keys and values from the latents; the absorbed one moves W_UK to the query's side and W_UV behind the
+sum, so one "key head" of C + R values, which is all that the cache holds, serves every query head. Few new tokens are
+cheaper absorbed, many expanded.
 """
 
 from __future__ import annotations
@@ -18,6 +23,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from porcelet.kernels import op
+from porcelet.kernels.linear import HeadsWeight, heads_linear
+from porcelet.kernels.pointwise import concat
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -236,3 +243,69 @@ def _attention_decode(
         q[:, :, None], k, v, attn_mask=~hidden[:, None, None], scale=scale, enable_gqa=q.shape[1] != k.shape[1]
     )
     return out[:, :, 0]  # [B, H, Vd]
+
+
+@op
+def attention_latent(
+    q_nope: Float[Tensor, "T H N"],
+    w_uk: HeadsWeight,
+    w_uv: HeadsWeight,
+    q_rope: Float[Tensor, "T H R"],
+    cache: Float[Tensor, "P page 1 CR"],
+    offsets: Int[Tensor, "B1"],
+    lengths: Int[Tensor, "B"],
+    tables: Int[Tensor, "B max_pages"],
+    num_absorbed: Int[Tensor, "1"],
+    scale: float,
+) -> Float[Tensor, "T H value"]:
+    """MLA's attention over cached latents and rotary keys, with W_UK [H, C, N] and W_UV [H, value, C].
+
+    The sequences of the first `num_absorbed` tokens attend absorbed, those behind them expanded, each as it would
+    alone. Packed weights round what they are multiplied with in the absorbed form, as `heads_linear` says; the expanded
+    one multiplies the latents as they are cached with the weights that `dequantize` gives.
+    """
+    absorbed = int(num_absorbed)
+    row = int((offsets < absorbed).sum())
+    assert offsets[row] == absorbed, "a sequence has one form"
+    past = offsets[: row + 1], lengths[:row], tables[:row]
+    out = q_nope.new_empty(*q_nope.shape[:2], w_uv.shape[1])
+    if row:
+        out[:absorbed] = _absorbed(q_nope[:absorbed], w_uk, w_uv, q_rope[:absorbed], cache, *past, scale)
+    if row < len(lengths):
+        keys, values = (w if isinstance(w, Tensor) else w.dequantize() for w in (w_uk, w_uv))
+    for b in range(row, len(lengths)):
+        own = slice(int(offsets[b]), int(offsets[b + 1]))
+        q = concat(q_nope[own], q_rope[own])  # [new, H, N+R]
+        out[own] = _expanded(q, keys, values, cache_read(cache, tables[b], int(lengths[b])), scale)
+    return out
+
+
+def _absorbed(
+    q_nope: Tensor,
+    w_uk: HeadsWeight,
+    w_uv: HeadsWeight,
+    q_rope: Tensor,
+    cache: Tensor,
+    offsets: Tensor,
+    lengths: Tensor,
+    tables: Tensor,
+    scale: float,
+) -> Float[Tensor, "T H value"]:
+    """Queries taken into the latent space, attention over one head of width C + R, values taken out of it."""
+    q = concat(heads_linear(q_nope, w_uk), q_rope)  # [T, H, C+R]
+    out = attention_paged(q, cache, cache[..., : w_uv.shape[2]], offsets, lengths, tables, scale)
+    return heads_linear(out, w_uv)
+
+
+def _expanded(
+    q: Float[Tensor, "new H NR"],
+    w_uk: Float[Tensor, "H C N"],
+    w_uv: Float[Tensor, "H value C"],
+    cached: Float[Tensor, "S 1 CR"],
+    scale: float,
+) -> Float[Tensor, "new H value"]:
+    """One sequence over every head's keys, of width N + R, and values."""
+    latent, k_rope = cached.to(q.dtype).split((w_uv.shape[2], cached.shape[2] - w_uv.shape[2]), dim=-1)
+    k_nope = torch.einsum("sc,hcn->shn", latent[:, 0], w_uk)
+    k = concat(k_nope, k_rope.expand(-1, k_nope.shape[1], -1))  # [S, H, N+R]
+    return attention_suffix(q, k, torch.einsum("sc,hvc->shv", latent[:, 0], w_uv), scale)

@@ -120,7 +120,7 @@ class PackedHeads:
         return packed_weight(self.packed[head], self.shape[1:])
 
     def dequantize(self) -> Float[Tensor, "H O I"]:
-        """The weights in float32, each rounded once."""
+        """All weights in float32: exactly scale · q + minimum, rounded once."""
         return torch.stack([self[head].dequantize() for head in range(self.shape[0])])
 
 

@@ -3,16 +3,13 @@
 `PackedView` is a batch without a past: training, scoring. `PagedView` reads and extends the cache: prefill and
 decode. Both carry flat tokens; neither has a batch axis or padding.
 
-MLA (DeepSeek-V2 paper, section 2.1) exists in two forms that give the same numbers. The naive form expands keys and
-values from the latent; the absorbed one moves W_UK to the query's side and W_UV behind the sum, so one "key head" of
-C + R values, which is all that the cache holds, serves every query head. Packed batches use the naive form. In a paged
-one each sequence says which: few new tokens are cheaper absorbed, many expanded (`ModelConfig.absorbed_below`).
+MLA (DeepSeek-V2 paper, section 2.1) exists in two forms that give the same numbers: expanded and absorbed
+(kernels/attention.py). Packed batches are expanded; in a paged one each sequence says which it is.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,13 +18,12 @@ from torch import Tensor, nn
 from porcelet.config import ModelConfig
 from porcelet.kernels.attention import (
     Segments,
+    attention_latent,
     attention_packed,
     attention_paged,
-    attention_suffix,
-    cache_read,
     cache_write,
 )
-from porcelet.kernels.linear import HeadsWeight, PackedHeads, heads_linear, linear
+from porcelet.kernels.linear import HeadsWeight, PackedHeads, linear
 from porcelet.kernels.pointwise import concat, rope
 from porcelet.models.layers import Linear, RMSNorm
 from porcelet.models.rope import Angles
@@ -53,7 +49,7 @@ class PagedView:
 
     `lengths` [B] count cached tokens after this step, `tables` [B, max_pages] list pages, `slots` [T] say where the new
     tokens' values go, and `cache` holds one entry a layer: (keys, values) [P, page, K, Hd] each, or (latents,) [P,
-    page, 1, C+R]. `expanded` [B] marks the sequences that MLA attends expanded; empty means none.
+    page, 1, C+R]. MLA attends the sequences of the first `num_absorbed` tokens absorbed, the others expanded.
     """
 
     offsets: Int[Tensor, "B1"]
@@ -61,28 +57,8 @@ class PagedView:
     tables: Int[Tensor, "B max_pages"]
     slots: Int[Tensor, "T"]
     cache: list[tuple[Tensor, ...]]
-    expanded: tuple[bool, ...] = ()
+    num_absorbed: Int[Tensor, "1"]
     routing: list[Tensor] = field(default_factory=list)
-
-    @cached_property
-    def absorbed_part(self) -> tuple[Tensor, PagedView] | None:
-        """The tokens of all sequences that are not expanded, and a view of these alone; None if there are none."""
-        rows = torch.tensor([row for row, expanded in enumerate(self.expanded) if not expanded], dtype=torch.int64)
-        if not len(rows):
-            return None
-        counts = self.offsets.diff()
-        kept = torch.zeros(len(counts), dtype=torch.bool).index_fill(0, rows, True)
-        offsets = torch.cat((counts.new_zeros(1), counts[rows].cumsum(0)))
-        tokens = kept.repeat_interleave(counts).nonzero()[:, 0]
-        view = PagedView(offsets, self.lengths[rows], self.tables[rows], self.slots[tokens], self.cache)
-        return tokens, view
-
-    @cached_property
-    def expanded_parts(self) -> list[tuple[int, int, int, Tensor]]:
-        """(first token, last + 1, cached length, pages) of every expanded sequence."""
-        cuts, lengths = self.offsets.tolist(), self.lengths.tolist()
-        rows = [row for row, expanded in enumerate(self.expanded) if expanded]
-        return [(cuts[row], cuts[row + 1], lengths[row], self.tables[row]) for row in rows]
 
 
 View = PackedView | PagedView
@@ -171,22 +147,9 @@ class MLA(nn.Module):
             (cache,) = view.cache[self.layer]
             cache_write(cache[..., : self.latent], latent[:, None], view.slots)
             cache_write(cache[..., self.latent :], k_rope, view.slots)
-            out = self._paged(q_nope, q_rope, cache, view)
+            weights, past = self._absorbed_weights(), (view.offsets, view.lengths, view.tables)
+            out = attention_latent(q_nope, *weights, q_rope, cache, *past, view.num_absorbed, self.scale)
         return self.o_proj(out.flatten(1))
-
-    def _paged(self, q_nope: Tensor, q_rope: Tensor, cache: Tensor, view: PagedView) -> Float[Tensor, "T H value"]:
-        """Every sequence in its own form; how the others attend changes nothing for it."""
-        if not any(view.expanded):
-            return self._absorbed(q_nope, q_rope, cache, view)
-        out = q_nope.new_empty(*q_nope.shape[:2], self.value)
-        q = concat(q_nope, q_rope)  # [T, H, N+R]
-        for first, end, length, table in view.expanded_parts:
-            latent, k_rope = cache_read(cache, table, length).to(q.dtype).split((self.latent, self.rope), dim=-1)
-            out[first:end] = attention_suffix(q[first:end], *self._expand(latent[:, 0], k_rope), self.scale)
-        if view.absorbed_part is not None:
-            tokens, part = view.absorbed_part
-            out[tokens] = self._absorbed(q_nope[tokens], q_rope[tokens], cache, part)
-        return out
 
     def _expand(
         self, latent: Float[Tensor, "S C"], k_rope: Float[Tensor, "S 1 R"]
@@ -196,14 +159,6 @@ class MLA(nn.Module):
         expanded = self.kv_b_proj(latent) if self.kv_b_proj is not None else linear(latent, self._expanded_weight())
         k_nope, v = expanded.unflatten(-1, (self.heads, -1)).split((self.nope, self.value), dim=-1)
         return concat(k_nope, k_rope.expand(-1, self.heads, -1)), v
-
-    def _absorbed(self, q_nope: Tensor, q_rope: Tensor, cache: Tensor, view: PagedView) -> Float[Tensor, "T H value"]:
-        """Queries taken into the latent space, attention over one head of width C + R, values taken out of it."""
-        w_uk, w_uv = self._absorbed_weights()
-        q = concat(heads_linear(q_nope, w_uk), q_rope)  # [T, H, C+R]
-        latents = cache[..., : self.latent]
-        out = attention_paged(q, cache, latents, view.offsets, view.lengths, view.tables, self.scale)
-        return heads_linear(out, w_uv)
 
     def _absorbed_weights(self) -> tuple[HeadsWeight, HeadsWeight]:
         """W_UK [H, C, N] and W_UV [H, value, C]."""

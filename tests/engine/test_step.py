@@ -76,8 +76,9 @@ class Sequences:
         self.pages = [tuple(pages[i * each : (i + 1) * each]) for i in range(count)]
         self.lengths = [0] * count
 
-    def batch(self, new: dict[int, int], sampled: tuple[int, ...] | None = None) -> Batch:
-        """`new` tokens of some sequences; by default the last of each is sampled."""
+    def batch(self, new: dict[int, int], sampled: tuple[int, ...] | None = None, num_expanded: int = 0) -> Batch:
+        """`new` tokens of some sequences, the last of which MLA attends expanded; by default each one's last token is
+        sampled."""
         tokens, positions, offsets = list[int](), list[int](), [0]
         for index, count in new.items():
             start = self.lengths[index]
@@ -92,7 +93,7 @@ class Sequences:
             offsets=tuple(offsets),
             lengths=tuple(self.lengths[i] for i in new),
             tables=tuple(self.pages[i][: -(-self.lengths[i] // PAGE_SIZE)] for i in new),
-            expanded=(False,) * len(new),
+            expanded=(False,) * (len(new) - num_expanded) + (True,) * num_expanded,
             sampled_rows=tuple(end - 1 for end in offsets[1:]) if sampled is None else sampled,
             draws=(),
         )
@@ -167,13 +168,29 @@ def dequantised(model: Transformer) -> Transformer:
     return dense
 
 
-@pytest.mark.parametrize("is_packed", [True, False], ids=["packed", "float32"])
-def test_prompts_of_packed_mla_are_replayed(monkeypatch: pytest.MonkeyPatch, is_packed: bool) -> None:
-    """A prompt that operations alone would have expanded, whole and in chunks, takes no eager step where all layers
-    are packed; in float32 it does."""
-    model = make(PACKED_V3, "int8" if is_packed else "float32")
+@pytest.mark.parametrize("weights", ["float32", "int8"])
+def test_expanded_mla_is_bitwise_the_same_recorded_and_eager(weights: str) -> None:
+    """Chunks of a prompt that attend expanded, alone and beside absorbed ones: every bit agrees, and so it does with
+    none beside them."""
+    model = make(PACKED_V3, weights)
+    plan = [({0: 16}, 1), ({1: 2, 0: 14}, 1), ({2: 1, 1: 1, 0: 9}, 2), ({0: 1, 1: 1}, 0), ({2: 3, 0: 13}, 2)]
+    recorded, eager, alone = start(model), start(model, capacity=0), start(model)
+    sequences = Sequences(3), Sequences(3), Sequences(3)
+    for new, num_expanded in plan:
+        actual = recorded.run(sequences[0].batch(new, num_expanded=num_expanded)).clone()
+        assert torch.equal(actual, eager.run(sequences[1].batch(new, num_expanded=num_expanded)))
+        for row, (index, count) in enumerate(new.items()):
+            is_expanded = row >= len(new) - num_expanded
+            assert torch.equal(alone.run(sequences[2].batch({index: count}, None, int(is_expanded)))[0], actual[row])
+    assert recorded.num_recordings == 1 and not eager.recorded
+
+
+@pytest.mark.parametrize("weights", ["float32", "int8"])
+def test_long_prompts_of_mla_are_replayed(monkeypatch: pytest.MonkeyPatch, weights: str) -> None:
+    """A prompt that attends expanded, whole and in chunks, takes no eager step."""
+    model = make(PACKED_V3, weights)
     prompt = tuple(torch.randint(0, 97, (PACKED_V3.absorbed_below(),)).tolist())
-    eager = []
+    eager, seen = [], []
 
     def watched(*args: Any) -> Tensor:
         eager.append(True)
@@ -185,8 +202,9 @@ def test_prompts_of_packed_mla_are_replayed(monkeypatch: pytest.MonkeyPatch, is_
         engine.submit(Request(id="a", prompt=prompt, params=SamplingParams(max_tokens=4, temperature=0)))
         while engine.has_work:
             engine.step()
+            seen.append(bool(engine.runner._steps[False]._inputs.num_absorbed))
         assert engine.runner.recorded
-    assert bool(eager) is not is_packed
+    assert not eager and not seen[0] and seen[-1]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["float32", "float16"])

@@ -26,7 +26,7 @@ from porcelet.kernels.linear import (
 )
 
 TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-12, torch.int64: 0.0}
-# Packed experts round what lies between their two products: last bits decide which way.
+# Packed experts, and absorbed MLA, round what lies between their two products: last bits decide which way.
 EXPERTS_TOLERANCE = 5e-3
 Case = tuple[Any, ...]
 
@@ -156,6 +156,49 @@ def attention_paged() -> Iterator[Case]:
         yield q, k_cache, v_cache, offsets(*new), torch.tensor(lengths, dtype=torch.int64), tables, width**-0.5
 
 
+def attention_latent() -> Iterator[Case]:
+    """Both forms and mixes of them, lengths around pages; what lies beyond a length is NaN."""
+    for new, lengths, absorbed, dtype in [
+        ((1,), (1,), 0, torch.float32),
+        ((64, 65), (64, 130), 0, torch.float32),
+        ((1, 9, 70, 1), (5, 64, 70, 129), 2, torch.float16),
+        ((3, 2), (63, 67), 2, torch.float32),
+        ((), (), 0, torch.float32),
+    ]:
+        for sizes, is_packed in [((3, 5, 3, 7, 6), False), ((2, 32, 8, 64, 16), True), ((2, 64, 4, 32, 20), True)]:
+            yield latent_case(new, lengths, absorbed, dtype, sizes, is_packed)
+
+
+def latent_case(
+    new: tuple[int, ...],
+    lengths: tuple[int, ...],
+    absorbed: int,
+    dtype: torch.dtype,
+    sizes: tuple[int, int, int, int, int],
+    is_packed: bool,
+) -> Case:
+    """Arguments of `attention_latent` for H, N, R, C and value; the first `absorbed` sequences attend absorbed. H chooses
+    the kind of packed weights."""
+    H, N, R, C, V = sizes
+    if is_packed:
+        parts = (C, N, KINDS[H % 4]), (V, C, KINDS[(H + 1) % 4])
+        keys, values = (torch.stack([packed_weight(*part).packed for _ in range(H)]) for part in parts)
+        weights: tuple[Any, Any] = PackedHeads(keys, (H, C, N)), PackedHeads(values, (H, V, C))
+    else:
+        w_uk, w_uv = torch.randn(H, N + V, C).split((N, V), dim=1)
+        weights = w_uk.transpose(1, 2), w_uv
+    pages = [-(-length // PAGE_SIZE) for length in lengths]
+    tables = torch.zeros(len(lengths), max(pages, default=1), dtype=torch.int64)
+    cache = torch.full((max(1, sum(pages)), PAGE_SIZE, 1, C + R), torch.nan, dtype=dtype)
+    for row, own in enumerate(torch.randperm(sum(pages)).split(pages)):
+        tables[row, : len(own)] = own
+        slots = (own[:, None] * PAGE_SIZE + torch.arange(PAGE_SIZE)).flatten()[: lengths[row]]
+        cache.flatten(0, 1)[slots] = torch.randn(lengths[row], 1, C + R).to(dtype)
+    q_nope, q_rope = torch.randn(sum(new), H, N + R).split((N, R), dim=-1)
+    past = offsets(*new), torch.tensor(lengths, dtype=torch.int64), tables, torch.tensor([sum(new[:absorbed])])
+    return q_nope, *weights, q_rope, cache, *past, (N + R) ** -0.5
+
+
 def attention_suffix() -> Iterator[Case]:
     for new, total, heads, kv_heads in [(1, 1, 2, 2), (1, 9, 4, 2), (9, 9, 4, 1), (5, 70, 3, 3), (0, 5, 4, 2)]:
         yield torch.randn(new, heads, 8), torch.randn(total, kv_heads, 8), torch.randn(total, kv_heads, 6), 8**-0.5
@@ -241,6 +284,7 @@ CASES = {
         silu_mul,
         attention_packed,
         attention_paged,
+        attention_latent,
         attention_suffix,
         cache_read,
         cache_write,

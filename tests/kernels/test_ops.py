@@ -67,7 +67,7 @@ def test_body_equals_reference(an_op: Op[..., Any], body: Body[..., Any]) -> Non
         if not (body.when(key(args, False)) or body.when(key(args, True))):
             continue
         served += 1
-        rounds_between = (an_op.name, body.name) == ("experts", "cpu_packed")
+        rounds_between = (an_op.name, body.name) in (("experts", "cpu_packed"), ("attention_latent", "cpu"))
         tolerance = EXPERTS_TOLERANCE if rounds_between else TOLERANCE[torch.float32]
         outcomes = [outcome(function, args) for function in (body.function, an_op.reference)]
         for actual, expected in zip(*outcomes, strict=True):

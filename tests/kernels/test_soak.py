@@ -17,7 +17,7 @@ from torch import Tensor
 
 from porcelet.config import PAGE_SIZE
 from porcelet.kernels import OPS, Op, cpu
-from porcelet.kernels.attention import Segments, attention_packed, attention_paged, cache_write
+from porcelet.kernels.attention import Segments, attention_latent, attention_packed, attention_paged, cache_write
 from porcelet.kernels.cpu.target import AtOnce
 from porcelet.kernels.experts import PackedExperts, experts, route, route_softmax
 from porcelet.kernels.linear import KINDS, PackedHeads, embedding, heads_linear, linear, take_rows
@@ -25,7 +25,15 @@ from porcelet.kernels.loss import token_logprobs
 from porcelet.kernels.pointwise import add, rms_norm, rope, silu_mul
 from porcelet.kernels.record import Tape
 from porcelet.kernels.sample import allow, sample
-from tests.kernels.cases import EXPERTS_TOLERANCE, activations, fp8_weight, offsets, packed_experts, packed_weight
+from tests.kernels.cases import (
+    EXPERTS_TOLERANCE,
+    activations,
+    fp8_weight,
+    latent_case,
+    offsets,
+    packed_experts,
+    packed_weight,
+)
 from tests.kernels.test_cpu import HERE, NO_COMPILER
 from tests.kernels.test_float import on
 from tests.kernels.test_gradients import CONSTANT, differentiate
@@ -127,6 +135,16 @@ def paged_call(draw: random.Random) -> Call:
     return attention_paged, (q, k, v, cuts, lengths_, tables, width**-0.5)
 
 
+def latent_call(draw: random.Random) -> Call:
+    new = tuple(draw.choice((1, draw.randint(2, 8), draw.randint(9, 80))) for _ in range(draw.randint(1, 4)))
+    lengths = tuple(count + draw.choice((0, draw.randint(0, 70), draw.randint(0, 300))) for count in new)
+    H, N, R, C, V = (draw.randint(1, most) for most in (5, 40, 20, 70, 40))
+    is_packed = draw.choice((True, False))
+    sizes = (H, 32 * -(-N // 32), R, 32 * -(-C // 32), V) if is_packed else (H, N, R, C, V)
+    dtype = draw.choice((torch.float32, torch.float16))
+    return attention_latent, latent_case(new, lengths, draw.randint(0, len(new)), dtype, sizes, is_packed)
+
+
 def write_call(draw: random.Random) -> Call:
     pages, heads, width = draw.randint(1, 3), draw.randint(1, 3), size(draw, 70)
     slots = torch.randperm(pages * PAGE_SIZE)[: tokens(draw)]
@@ -175,6 +193,7 @@ INFERENCE: tuple[Make, ...] = (
     table_call,
     paged_call,
     paged_call,
+    latent_call,
     write_call,
     packed_attention_call,
     sample_call,
@@ -210,7 +229,7 @@ def infer(draw: random.Random, isa: str, threads: int) -> None:
     with torch.inference_mode():
         actual = on(isa, lambda: outcome(an_op, an_op, args), threads)
         for one, expected in zip(actual, outcome(an_op, an_op.reference, args), strict=True):
-            rounds_between = isinstance(args[1], PackedExperts)
+            rounds_between = isinstance(args[1], PackedExperts) or an_op is attention_latent
             assert_near(an_op, one, expected, EXPERTS_TOLERANCE if rounds_between else 3e-5)
 
 

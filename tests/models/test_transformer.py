@@ -115,8 +115,9 @@ def test_mtp_layer_equals_transformers(tokens: Tensor, tmp_path: Path) -> None:
     assert len(view.routing) == 3  # two MoE layers and the MTP layer
 
 
-def chunked(model: Transformer, tokens: Tensor, chunks: tuple[int, ...], expanded: tuple[bool, ...] = ()) -> Tensor:
-    """Logits of both sequences, computed chunk by chunk over pages that hold NaN at first."""
+def chunked(model: Transformer, tokens: Tensor, chunks: tuple[int, ...], absorbed: int = 2) -> Tensor:
+    """Logits of both sequences, computed chunk by chunk over pages that hold NaN at first; MLA attends the first
+    `absorbed` of them absorbed."""
     cache = [_layer_cache(model.config, 5) for _ in range(model.config.num_hidden_layers)]
     for layer in cache:
         for pages in layer:
@@ -127,7 +128,7 @@ def chunked(model: Transformer, tokens: Tensor, chunks: tuple[int, ...], expande
         places = torch.arange(start, start + chunk)
         slots = (tables[:, places // PAGE_SIZE] * PAGE_SIZE + places % PAGE_SIZE).flatten()
         offsets, lengths = torch.tensor([0, chunk, 2 * chunk]), torch.full((2,), start + chunk)
-        view = PagedView(offsets, lengths, tables, slots, cache, expanded)
+        view = PagedView(offsets, lengths, tables, slots, cache, torch.tensor([absorbed * chunk]))
         with torch.inference_mode():
             hidden = model(tokens[:, start : start + chunk].flatten(), places.repeat(2), view)
             pieces.append(model.logits(hidden).view(2, chunk, -1))
@@ -141,12 +142,12 @@ def test_cached_equals_uncached(model: Transformer, tokens: Tensor, packed: Tens
     assert difference(chunked(model, tokens, chunks), packed) < 2e-5
 
 
-@pytest.mark.parametrize("expanded", [(True, False), (True, True)], ids=["one", "both"])
+@pytest.mark.parametrize("absorbed", [1, 0], ids=["one", "both"])
 @pytest.mark.parametrize("model", [name for name, config in VARIANTS.items() if config.is_mla], indirect=True)
-def test_expanded_equals_absorbed(model: Transformer, tokens: Tensor, expanded: tuple[bool, ...]) -> None:
+def test_expanded_equals_absorbed(model: Transformer, tokens: Tensor, absorbed: int) -> None:
     """MLA's two forms over the same pages, side by side in one batch or not, give the same logits."""
-    absorbed, mixed = (chunked(model, tokens, (63, 1, 16), form) for form in ((), expanded))
-    assert difference(mixed, absorbed) < 2e-5
+    whole, mixed = (chunked(model, tokens, (63, 1, 16), count) for count in (2, absorbed))
+    assert difference(mixed, whole) < 2e-5
 
 
 def test_sequences_do_not_see_each_other(model: Transformer, tokens: Tensor, packed: Tensor) -> None:

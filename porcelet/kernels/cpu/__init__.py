@@ -13,6 +13,7 @@ from porcelet.kernels.cpu import (  # noqa: F401  register themselves
     gradients,
     gradients_experts,
     gradients_loss,
+    latent,
     paged,
     pointwise,
     rows,

@@ -3,6 +3,7 @@ Packed = tuple[int, int, bool, int, int]  # address, bits, whether symmetric, K,
 Fp8 = tuple[int, int, int]  # addresses of values and scales, K
 Chosen = tuple[int, int, int, int, int, int]  # addresses of indices and weights, E, A, scratch
 Heads = tuple[int, int, int]  # address, floats from row to row and from head to head
+HeadsMatrix = tuple[Heads, Packed, int]  # floats, or packed and bytes from head to head; zeros for what it is not
 Cache = tuple[int, bool, int, int, int]  # address, is float16, values from page to page, slot to slot, head to head
 Batch = tuple[int, int, int]  # addresses of offsets, lengths, tables
 Sizes = tuple[int, int, int, int, int, int]  # heads, kv_heads, k_width, v_width, page_size, max_pages
@@ -56,6 +57,7 @@ class Program:
     def __len__(self) -> int: ...
     def run(self, rows: int, taken: int, threads: int, /) -> None: ...
     def narrow(self) -> None: ...
+    def limit(self, rows: int, /) -> None: ...
     def quantize(self, x: Heads, records: int, heads: int, K: int, wide_from: float, /) -> None: ...
     def linear_packed(self, records: int, weight: Packed, out: int, /) -> None: ...
     def rms_norm(self, x: Heads, weight: int, out: int, heads: int, width: int, eps: float, /) -> None: ...
@@ -121,6 +123,19 @@ class Program:
         out: int,
         sizes: Sizes,
         most: int,
+        scale: float,
+        /,
+    ) -> None: ...
+    def attention_expanded(
+        self,
+        q: tuple[Heads, Heads],
+        w_uk: HeadsMatrix,
+        w_uv: HeadsMatrix,
+        cache: Cache,
+        batch: Batch,
+        first: int,
+        out: int,
+        sizes: tuple[int, int, int, int, int, int, int],
         scale: float,
         /,
     ) -> None: ...

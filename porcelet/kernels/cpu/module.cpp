@@ -7,6 +7,7 @@
 
 #include "attention.h"
 #include "binding.h"
+#include "expanded_attention.h"
 #include "experts.h"
 #include "fp8.h"
 #include "heads.h"
@@ -101,6 +102,31 @@ AttentionArgs attention_args(uintptr_t q, Cache k, Cache v, std::tuple<uintptr_t
             {at<void>(v_address), type_of(v_half), v_page, v_slot, v_head}, at<int64_t>(offsets), at<int64_t>(lengths),
             at<int64_t>(tables), at<float>(partials), at<float>(out), heads, kv_heads, k_width, v_width, page_size, max_pages, most,
             scale};
+}
+
+HeadsMatrix heads_matrix(std::tuple<Heads, Packed, size_t> weight) {
+    const auto [floats, packed, head_bytes] = weight;
+    const auto [first, head_stride, row_stride] = floats;
+    return {{at<float>(first), row_stride}, head_stride, packed_matrix(packed), head_bytes};
+}
+
+HeadsView heads_view(Heads x) {
+    const auto [first, stride, head_stride] = x;
+    return {at<float>(first), stride, head_stride};
+}
+
+ExpandedArgs attention_expanded_args(std::tuple<Heads, Heads> q, std::tuple<Heads, Packed, size_t> w_uk,
+                                     std::tuple<Heads, Packed, size_t> w_uv, Cache cache,
+                                     std::tuple<uintptr_t, uintptr_t, uintptr_t> batch, uintptr_t first, uintptr_t out,
+                                     std::tuple<size_t, size_t, size_t, size_t, size_t, size_t, size_t> sizes, float scale) {
+    const auto [q_nope, q_rope] = q;
+    const auto [address, is_half, page_stride, slot_stride, head_stride] = cache;
+    const auto [offsets, lengths, tables] = batch;
+    const auto [heads, nope, rope, latent, value, page_size, max_pages] = sizes;
+    return {&float_body(select_isa()), &matrix_body(select_isa()), heads_view(q_nope), heads_view(q_rope), heads_matrix(w_uk),
+            heads_matrix(w_uv), {at<void>(address), type_of(is_half), page_stride, slot_stride, head_stride}, at<int64_t>(offsets),
+            at<int64_t>(lengths), at<int64_t>(tables), at<int64_t>(first), at<float>(out), heads, nope, rope, latent, value, page_size,
+            max_pages, scale};
 }
 
 LinearFloatArgs linear_float_args(Rows x, Rows weight, uintptr_t out, size_t K, size_t N) {
@@ -209,6 +235,7 @@ NB_MODULE(_native, m) {
         .def("__len__", &Program::size)
         .def("run", &Program::run, nb::call_guard<nb::gil_scoped_release>())
         .def("narrow", &Program::narrow)
+        .def("limit", [](Program& self, uintptr_t rows) { self.limit(at<int64_t>(rows)); })
         .def("quantize", appends_rows(quantize, quantize_args))
         .def("linear_packed", append_linear_packed)
         .def("rms_norm", appends_rows(rms_norm, rms_norm_args))
@@ -227,7 +254,8 @@ NB_MODULE(_native, m) {
         .def("experts_fp8", appends(experts_fp8, experts_fp8_args))
         .def("experts_packed", appends(experts_packed, experts_packed_args))
         .def("route", appends(route, route_args))
-        .def("attention", appends(attention, attention_args));
+        .def("attention", appends(attention, attention_args))
+        .def("attention_expanded", appends(attention_expanded, attention_expanded_args));
     bind_gradients(program);
     bind_sample(m);
     bind_packed(m);

@@ -42,7 +42,7 @@ def _write(target: Target, cache: Tensor, values: Tensor, slots: Tensor) -> None
     assert cache.stride(3) == 1
     _, page_size, heads, width = cache.shape
     target.program.cache_write(
-        _address(cache), heads_of(target.dense(values)), indices_of(slots), (page_size, heads, width)
+        cache_of(cache), heads_of(target.dense(values)), indices_of(slots), (page_size, heads, width)
     )
 
 
@@ -68,7 +68,7 @@ def attention_native(
     scale: float,
 ) -> Float[Tensor, "T H Vd"]:
     """Pages are read in place: by every new token for itself, by those of a prompt in blocks."""
-    return _attend(target, q, k_cache, v_cache, offsets, lengths, tables, scale)
+    return attend(target, q, k_cache, v_cache, offsets, lengths, tables, scale)
 
 
 @attention_paged.body("cpu_paged", when=is_float, available=available)
@@ -85,10 +85,10 @@ def attention_float(
     if not len(q):
         return q.new_zeros(0, q.shape[1], v_cache.shape[3])
     past = k_cache, v_cache, offsets, lengths, tables
-    return at_once(_attend, len(q), WORTH_THREADS, q.contiguous(), *past, scale)
+    return at_once(attend, len(q), WORTH_THREADS, q.contiguous(), *past, scale)
 
 
-def _attend(
+def attend(
     target: Target,
     q: Tensor,
     k_cache: Tensor,
@@ -107,8 +107,8 @@ def _attend(
     partials = target.empty(T * H * parts * (v_width + 2) if parts > 1 else 0)
     target.program.attention(
         q.data_ptr(),
-        _address(k_cache),
-        _address(v_cache),
+        cache_of(k_cache),
+        cache_of(v_cache),
         (indices_of(offsets), indices_of(lengths), indices_of(tables)),
         partials.data_ptr(),
         out.data_ptr(),
@@ -119,7 +119,7 @@ def _attend(
     return out
 
 
-def _address(cache: Tensor) -> tuple[int, bool, int, int, int]:
+def cache_of(cache: Tensor) -> tuple[int, bool, int, int, int]:
     """Address, whether in half precision, values from page to page, from slot to slot and from head to head."""
     assert cache.dtype in (torch.float32, torch.float16)
     page, slot, head = cache.stride()[:3]

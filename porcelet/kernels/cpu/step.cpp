@@ -2,6 +2,8 @@
 
 #include <omp.h>
 
+#include <algorithm>
+
 namespace porcelet {
 
 void Program::run(size_t rows, size_t taken, int threads) const {
@@ -12,14 +14,18 @@ void Program::run(size_t rows, size_t taken, int threads) const {
 }
 
 void Program::walk(size_t rows, size_t taken, const Team& team) const {
+    const auto count_of = [=](const Instruction& instruction) {
+        const size_t count = instruction.narrowed ? taken : rows;
+        return instruction.limit ? std::min(count, static_cast<size_t>(*instruction.limit)) : count;
+    };
     Team member = team;
     for (size_t i = 0; i < instructions_.size(); ++i) {
         const Instruction& now = instructions_[i];
-        const size_t count = now.narrowed ? taken : rows;
+        const size_t count = count_of(now);
         member.whole_rows = now.keeps_rows(count, team.size);
         now.compute(count, member);
         const Instruction* const next = i + 1 < instructions_.size() ? &instructions_[i + 1] : nullptr;
-        const bool goes_on = member.whole_rows && next && next->narrowed == now.narrowed && next->keeps_rows(count, team.size);
+        const bool goes_on = member.whole_rows && next && count_of(*next) == count && next->keeps_rows(count, team.size);
         if (now.meets && !goes_on) team.meet();
     }
 }

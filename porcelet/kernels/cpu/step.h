@@ -7,6 +7,7 @@
 // whose logits are wanted: what is appended after it runs over `taken` rows.
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <vector>
 
@@ -18,7 +19,7 @@ class Program {
   public:
     template <class Args>
     void append(void (*driver)(const Args&, size_t, const Team&), const Args& args) {
-        instructions_.push_back({[=](size_t rows, const Team& team) { driver(args, rows, team); }, narrowed_, true, 0});
+        instructions_.push_back({[=](size_t rows, const Team& team) { driver(args, rows, team); }, limit_, narrowed_, true, 0});
         reads_ = writes_ = nullptr;
     }
 
@@ -43,6 +44,12 @@ class Program {
         reads_ = nullptr;
     }
 
+    // What is appended from here on runs over `*rows` rows at most, read anew at each run; over all if there is no address.
+    void limit(const int64_t* rows) {
+        limit_ = rows;
+        reads_ = nullptr;
+    }
+
     void run(size_t rows, size_t taken, int threads) const;
 
     size_t size() const { return instructions_.size(); }
@@ -50,6 +57,7 @@ class Program {
   private:
     struct Instruction {
         std::function<void(size_t, const Team&)> compute;
+        const int64_t* limit;
         bool narrowed, meets;
         size_t row_values;  // 0 where rows do not stand for themselves
 
@@ -65,6 +73,7 @@ class Program {
 
     std::vector<Instruction> instructions_;
     bool narrowed_ = false;
+    const int64_t* limit_ = nullptr;
     const void *reads_ = nullptr, *writes_ = nullptr;  // of the last instruction, if it is one that others may stand beside
 };
 

@@ -177,8 +177,8 @@ def latent_case(
     sizes: tuple[int, int, int, int, int],
     is_packed: bool,
 ) -> Case:
-    """Arguments of `attention_latent` for H, N, R, C and value; the first `absorbed` sequences attend absorbed. H chooses
-    the kind of packed weights."""
+    """Arguments of `attention_latent` for H, N, R, C and value; the first `absorbed` sequences attend absorbed. H
+    chooses the kind of packed weights."""
     H, N, R, C, V = sizes
     if is_packed:
         parts = (C, N, KINDS[H % 4]), (V, C, KINDS[(H + 1) % 4])

@@ -1,5 +1,6 @@
-// Assignments (token t, choice a), numbered t * A + a, are sorted by expert. Every thread takes its range of every expert's rows:
-// the work is even however the tokens are spread, and in the second half one thread has an output of a token for all its experts.
+// Assignments (token t, choice a), numbered t * A + a, are sorted by expert. With float32 or FP8 weights every thread takes its range of
+// every expert's rows: the work is even however the tokens are spread. With packed ones it takes jobs, some tiles of an expert for some of
+// its tokens, and those of others when its own are done. In the second half one thread has an output of a token for all its experts.
 // It adds them up in ascending order, which the token's own choice fixes. Experts that stay on disk are computed a range at a time, as
 // far as memory goes, which leaves that order as it is.
 #include "experts.h"
@@ -14,19 +15,17 @@ namespace {
 
 constexpr size_t PIECE = 64;  // most outputs at once
 
-// A counting sort by one thread; the team meets.
+// A counting sort by one member, of which the others may read after their next meeting.
 void sort_by_expert(const Assignments& chosen, size_t rows, const Team& team) {
+    if (team.index > 0) return;
     size_t* const starts = chosen.starts;
     const size_t count = rows * chosen.A;
-    if (team.index == 0) {
-        std::fill(starts, starts + chosen.E + 1, 0);
-        for (size_t i = 0; i < count; ++i) ++starts[chosen.indices[i] + 1];
-        for (size_t e = 0; e < chosen.E; ++e) starts[e + 1] += starts[e];
-        for (size_t i = 0; i < count; ++i) chosen.order[starts[chosen.indices[i]]++] = i;
-        for (size_t e = chosen.E; e > 0; --e) starts[e] = starts[e - 1];  // each had moved to the next one's
-        starts[0] = 0;
-    }
-    team.meet();
+    std::fill(starts, starts + chosen.E + 1, 0);
+    for (size_t i = 0; i < count; ++i) ++starts[chosen.indices[i] + 1];
+    for (size_t e = 0; e < chosen.E; ++e) starts[e + 1] += starts[e];
+    for (size_t i = 0; i < count; ++i) chosen.order[starts[chosen.indices[i]]++] = i;
+    for (size_t e = chosen.E; e > 0; --e) starts[e] = starts[e - 1];  // each had moved to the next one's
+    starts[0] = 0;
 }
 
 struct Range {
@@ -122,27 +121,42 @@ void combine(const Activations& args, size_t rows, const Team& team, DownOf down
 
 // ---- packed weights ----
 
-constexpr size_t PACKED_PIECE = 12, MOST = 32;  // tiles and tokens at once
+constexpr size_t PIECE_TILES = 12;   // at once, and at most
+constexpr size_t JOBS_A_MEMBER = 2;  // at least, where tiles allow: the others wait at the end for at most one
+using Values = float[PackedWork::MOST][PIECE_TILES * TILE];
 
-// Calls visit(expert, assignments, count, first tile, last tile) for every expert of a range with tokens and this member's share of an
-// expert's tiles.
-template <class Visit>
-void each_tiles(const Assignments& chosen, Range experts, size_t tiles, const Team& team, Visit visit) {
-    const auto [begin, end] = team.share(tiles);
-    each_expert(chosen, experts, [&, begin = begin, end = end](size_t expert, const size_t* order, size_t all) {
-        for (size_t start = 0; start < all; start += MOST)
-            for (size_t tile = begin; tile < end; tile += PACKED_PIECE)
-                visit(expert, order + start, std::min(MOST, all - start), tile, std::min(end, tile + PACKED_PIECE));
+// Tiles a job, if jobs take them of `times` matrices of as many.
+size_t piece_tiles(const LinearBody& body, size_t tiles, size_t times, const Team& team) {
+constexpr size_t JOBS_A_MEMBER = 2;  // at least, where tiles allow: the others wait at the end for at most one
+    return even < body.tiles ? even : even / body.tiles * body.tiles;
+}
+
+// Lists the assignments to a range of experts and shares out what is to be done with them; by one member.
+void plan(const PackedExpertsArgs& args, Range experts, const Team& team) {
+    PackedWork& work = *args.work;
+    work.blocks.clear();
+    each_expert(args.chosen, experts, [&](size_t expert, const size_t* order, size_t count) {
+        const size_t position = order - args.chosen.order;
+        for (size_t start = 0; start < count; start += PackedWork::MOST)
+            work.blocks.push_back({expert, position + start, std::min(PackedWork::MOST, count - start)});
     });
+    const size_t blocks = work.blocks.size(), hidden_tiles = args.gate.tiles(), out_tiles = args.down.tiles();
+    work.hidden_piece = piece_tiles(*args.body, hidden_tiles, blocks, team);
+    work.out_piece = piece_tiles(*args.body, out_tiles, 1, team);
+    const size_t hidden_pieces = (hidden_tiles + work.hidden_piece - 1) / work.hidden_piece;
+    if (work.pieces_left.size() < blocks) work.pieces_left = std::vector<std::atomic<size_t>>(blocks);
+    for (size_t block = 0; block < blocks; ++block) work.pieces_left[block].store(hidden_pieces, std::memory_order_relaxed);
+    work.hidden.share_out(hidden_pieces * blocks, team.size);
+    work.out.share_out((out_tiles + work.out_piece - 1) / work.out_piece, team.size);
 }
 
 // Outputs of tiles [first, last), of `count` records, into rows of `values`.
 template <class RecordOf>
 void multiply_piece(const LinearBody& body, PackedMatrix weight, size_t offset, size_t first, size_t last, size_t count,
-                    RecordOf record_of, float (*values)[PACKED_PIECE * TILE]) {
+                    RecordOf record_of, Values& values) {
     weight.first += offset;
-    const std::byte* records[MOST];
-    float* places[MOST];
+    const std::byte* records[PackedWork::MOST];
+    float* places[PackedWork::MOST];
     for (size_t t = 0; t < count; ++t) {
         records[t] = record_of(t);
         places[t] = values[t] - first * TILE;
@@ -150,45 +164,51 @@ void multiply_piece(const LinearBody& body, PackedMatrix weight, size_t offset, 
     multiply_tiles(body, weight, first, last, count, records, places);
 }
 
-// hidden = silu(gate(x)) * up(x), rows in the order of the sorted assignments.
-void activate(const PackedExpertsArgs& args, Range experts, const Team& team) {
+// hidden = silu(gate(x)) * up(x), rows in the order of the sorted assignments; rounded by whoever ends a block's last piece.
+void activate(const PackedExpertsArgs& args, const Team& team) {
     const size_t record_bytes = args.gate.groups * args.body->record_bytes, F = args.gate.N;
-    alignas(64) float gate[MOST][PACKED_PIECE * TILE] = {}, up[MOST][PACKED_PIECE * TILE] = {};
-    const auto visit = [&](size_t expert, const size_t* order, size_t count, size_t first, size_t last) {
+    PackedWork& work = *args.work;
+    alignas(64) Values gate = {}, up = {};
+    work.hidden.each(team, [&](size_t job) {  // all blocks' first pieces come before their second ones
+        const size_t number = job % work.blocks.size(), first = job / work.blocks.size() * work.hidden_piece;
+        const PackedWork::Block& block = work.blocks[number];
+        const size_t last = std::min(args.gate.tiles(), first + work.hidden_piece);
+        const size_t row = first * TILE, height = std::min(last * TILE, F) - row, offset = block.expert * args.gate_up_stride;
+        const size_t* const order = args.chosen.order + block.first;
         const auto record_of = [&](size_t t) { return args.records + order[t] / args.chosen.A * record_bytes; };
-        const size_t offset = expert * args.gate_up_stride, row = first * TILE, height = std::min(last * TILE, F) - row;
-        multiply_piece(*args.body, args.gate, offset, first, last, count, record_of, gate);
-        multiply_piece(*args.body, args.up, offset, first, last, count, record_of, up);
-        for (size_t t = 0; t < count; ++t) {
+        multiply_piece(*args.body, args.gate, offset, first, last, block.count, record_of, gate);
+        multiply_piece(*args.body, args.up, offset, first, last, block.count, record_of, up);
+        for (size_t t = 0; t < block.count; ++t) {
             args.floats->silu_mul(gate[t], up[t], gate[t], (height + TILE - 1) / TILE * TILE);
-            std::copy(gate[t], gate[t] + height, args.hidden + (order - args.chosen.order + t) * F + row);
+            std::copy(gate[t], gate[t] + height, args.hidden + (block.first + t) * F + row);
         }
-    };
-    each_tiles(args.chosen, experts, args.gate.tiles(), team, visit);
+        if (work.pieces_left[number].fetch_sub(1, std::memory_order_acq_rel) > 1) return;
+        std::byte* const records = args.hidden_records + block.first * args.down.groups * args.body->record_bytes;
+        quantize({args.body, args.hidden + block.first * F, F, 0, 1, args.down.groups, args.wide_from, records}, block.count, Team());
+    });
 }
 
-void clear(const PackedExpertsArgs& args, size_t rows, const Team& team) {
-    const size_t D = args.down.N;
-    const auto [first_tile, last_tile] = team.share(args.down.tiles());
-    const size_t begin = std::min(D, first_tile * TILE), end = std::min(D, last_tile * TILE);
-    for (size_t t = 0; t < rows; ++t) std::fill(args.out + t * D + begin, args.out + t * D + end, 0.0f);
-}
-
-// out += sum over a token's assignments to the range of weight * down(hidden).
-void combine(const PackedExpertsArgs& args, Range experts, const Team& team) {
+// out += sum over a token's assignments to planned experts of weight * down(hidden). A job has some of the outputs for all of them.
+void combine(const PackedExpertsArgs& args, size_t rows, bool begins, const Team& team) {
     const size_t record_bytes = args.down.groups * args.body->record_bytes, D = args.down.N;
-    float values[MOST][PACKED_PIECE * TILE];
-    const auto visit = [&](size_t expert, const size_t* order, size_t count, size_t first, size_t last) {
-        const auto record_of = [&](size_t t) { return args.hidden_records + (order - args.chosen.order + t) * record_bytes; };
-        multiply_piece(*args.body, args.down, expert * args.down_stride, first, last, count, record_of, values);
+    PackedWork& work = *args.work;
+    Values values;
+    work.out.each(team, [&](size_t job) {
+        const size_t first = job * work.out_piece, last = std::min(args.down.tiles(), first + work.out_piece);
         const size_t row = first * TILE, height = std::min(last * TILE, D) - row;
-        for (size_t t = 0; t < count; ++t) {
-            float* const out = args.out + order[t] / args.chosen.A * D + row;
-            const float weight = args.chosen.weights[order[t]];
-            for (size_t i = 0; i < height; ++i) out[i] += weight * values[t][i];
+        if (begins)
+            for (size_t t = 0; t < rows; ++t) std::fill_n(args.out + t * D + row, height, 0.0f);
+        for (const PackedWork::Block& block : work.blocks) {
+            const auto record_of = [&](size_t t) { return args.hidden_records + (block.first + t) * record_bytes; };
+            multiply_piece(*args.body, args.down, block.expert * args.down_stride, first, last, block.count, record_of, values);
+            for (size_t t = 0; t < block.count; ++t) {
+                const size_t assignment = args.chosen.order[block.first + t];
+                float* const out = args.out + assignment / args.chosen.A * D + row;
+                const float weight = args.chosen.weights[assignment];
+                for (size_t i = 0; i < height; ++i) out[i] += weight * values[t][i];
+            }
         }
-    };
-    each_tiles(args.chosen, experts, args.down.tiles(), team, visit);
+    });
 }
 
 }  // namespace
@@ -206,6 +226,7 @@ void experts_float(const ExpertsArgs& args, size_t rows, const Team& team) {
         return FloatRows{body, {args.down + (expert * D + row) * F, F}, height, F};
     };
     sort_by_expert(args.chosen, rows, team);
+    team.meet();
     activate(all, team, gate_of, up_of);
     team.meet();
     combine(all, rows, team, down_of);
@@ -220,6 +241,7 @@ void experts_fp8(const Fp8ExpertsArgs& args, size_t rows, const Team& team) {
         };
     };
     sort_by_expert(args.chosen, rows, team);
+    team.meet();
     activate(all, team, rows_of(args.gate, args.gate_up_stride, args.gate_up_scales_stride, 0),
              rows_of(args.up, args.gate_up_stride, args.gate_up_scales_stride, 1));
     team.meet();
@@ -228,19 +250,15 @@ void experts_fp8(const Fp8ExpertsArgs& args, size_t rows, const Team& team) {
 
 void experts_packed(const PackedExpertsArgs& args, size_t rows, const Team& team) {
     const Assignments& chosen = args.chosen;
-    const size_t F = args.gate.N, record_bytes = args.down.groups * args.body->record_bytes;
     sort_by_expert(chosen, rows, team);
-    clear(args, rows, team);
     for (Range experts = {0, 0}; experts.last < chosen.E;) {
         experts.first = experts.last;
         experts.last = args.residency ? args.residency->admit(args.layer, chosen.starts, experts.first, team) : chosen.E;
-        const size_t start = chosen.starts[experts.first], count = chosen.starts[experts.last] - start;
-        activate(args, experts, team);
+        if (team.index == 0) plan(args, experts, team);
         team.meet();
-        quantize({args.body, args.hidden + start * F, F, 0, 1, args.down.groups, args.wide_from, args.hidden_records + start * record_bytes},
-                 count, team);
+        activate(args, team);
         team.meet();
-        combine(args, experts, team);
+        combine(args, rows, experts.first == 0, team);
         if (args.residency) team.meet();  // before the next ones take their place
     }
 }

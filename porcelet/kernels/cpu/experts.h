@@ -1,10 +1,14 @@
 // The routed experts of DeepSeekMoE on the CPU with float32, FP8 or packed weights, as kernels/experts.py defines them.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
+#include <memory>
+#include <vector>
 
 #include "float_body.h"
 #include "fp8.h"
+#include "jobs.h"
 #include "linear.h"
 #include "matrix_body.h"
 #include "residency.h"
@@ -52,6 +56,18 @@ struct Fp8ExpertsArgs {
 // The same with weights in FP8, for any number of tokens.
 void experts_fp8(const Fp8ExpertsArgs& args, size_t rows, const Team& team);
 
+// What a team shares while it computes packed experts.
+struct PackedWork {
+    static constexpr size_t MOST = 32;  // tokens a block
+    struct Block {
+        size_t expert, first, count;  // sorted assignments [first, first + count), all to this expert
+    };
+    std::vector<Block> blocks;
+    std::vector<std::atomic<size_t>> pieces_left;  // of each block's hidden rows, not computed yet
+    size_t hidden_piece, out_piece;  // tiles a job
+    Jobs hidden, out;
+};
+
 struct PackedExpertsArgs {
     const LinearBody* body;
     const FloatBody* floats;
@@ -65,6 +81,7 @@ struct PackedExpertsArgs {
     std::byte* hidden_records;  // scratch [T * A, F / 32]
     Residency* residency;       // of experts that stay on disk, with the layer's number there; else null
     size_t layer;
+    std::shared_ptr<PackedWork> work = std::make_shared<PackedWork>();
 };
 
 // The same with packed weights; what down is multiplied with is rounded as x is.

@@ -50,7 +50,8 @@ class Program {
         reads_ = nullptr;
     }
 
-    void run(size_t rows, size_t taken, int threads) const;
+    // Returns how often the team met: what a step pays beside its work. One thread never does.
+    size_t run(size_t rows, size_t taken, int threads) const;
 
     size_t size() const { return instructions_.size(); }
 

@@ -30,6 +30,9 @@ class Barrier {
                 sched_yield();  // the machine is shared: the thread waited for may need this processor
     }
 
+    // How often all have met; to be asked when nobody waits.
+    size_t meetings() const { return generation_.load(std::memory_order_relaxed); }
+
   private:
     static constexpr size_t SPINS = 4000;
 

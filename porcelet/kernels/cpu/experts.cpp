@@ -127,7 +127,7 @@ using Values = float[PackedWork::MOST][PIECE_TILES * TILE];
 
 // Tiles a job, if jobs take them of `times` matrices of as many.
 size_t piece_tiles(const LinearBody& body, size_t tiles, size_t times, const Team& team) {
-constexpr size_t JOBS_A_MEMBER = 2;  // at least, where tiles allow: the others wait at the end for at most one
+    const size_t even = std::clamp<size_t>(tiles * times / (team.size * JOBS_A_MEMBER), 1, PIECE_TILES);
     return even < body.tiles ? even : even / body.tiles * body.tiles;
 }
 

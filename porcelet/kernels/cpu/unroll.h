@@ -12,7 +12,7 @@ namespace porcelet {
 namespace {
 
 template <size_t... I, class Visit>
-PORCELET_INLINE inline void repeat(std::index_sequence<I...>, Visit visit) {
+PORCELET_INLINE inline void repeat(std::index_sequence<I...>, [[maybe_unused]] Visit visit) {
     (visit(I), ...);
 }
 

@@ -107,6 +107,6 @@ def test_every_line_of_a_life_is_json(model_folder: Path, tmp_path: Path) -> Non
     """From the start over the engine's death to the end there is no line that is no object."""
     with start(model_folder, tmp_path, "--log-format", "json", "--log-level", "debug") as running:
         running.kill_engine(signal.SIGKILL)
-        running.wait_for(lambda: httpx.get(f"{running.url}/readyz").status_code == 200, 60)
+        running.wait_for(lambda: "the engine serves again" in running.log.read_text(), 60)
     messages = [str(line["message"]) for line in lines(running)]
     assert any("signal 9" in message for message in messages) and "the engine serves again" in messages

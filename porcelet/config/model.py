@@ -252,7 +252,7 @@ class ModelConfig:
             width = self.intermediate_size
             if self.is_moe_layer(layer):
                 width = (self.n_routed_experts + self.n_shared_experts) * self.moe_intermediate_size
-            quantised += self._num_attention_weights() + 3 * self.hidden_size * width
+            quantised += self.num_attention_weights() + 3 * self.hidden_size * width
         floats = self.num_parameters() - embedding - quantised
         return (embedding * 9 + quantised * (bits + 1)) // 8 + 4 * floats
 
@@ -284,12 +284,24 @@ class ModelConfig:
 
     def num_multiplied(self, layer: int) -> int:
         """Weights of a block that one token is multiplied with; the MTP layer's number is `num_hidden_layers`."""
-        attention, width = self._num_attention_weights(), self.hidden_size
+        attention, width = self.num_attention_weights(), self.hidden_size
         joined = 2 * width**2 if layer == self.num_hidden_layers else 0  # the MTP layer's eh_proj
         if not self.is_moe_layer(layer):
             return attention + joined + 3 * width * self.intermediate_size
         active = self.num_experts_per_tok + self.n_shared_experts
         return attention + joined + width * (self.n_routed_experts + 3 * active * self.moe_intermediate_size)
+
+    def num_attention_weights(self) -> int:
+        """Weights of a layer's projections, without biases and norms."""
+        heads, width = self.num_attention_heads, self.hidden_size
+        if not self.is_mla:
+            return width * self.head_dim * (2 * heads + 2 * self.num_key_value_heads)
+        query_out = heads * (self.qk_nope_head_dim + self.qk_rope_head_dim)
+        rank = self.q_lora_rank
+        query = width * query_out if rank is None else rank * (width + query_out)
+        latent = width * (self.kv_lora_rank + self.qk_rope_head_dim)
+        expand = self.kv_lora_rank * heads * (self.qk_nope_head_dim + self.v_head_dim)
+        return query + latent + expand + heads * self.v_head_dim * width
 
     def attention_flops(self, num_pairs: int) -> int:
         """Operations of one layer's scores and sums for `num_pairs` pairs of a query and a key (expanded MLA)."""
@@ -310,24 +322,12 @@ class ModelConfig:
 
     def _num_attention_parameters(self) -> int:
         """Weights, biases and norms."""
-        weights = self._num_attention_weights()
+        weights = self.num_attention_weights()
         if self.is_mla:
             return weights + (self.q_lora_rank or 0) + self.kv_lora_rank
         biases = self.head_dim * (self.num_attention_heads + 2 * self.num_key_value_heads) if self.has_qkv_bias else 0
         biases += self.hidden_size if self.attention_bias else 0
         return weights + biases + (2 * self.head_dim if self.has_qk_norm else 0)
-
-    def _num_attention_weights(self) -> int:
-        """Weights of the projections."""
-        heads, width = self.num_attention_heads, self.hidden_size
-        if not self.is_mla:
-            return width * self.head_dim * (2 * heads + 2 * self.num_key_value_heads)
-        query_out = heads * (self.qk_nope_head_dim + self.qk_rope_head_dim)
-        rank = self.q_lora_rank
-        query = width * query_out if rank is None else rank * (width + query_out)
-        latent = width * (self.kv_lora_rank + self.qk_rope_head_dim)
-        expand = self.kv_lora_rank * heads * (self.qk_nope_head_dim + self.v_head_dim)
-        return query + latent + expand + heads * self.v_head_dim * width
 
 
 # ---- checks ---------------------------------------------------------------------------------------------------------

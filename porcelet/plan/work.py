@@ -22,6 +22,9 @@ from porcelet.plan.model import PlannedModel
 OVERLAP = Number(0.3, "derived", "usual where DeepSeek and SGLang publish their speeds (G7, G11)", "2025-05", 0.0, 1.0)
 # The fullest of the devices that share the experts has this many times the mean's tokens.
 IMBALANCE = Number(1.15, "assumed", "balanced by redundant experts (EPLB)", "2025-02", 1.0, 1.5)
+# What a message costs before its first byte arrives: between the devices of a node, and between nodes.
+LATENCY = Number(1e-5, "assumed", "a small all-reduce over NVLink", "2025-05", 5e-6, 2.5e-5)
+FAR_LATENCY = Number(3e-5, "assumed", "a message over InfiniBand that kernels send themselves", "2025-05", 1.5e-5, 6e-5)
 PASSES = 14  # times a layer's pointwise kernels read or write the hidden state: norms, residuals, rounding, rotation
 ACTIVATION = 2  # bytes a value between kernels
 DISPATCHED, COMBINED = 1, 2  # bytes a value sent to experts in FP8, and back in BF16
@@ -57,6 +60,7 @@ class Kernel:
     sent: float = 0.0
     over_network: bool = False
     rates: tuple[str, ...] = ("bf16", "fp16", "fp32")
+    launches: int = 1  # that make it up
     hides: bool = False  # its sending may hide behind computing
     uneven: bool = False  # the busiest device has IMBALANCE times this
 
@@ -104,10 +108,10 @@ def step_kernels(
     rates = model.format.rates
     share = shared_by(config, layout)
     passed = PASSES * tokens * config.hidden_size * ACTIVATION
-    yield Kernel("pointwise", layers, 0.0, passed)
+    yield Kernel("pointwise", layers, 0.0, passed, launches=6)
     projected = 2 * tokens * config.num_attention_weights() * share["attention"]
     moved = model.sizes["attention"] / config.num_hidden_layers * share["attention"]
-    yield Kernel("projections", layers, projected, moved, rates=rates)
+    yield Kernel("projections", layers, projected, moved, rates=rates, launches=6 if config.is_mla else 2)
     yield _attention(config, layout, batch, layers, cache_bytes)
     yield from _feed_forward(model, layout, device, tokens, rates)
     head = config.vocab_size * config.hidden_size / layout.tensor / layout.pipeline
@@ -132,7 +136,7 @@ def _attention(config: ModelConfig, layout: Layout, batch: Batch, layers: float,
     elif config.is_mla:
         expand = config.kv_lora_rank * config.num_attention_heads * (config.qk_nope_head_dim + config.v_head_dim)
         flops += 2 * batch.sequences * batch.cached * expand
-    return Kernel("attention", layers, flops / layout.tensor, moved)
+    return Kernel("attention", layers, flops / layout.tensor, moved, launches=2)
 
 
 def _feed_forward(
@@ -145,19 +149,26 @@ def _feed_forward(
     if dense:
         flops = 6 * tokens * config.hidden_size * config.intermediate_size * share["dense"]
         yield Kernel(
-            "dense MLP", dense / layout.pipeline, flops, model.sizes["dense"] / dense * share["dense"], rates=rates
+            "dense MLP",
+            dense / layout.pipeline,
+            flops,
+            model.sizes["dense"] / dense * share["dense"],
+            rates=rates,
+            launches=2,
         )
     if not moe:
         return
     layers, expert = moe / layout.pipeline, 3 * config.hidden_size * config.moe_intermediate_size
     shared = 2 * tokens * config.n_shared_experts * expert * share["shared"]
-    yield Kernel("shared experts", layers, shared, model.sizes["shared"] / moe * share["shared"], rates=rates)
+    yield Kernel(
+        "shared experts", layers, shared, model.sizes["shared"] / moe * share["shared"], rates=rates, launches=2
+    )
     active, total = config.num_experts_per_tok, config.n_routed_experts
     everyone = tokens * layout.expert / layout.tensor if layout.expert > 1 else tokens  # who share these experts
     hit = 1 - (1 - active / total) ** everyone
     routed = 2 * everyone * active * expert * share["experts"]
     moved = model.sizes["experts"] / moe * share["experts"] * hit
-    yield Kernel("routed experts", layers, routed, moved, rates=rates, uneven=layout.expert > 1)
+    yield Kernel("routed experts", layers, routed, moved, rates=rates, launches=5, uneven=layout.expert > 1)
     if layout.expert > 1:
         yield _exchange(config, layout, device, tokens, layers)
 
@@ -170,12 +181,18 @@ def _exchange(config: ModelConfig, layout: Layout, device: Device, tokens: float
     nodes = -(-layout.expert // device.per_node)
     if nodes == 1:
         sent = own * config.num_experts_per_tok * width * (1 - 1 / layout.expert)
-        return Kernel("exchange", layers, sent=sent, hides=True, uneven=True)
+        return Kernel("exchange", layers, sent=sent, launches=2, hides=True, uneven=True)
     copies = min(config.num_experts_per_tok, config.topk_group if config.n_group > 1 else nodes, nodes)
     if own <= FEW_TOKENS:
         copies = config.num_experts_per_tok
     return Kernel(
-        "exchange", layers, sent=own * copies * width * (1 - 1 / nodes), over_network=True, hides=True, uneven=True
+        "exchange",
+        layers,
+        sent=own * copies * width * (1 - 1 / nodes),
+        over_network=True,
+        launches=2,
+        hides=True,
+        uneven=True,
     )
 
 
@@ -197,13 +214,14 @@ def kernel_time(kernel: Kernel, device: Device, at: int) -> KernelTime:
     fullest = _end(IMBALANCE, at) if kernel.uneven else 1.0
     if kernel.sent:
         number = device.network if kernel.over_network else device.link
-        seconds = fullest * kernel.sent / _end(number, -at)
+        latency = _end(FAR_LATENCY if kernel.over_network else LATENCY, at) * kernel.launches
+        seconds = fullest * kernel.sent / _end(number, -at) + latency
         return KernelTime(kernel, kernel.count * seconds, "network" if kernel.over_network else "link")
     rate = next((device.rates[name] for name in kernel.rates if name in device.rates), None)
     assert rate is not None, f"{device.name} has no rate among {kernel.rates}"
     compute = fullest * kernel.flops / (rate.value * _end(device.compute_share, -at))
     memory = kernel.bytes / (device.bandwidth.value * _end(device.bandwidth_share, -at))
-    seconds = max(compute, memory) + _end(device.launch, at)
+    seconds = max(compute, memory) + kernel.launches * _end(device.launch, at)
     return KernelTime(kernel, kernel.count * seconds, "compute" if compute > memory else "memory")
 
 

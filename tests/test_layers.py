@@ -19,8 +19,8 @@ LAYERS = (
     {"models", "tokenizer"},
     {"parallel"},
     {"kernels"},
-    {"config", "metrics"},
-    {"types"},
+    {"config", "metrics", "page"},
+    {"types", "extras"},
     {"errors"},
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

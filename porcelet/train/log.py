@@ -19,7 +19,7 @@ from typing import Any
 
 from porcelet.config import TrainConfig
 from porcelet.errors import ModelError
-from porcelet.train.extras import optional
+from porcelet.extras import optional
 from porcelet.train.files import write_durably, writing
 from porcelet.train.types import Metrics
 

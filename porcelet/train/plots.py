@@ -1,55 +1,23 @@
-"""A report's plots: inline SVG by matplotlib, in the colours of the page around them, light or dark.
+"""A training report's plots: metrics over steps, and what could be done after each stage.
 
-Numbers and stages' names are all that is written in them, as text. Titles, legends and units are the page's, in its
-language and its fonts. Equal input gives equal bytes, whatever style matplotlib is set to.
+Numbers and stages' names are all that is written in them, as text.
 """
 
 from __future__ import annotations
 
-import io
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
 from markupsafe import Markup
 
+from porcelet.page.draw import LARGE, SERIES, SMALL, STYLES, svg
 from porcelet.train.estimate import Estimate
-from porcelet.train.extras import optional
 
-SMALL, LARGE = (3.6, 2.2), (4.2, 2.7)  # inches; three or two of them fit on a page, one on a phone
 MAX_POINTS = 600  # of a line; more are thinned out
 SMOOTHED, MAX_WINDOW = 20, 100  # a running mean is over one in so many points, and at most so many
 
-# Colours that stand for the page's own.
-INK, LINE, SERIES = "#010101", "#010102", ("#010103", "#010104")
-COLOURS = {INK: "currentColor", LINE: "var(--line)", SERIES[0]: "var(--one)", SERIES[1]: "var(--two)"}
-STYLES = ("-", (0, (4, 2)))  # solid and dashed: series are told apart without colours
-STYLE = {
-    "font.size": 9,
-    "svg.fonttype": "none",
-    **dict.fromkeys(("text.color", "xtick.color", "ytick.color"), INK),
-    "axes.edgecolor": LINE,
-    "grid.color": LINE,
-    "axes.grid": True,
-    "axes.formatter.useoffset": False,
-    "axes.formatter.limits": (-3, 5),  # others are told with an exponent: labels have room for six characters
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-}
-
-MARGINS = {"left": 0.15, "right": 0.97, "bottom": 0.12, "top": 0.91}  # shares of the figure
-
 Points = Sequence[tuple[float, float]]  # step, value
-
-
-def require_packages() -> None:
-    """Find out before a long run what its report would miss.
-
-    Raises:
-        MissingExtraError: matplotlib is not installed.
-    """
-    optional("matplotlib")
 
 
 def window_of(num_points: int) -> int:
@@ -77,7 +45,7 @@ def draw_curves(curves: Sequence[Points], means: Sequence[Points], label: str, n
             axes.plot(*_thinned(mean), color=colour, linestyle=style, linewidth=1.8, marker=marker)
         axes.xaxis.get_major_locator().set_params(integer=True)
 
-    return _svg(draw, SMALL, label, name)
+    return svg(draw, SMALL, label, name)
 
 
 def draw_stages(stages: Sequence[str], curves: Sequence[Sequence[Estimate | None]], label: str, name: str) -> Markup:
@@ -105,34 +73,10 @@ def draw_stages(stages: Sequence[str], curves: Sequence[Sequence[Estimate | None
         axes.margins(y=0.08)
         axes.set_ylim(bottom=0.0)
 
-    return _svg(draw, LARGE, label, name)
+    return svg(draw, LARGE, label, name)
 
 
 def _thinned(points: Points) -> list[tuple[float, ...]]:
     """Steps and values, the last point among them."""
     stride = -(-len(points) // MAX_POINTS)
     return list(zip(*points[::-stride][::-1], strict=True))
-
-
-def _svg(draw: Callable[[Any], None], size: tuple[float, float], label: str, name: str) -> Markup:
-    require_packages()
-    from matplotlib import style
-    from matplotlib.figure import Figure
-
-    buffer = io.StringIO()
-    with style.context(["default", {**STYLE, "svg.hashsalt": name}]):
-        # Room by measure takes three times as long, which only long names are worth.
-        figure = Figure(figsize=size, layout="constrained" if size == LARGE else None)
-        axes = figure.subplots(gridspec_kw=None if size == LARGE else MARGINS)
-        axes.tick_params(color=LINE)
-        draw(axes)
-        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
-    whole = buffer.getvalue()
-    body = whole[whole.index(">", whole.index("<svg")) + 1 :]
-    body = re.sub(r' id="[A-Za-z0-9.]+_\d+"', "", body)  # names of groups, which every plot has
-    body = re.sub(r" font-family: [^;]+;", "", body)  # the page's
-    for colour, own in COLOURS.items():
-        body = body.replace(colour, own)
-    box = f"0 0 {72 * size[0]:g} {72 * size[1]:g}"
-    return Markup('<svg viewBox="{}" role="img" aria-label="{}">').format(box, label) + Markup(body)

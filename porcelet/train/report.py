@@ -13,12 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
-
 from porcelet import __version__
 from porcelet.chat.split import Content, Reasoning, Splitter
 from porcelet.errors import InputError
+from porcelet.page import Plot, grouped, render
 from porcelet.train.estimate import Estimate
 from porcelet.train.evaluate import Shown
 from porcelet.train.files import write_durably
@@ -49,17 +47,6 @@ EXACT = ("learning_rate",)  # no noise to smooth
 
 
 @dataclass(frozen=True)
-class Plot:
-    """A figure: its title, what its lines are called, their numbers in words, the drawing, what runs to the right."""
-
-    title: str
-    legend: Sequence[str]
-    numbers: Sequence[str]
-    svg: Markup
-    across: str
-
-
-@dataclass(frozen=True)
 class Said:
     """One stage's answer to a problem."""
 
@@ -86,11 +73,9 @@ def write_report(folders: Sequence[Path], output: Path, language: str = "en", na
     words = WORDS[language]
     stages = [read_record(folder) for folder in folders]
     found = [stage.evaluation for stage in stages if stage.evaluation]
-    page = Environment(
-        loader=PackageLoader("porcelet.train", ""), autoescape=True, trim_blocks=True, undefined=StrictUndefined
-    )
-    page.filters["grouped"] = _grouped
-    html = page.get_template("report.html.jinja").render(
+    html = render(
+        "porcelet.train",
+        "report.html.jinja",
         language=language,
         words=words,
         facts=_facts(stages, name or _name(folders), words),
@@ -110,10 +95,6 @@ def _name(folders: Sequence[Path]) -> str:
     return common or ", ".join(folder.resolve().name for folder in folders)
 
 
-def _grouped(number: int) -> str:
-    return f"{number:,}".replace(",", "\u202f")  # as SI writes it
-
-
 def _facts(stages: Sequence[Record], name: str, words: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What the head says of the run as a whole, under its names; what is not known is left out."""
     sessions = [session for stage in stages for session in stage.sessions]
@@ -127,7 +108,7 @@ def _facts(stages: Sequence[Record], name: str, words: Mapping[str, Any]) -> lis
     facts = [
         (words["recipe"], name),
         (words["minutes_of_steps"], f"{sum(stage.minutes for stage in stages):.1f}"),
-        (words["tokens"].lower(), _grouped(sum(stage.num_tokens for stage in stages))),
+        (words["tokens"].lower(), grouped(sum(stage.num_tokens for stage in stages))),
         (words["seed"], ", ".join(seeds)),
         (words["device"], all_of("device")),
         (words["threads"], all_of("threads")),

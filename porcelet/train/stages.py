@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 
 from porcelet.config import TrainConfig, parse_settings
 from porcelet.errors import InputError
+from porcelet.page.draw import require_packages
 from porcelet.train import checkpoint
 from porcelet.train.collect import collect, is_collected
 from porcelet.train.evaluate import evaluate_folder, is_measured, save_evaluation
@@ -37,7 +38,6 @@ from porcelet.train.folders import stage_folder
 from porcelet.train.kept import RESULT
 from porcelet.train.loop import check_device, train
 from porcelet.train.pause import Paused
-from porcelet.train.plots import require_packages
 from porcelet.train.recipe import TABLES, check_tables, combine, read_tables, tables_of
 from porcelet.train.report import write_report
 from porcelet.train.schedule import check_room

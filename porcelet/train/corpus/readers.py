@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from porcelet.errors import InputError
-from porcelet.train.extras import optional
+from porcelet.extras import optional
 
 TEXTS = (".txt", ".md", ".rst")
 TABLES = (".jsonl", ".parquet", ".arrow")

@@ -1,4 +1,4 @@
-"""Packages that only some runs need; importing the trainer needs none of them."""
+"""Packages that only some commands need; importing porcelet needs none of them."""
 
 from __future__ import annotations
 

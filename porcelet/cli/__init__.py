@@ -9,7 +9,7 @@ import sys
 import typer
 
 from porcelet import __version__
-from porcelet.cli import adapters, chat, data, doctor, evaluate, keys, models, plan, serve, train
+from porcelet.cli import adapters, bench, chat, data, doctor, evaluate, keys, models, plan, serve, train
 from porcelet.errors import PorceletError
 
 app = typer.Typer(
@@ -38,6 +38,7 @@ app.command()(models.show)
 app.command()(models.rm)
 app.command()(models.verify)
 app.command()(plan.plan)
+app.command()(bench.bench)
 app.command()(doctor.doctor)
 
 

@@ -23,7 +23,14 @@ def plan(
             "config.json, a GGUF file, or a model of the store."
         ),
     ],
-    on: Annotated[str, typer.Option("--on", help="Devices: 8xH20, 16xH800, 4090, 2x EPYC 9654, ...")] = "8xH20",
+    on: Annotated[
+        str,
+        typer.Option(
+            "--on",
+            help="Devices: 8xH20, 16xH800, 4090, 2x EPYC 9654, ...; `here` is this machine, "
+            "once `porcelet bench` has measured it.",
+        ),
+    ] = "8xH20",
     weights: Annotated[str, typer.Option(help="float32, bf16, fp8, int8 or int4; else as the model is stored.")] = "",
     cache_bits: Annotated[int, typer.Option(help="Bits of a cached value: 16, or 8.")] = 16,
     mtp: Annotated[bool, typer.Option("--mtp", help="Guess a token ahead with the model's own MTP layer.")] = False,
@@ -65,6 +72,9 @@ def plan(
     from porcelet.plan.serve import Traffic
     from porcelet.plan.training import Run
 
+    if on == "here":
+        _here(model, weights, prompt, answer, as_json)
+        return
     if cache_bits not in (8, 16, 32):
         raise InputError(f"--cache-bits is {cache_bits}; it must be 8, 16 or 32")
     traffic = Traffic(
@@ -104,3 +114,35 @@ def _show(question: Question, language: str, report: Path | None, as_json: bool)
         from porcelet.plan.report import write_report
 
         print(f"{write_report(found, report, language)} has the plots and all sources", file=sys.stderr)
+
+
+def _here(name: str, weights: str, prompt: int, answer: int, as_json: bool) -> None:
+    """What porcelet's own engine does with a model on this machine, which `porcelet bench` has measured."""
+    from porcelet.errors import InputError
+    from porcelet.plan import machine
+    from porcelet.plan.engine_time import FORMATS, EngineTime
+    from porcelet.plan.model import find_model
+
+    measured = machine.load()
+    if measured is None:
+        raise InputError("this machine has not been measured yet; run `porcelet bench`, which takes about a minute")
+    model = find_model(name)
+    chosen = weights or ("float32" if model.format.name in ("bf16", "float32") else model.format.name)
+    if chosen not in FORMATS:
+        raise InputError(f"the engine's times are known for {', '.join(FORMATS)}, not {chosen}; give --weights int8")
+    time = EngineTime(model.config, chosen, measured)
+    context, size = prompt + answer / 2, find_model(name, chosen).num_bytes
+    rates = {count: time.decode_rate(count, context) for count in (1, 4, 16)}
+    computed, parts = time.prompt_rate(1, prompt), {part.name: part.seconds for part in time.decode(1, context)}
+    if as_json:
+        found = {"weights": chosen, "weight_bytes": size, "tokens_per_second": rates, "step_alone": parts}
+        print(json.dumps({**found, "prompt_tokens_per_second": computed}, indent=2))
+        return
+    print(f"{model.name} as {chosen} on {measured.processor}, {measured.threads} threads, measured {measured.date}")
+    print(f"  weights           {size / 1e9:,.2f} GB")
+    print(
+        f"  prompts           {computed:,.0f} tokens/s; the answer to {prompt} begins after {prompt / computed:.1f} s"
+    )
+    for count, rate in rates.items():
+        print(f"  {count:>2} at once        {rate:,.1f} tokens/s, {rate / count:,.1f} each")
+    print("  a token alone     " + ", ".join(f"{part} {1e3 * seconds:.2f} ms" for part, seconds in parts.items()))

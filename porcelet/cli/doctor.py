@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
@@ -27,7 +27,14 @@ def doctor(
         bool, typer.Option("--deep", help="Also read every byte of the stored models, and the whole database.")
     ] = False,
     config: Annotated[
-        Path | None, typer.Option("--config", help="The server's TOML file, for the database that it names.")
+        Path | None, typer.Option("--config", help="The server's TOML file: for its database, and for the bundle.")
+    ] = None,
+    bundle: Annotated[
+        Path | None, typer.Option("--bundle", help="Also write a ZIP file for whoever helps, without what is private.")
+    ] = None,
+    log: Annotated[
+        Path | None,
+        typer.Option("--log", help="A file with the server's standard error, for the bundle."),
     ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON: a list of code, state, cause and remedy.")
@@ -38,16 +45,38 @@ def doctor(
     Each finding is ok, a note (works, with less than it could) or a problem. Ends with exit code 1 if one is a problem.
     """
     from porcelet.doctor import examine
+    from porcelet.doctor.bundle import check_free
 
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # an encoding that lacks characters is a finding, not the end
+    if bundle is not None:
+        check_free(bundle)
+    elif log is not None:
+        raise InputError(f"--log {log} was given without --bundle; add --bundle FILE.zip")
     findings = list(examine(network=network, deep=deep, also=[partial(_database, config, deep), _sandbox]))
     if as_json:
         print(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=2, ensure_ascii=False))
     else:
         print("\n".join(_lines(findings)))
+    if bundle is not None:
+        _pack(bundle, findings, log, config, sys.stderr if as_json else sys.stdout)
     if any(finding.state == "problem" for finding in findings):
         raise typer.Exit(1)
+
+
+def _pack(file: Path, findings: list[Finding], log: Path | None, config: Path | None, output: TextIO) -> None:
+    """Write the bundle, and say what is in it and what was taken out."""
+    from porcelet.doctor.bundle import REDACTIONS, contents, write
+
+    texts = contents(findings, log, config)
+    size = write(file, texts)
+    print(f"\n{file}: {size:,} bytes", file=output)
+    for name, text in texts.items():
+        print(f"  {name:<18} {len(text.encode()):>8,} bytes", file=output)
+    taken = json.loads(texts[REDACTIONS])
+    kinds = ", ".join(f"{count} {kind}" for kind, count in taken["taken_out"].items()) or "nothing"
+    print(f"taken out: {kinds}; {taken['lines_of_the_log_left_out']} lines of the log", file=output)
+    print("Nothing was sent. Look through it before you do.", file=output)
 
 
 def _database(config: Path | None, deep: bool) -> Finding:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -65,3 +66,20 @@ def test_a_changed_byte_is_found_on_demand(environment: dict[str, str], tmp_path
     done = porcelet(environment, "--deep", "--config", str(tmp_path / "serve.toml"))
     assert done.returncode == 1 and "problem  store_integrity " in done.stdout, done.stdout
     assert f"problem  database         {tmp_path}/other.db is damaged" in done.stdout
+
+
+def test_a_bundle_for_support(environment: dict[str, str], tmp_path: Path) -> None:
+    """It says what is in the file, beside the findings or, with --json, on standard error; it replaces nothing."""
+    (tmp_path / "serve.log").write_text("GET /v1/models 200 in 0.1 s\nsomebody's words\n")
+    arguments = ("--bundle", str(tmp_path / "a.zip"), "--log", str(tmp_path / "serve.log"))
+    done = porcelet(environment, *arguments)
+    assert done.returncode == 0 and "1 lines of the log" in done.stdout, done.stdout + done.stderr
+    with zipfile.ZipFile(tmp_path / "a.zip") as bundle:
+        assert all(f"  {name:<18} " in done.stdout for name in bundle.namelist())
+        assert {"findings.json", "versions.json", "server.log", "redactions.json"} <= set(bundle.namelist())
+        assert bundle.read("server.log") == b"GET /v1/models 200 in 0.1 s\n"
+    again = porcelet(environment, *arguments)
+    assert again.returncode == 2 and "is there already" in again.stderr and not again.stdout
+    programs = porcelet(environment, "--json", "--bundle", str(tmp_path / "b.zip"))
+    assert json.loads(programs.stdout) and "findings.json" in programs.stderr
+    assert porcelet(environment, "--log", "x").returncode == 2

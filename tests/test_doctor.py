@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -41,3 +42,12 @@ def test_a_native_library_that_does_not_load(monkeypatch: pytest.MonkeyPatch) ->
     found = by_code()
     assert found["native_library"].state == "problem" and "does not load" in found["native_library"].cause
     assert "threads" in found and "instruction_set" not in found
+
+
+def test_every_code_is_in_the_docs() -> None:
+    """docs/doctor.md has a line for each code that a finding of ours can have, and no other."""
+    root = Path(__file__).parent.parent
+    sources = [*(root / "porcelet/doctor").glob("*.py"), root / "porcelet/cli/doctor.py"]
+    form = r'(?:Finding|told)\(\s*"(\w+)"|^\s*code(?:, whole)? = "(\w+)"|^CODE = "(\w+)"'
+    codes = {"".join(match) for source in sources for match in re.findall(form, source.read_text(), re.M | re.I)}
+    assert codes == set(re.findall(r"^\| `(\w+)` \|", (root / "docs/doctor.md").read_text(), re.M))

@@ -24,7 +24,19 @@ from __future__ import annotations
 from porcelet.hub.packaged import NAMES as PACKAGED
 from porcelet.hub.packaged import R1_MINI, examples_of
 from porcelet.hub.sources import pull
-from porcelet.hub.store import StoredFile, StoredModel, experts, home, list_models, remove, resolve, verify
+from porcelet.hub.store import (
+    StoredFile,
+    StoredModel,
+    entries,
+    experts,
+    home,
+    list_models,
+    look_up,
+    remove,
+    resolve,
+    unfinished,
+    verify,
+)
 from porcelet.hub.wheel import DEFAULT_MODEL, SOURCES, Source
 
 __all__ = [
@@ -35,12 +47,15 @@ __all__ = [
     "Source",
     "StoredFile",
     "StoredModel",
+    "entries",
     "examples_of",
     "experts",
     "home",
     "list_models",
+    "look_up",
     "pull",
     "remove",
     "resolve",
+    "unfinished",
     "verify",
 ]

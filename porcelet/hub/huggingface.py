@@ -61,6 +61,11 @@ def is_offline() -> bool:
     return bool(constants.HF_HUB_OFFLINE)
 
 
+def endpoint() -> str:
+    """The hub's address: HF_ENDPOINT, or the public one."""
+    return str(constants.ENDPOINT)
+
+
 def check_reachable() -> str:
     """The hub's address, once it has answered anything.
 

@@ -26,6 +26,7 @@ MANIFEST = "manifest.json"
 DAY = 86400
 # What a killed process left: workspaces are of no use to anyone, downloads are what the next pull resumes.
 LEFT_OVER = {"tmp-*": DAY, "downloads/*": 30 * DAY}
+QUIET = 60.0  # seconds without a byte after which a pull that holds no lock is over
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
 NO_DOWNLOAD = f"; {packaged.R1_MINI} needs no download"
 REINSTALL = "install the package again: `pip install --force-reinstall --no-deps porcelet`"
@@ -64,10 +65,26 @@ class StoredModel:
 
 def list_models() -> list[StoredModel]:
     """What the store holds whole, by name; then what comes with the package."""
+    return [model for name in entries() if (model := stored(name)) is not None]
+
+
+def entries() -> list[str]:
+    """The names of what lies in the store, whole or damaged; then what comes with the package."""
     folder = models()
-    names = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
-    names = [name for name in names if name not in packaged.NAMES] + list(packaged.NAMES)
-    return [model for name in names if (model := stored(name)) is not None]
+    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []
+    return [name for name in names if name not in packaged.NAMES] + list(packaged.NAMES)
+
+
+def look_up(name: str) -> StoredModel:
+    """A stored model whose files have the manifest's sizes.
+
+    Raises:
+        ModelError: it is not in the store, or a file is gone or cut.
+    """
+    model = stored(checked(name))
+    if model is None:
+        raise _unknown(name)
+    return model
 
 
 def verify(name: str) -> StoredModel:
@@ -76,9 +93,7 @@ def verify(name: str) -> StoredModel:
     Raises:
         ModelError: it is not in the store, or its bytes have changed.
     """
-    model = stored(checked(name))
-    if model is None:
-        raise _unknown(name)
+    model = look_up(name)
     for file in model.files:
         found = sha256_of(model.folder / file.name)
         if found != file.sha256:
@@ -238,6 +253,9 @@ def _unknown(name: str) -> ModelError:
         source = next((known for known in SOURCES if SOURCES[known].requirement == damaged.source), damaged.source)
         again = f"porcelet pull {source} --name {name}"
         return ModelError(f"model {name!r} is stored, but {file}{linked} is gone or cut; run `{again}`")
+    if NAME.fullmatch(name) and (models() / name).is_dir():
+        again = f"run `porcelet rm {name}`, then pull it again"
+        return ModelError(f"model {name!r} is stored, but {models() / name / MANIFEST} cannot be read; {again}")
     if name in SOURCES:
         command = "porcelet pull" if name == DEFAULT_MODEL else f"porcelet pull {name}"
         return ModelError(f"model {name!r} is not in the store {models()}; run `{command}` first{NO_DOWNLOAD}")
@@ -268,6 +286,27 @@ def lock(name: str) -> Iterator[None]:
     finally:
         path.unlink(missing_ok=True)  # before the release: who waits sees that the file it holds is no longer the one
         os.close(file)
+
+
+def unfinished() -> list[Path]:
+    """The folders of pulls that ended before their model was whole."""
+    folders = (folder for pattern in LEFT_OVER for folder in sorted(home().glob(pattern)))
+    return [folder for folder in folders if _newest(folder) < time.time() - QUIET and not _is_at_work(folder)]
+
+
+def _is_at_work(folder: Path) -> bool:
+    """Whether a process holds the lock of the model whose download lies there."""
+    try:
+        file = os.open(home() / f"{folder.name.rpartition('-')[0]}.lock", os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(file)
+    return False
 
 
 def _locked(path: Path) -> int:

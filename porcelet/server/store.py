@@ -131,14 +131,33 @@ def default_url() -> str:
     Raises:
         CapacityError: it cannot be made.
     """
-    chosen, data = os.environ.get("PORCELET_HOME"), os.environ.get("XDG_DATA_HOME")
-    home = Path(chosen) if chosen else Path(data or Path.home() / ".local" / "share") / "porcelet"
-    file = home.absolute() / "porcelet.db"
+    file = default_file()
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as problem:
         raise CapacityError(f"database {file} cannot be made: {problem.strerror}; set PORCELET_HOME") from problem
     return f"sqlite:///{file}"
+
+
+def default_file() -> Path:
+    """Where that database is, whether it is there yet or not."""
+    chosen, data = os.environ.get("PORCELET_HOME"), os.environ.get("XDG_DATA_HOME")
+    home = Path(chosen) if chosen else Path(data or Path.home() / ".local" / "share") / "porcelet"
+    return home.absolute() / "porcelet.db"
+
+
+def sqlite_file(url: str) -> Path | None:
+    """The file of a database's URL; None if it is not SQLite's, or in memory.
+
+    Raises:
+        InputError: it is no URL.
+    """
+    try:
+        parts = make_url(url)
+    except ArgumentError as problem:
+        raise InputError(f"database {_shown(url)} cannot be used: {problem}; give an SQLAlchemy URL") from problem
+    is_file = parts.get_backend_name() == "sqlite" and parts.database not in (None, "", ":memory:")
+    return Path(parts.database or "").absolute() if is_file else None
 
 
 def _keep_private(file: str | None) -> None:

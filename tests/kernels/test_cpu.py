@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from porcelet.doctor import openmp_runtimes
+from porcelet.doctor.computing import openmp_runtimes
 from porcelet.errors import InputError
 from porcelet.kernels import Key, cpu
 from porcelet.kernels.linear import GROUP, KINDS, WIDE_FROM, Int8Weight, PackedWeight, linear, pack, round_activations

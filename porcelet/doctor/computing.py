@@ -1,0 +1,104 @@
+"""What computes: torch, the native library and the threads that both share."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from importlib.metadata import PackageNotFoundError, requires
+from pathlib import Path
+
+import torch
+from packaging.requirements import Requirement
+
+from porcelet.doctor.finding import Finding
+from porcelet.doctor.machine import ROOT, told_by
+from porcelet.errors import InputError
+from porcelet.hub.store import REINSTALL
+
+
+def torch_version() -> Finding:
+    """Whether torch is a version that porcelet asks for."""
+    found = torch.__version__
+    try:
+        wanted = next(one for one in map(Requirement, requires("porcelet") or ()) if one.name == "torch")
+    except PackageNotFoundError:
+        return Finding("torch", "note", f"torch {found}; porcelet is not installed, so nothing says which it needs")
+    if wanted.specifier.contains(found, prereleases=True):
+        return Finding("torch", "ok", f"torch {found}; porcelet asks for {wanted}")
+    return Finding("torch", "problem", f"torch is {found}; porcelet asks for {wanted}", f"pip install '{wanted}'")
+
+
+def native_library() -> Finding:
+    """Whether the C++ bodies are there and used; without them torch computes."""
+    code = "native_library"
+    try:
+        from porcelet.kernels import cpu
+    except ImportError as problem:
+        return Finding(code, "problem", f"the native library is there, and does not load: {problem}", REINSTALL)
+    if not cpu.available():
+        compiler = shutil.which("g++")
+        reason = "the compiler that is here now was not, or was refused" if compiler else "there is no g++ to build it"
+        first = "" if compiler else "install g++ (apt-get install g++), then "
+        cause = f"installed without the native library: torch computes everything, slower; {reason}"
+        return Finding(code, "note", cause, first + REINSTALL)
+    if os.environ.get("PORCELET_KERNELS") == "reference":
+        return Finding(code, "note", "there, and turned off by PORCELET_KERNELS=reference", "unset PORCELET_KERNELS")
+    return Finding(code, "ok", "there, and used")
+
+
+def instruction_set() -> Finding:
+    """What the native library computes with, beside what the processor offers."""
+    from porcelet.kernels import cpu
+
+    code = "instruction_set"
+    if not cpu.available():
+        return Finding(code, "ok", f"torch chooses: {torch.backends.cpu.get_cpu_capability()}")
+    offered = cpu.isas()
+    try:
+        used = cpu.isa()
+    except InputError as problem:
+        return Finding(code, "problem", str(problem), "unset PORCELET_ISA")
+    if used != offered[0]:
+        cause = f"{used}, set by PORCELET_ISA; the processor offers {', '.join(offered)}"
+        return Finding(code, "note", cause, "unset PORCELET_ISA")
+    if used == "scalar":
+        return Finding(code, "note", "scalar: the processor has neither AVX2 nor AVX-512, so products are slow")
+    return Finding(code, "ok", f"{used}; the processor offers {', '.join(offered)}")
+
+
+def openmp() -> Finding:
+    """Whether all native code of this process shares one pool of threads."""
+    runtimes = sorted(openmp_runtimes())
+    if len(runtimes) > 1:
+        cause = f"{len(runtimes)} OpenMP runtimes are in one process and take each other's cores: {', '.join(runtimes)}"
+        return Finding("openmp", "problem", cause, f"unset LD_PRELOAD if it is set, or {REINSTALL}")
+    return Finding("openmp", "ok", f"one runtime: {runtimes[0]}" if runtimes else "no runtime of its own")
+
+
+def openmp_runtimes() -> set[str]:
+    """The OpenMP libraries that are mapped into this process, by path."""
+    maps = Path("/proc/self/maps")
+    lines = maps.read_text(encoding="utf-8", errors="replace").splitlines() if maps.exists() else []
+    mapped = {line.split(maxsplit=5)[-1] for line in lines if "omp" in line}
+    return {path for path in mapped if Path(path).name.startswith(("libgomp", "libomp", "libiomp"))}
+
+
+def threads() -> Finding:
+    """Whether torch takes as many threads as there are cores for this process: more wait for each other all the
+    time."""
+    taken, usable = torch.get_num_threads(), usable_cores()
+    if taken > usable:
+        cause = f"{taken} threads on {usable:g} usable cores: they wait for each other in every layer"
+        return Finding("threads", "problem", cause, f"set OMP_NUM_THREADS={max(int(usable), 1)}")
+    chosen = os.environ.get("OMP_NUM_THREADS")
+    if chosen and taken < int(usable):
+        cause = f"{taken} of {usable:g} usable cores are used, as OMP_NUM_THREADS is {chosen}"
+        return Finding("threads", "note", cause, "unset OMP_NUM_THREADS, if nothing else needs the others")
+    return Finding("threads", "ok", f"{taken} on {usable:g} usable cores")
+
+
+def usable_cores(root: Path = ROOT) -> float:
+    """Processors this process may run on: those of its affinity, and no more than its container's share of time."""
+    allowed = float(len(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else float(os.cpu_count() or 1)
+    quota, _, period = told_by(root / "sys/fs/cgroup/cpu.max").strip().partition(" ")
+    return min(allowed, int(quota) / int(period)) if quota.isdecimal() and period.isdecimal() else allowed

@@ -1,0 +1,80 @@
+"""What computes: each finding with the fault it is there for."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from porcelet.doctor import Finding, computing
+from porcelet.errors import InputError
+from porcelet.kernels import cpu
+
+
+def test_without_the_native_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says that torch computes, why, and how to get the library; porcelet works, so it is a note."""
+    monkeypatch.setattr(cpu, "available", lambda: False)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    found = computing.native_library()
+    assert found.state == "note" and "torch computes everything" in found.cause
+    assert "no g++" in found.cause and found.remedy.startswith("install g++")
+    monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/g++")
+    assert "--force-reinstall" in computing.native_library().remedy and "g++" not in computing.native_library().remedy
+    assert computing.instruction_set().state == "ok"
+
+
+@pytest.mark.skipif(not cpu.available(), reason="no native module")
+def test_instruction_sets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The best there is by itself; a lesser one by the environment is a note, one that is lacking a problem."""
+    assert cpu.isas()[-1] == "scalar" and cpu.isa() == cpu.isas()[0]
+    assert computing.instruction_set().cause.startswith(cpu.isas()[0])
+    monkeypatch.setattr(cpu, "isas", lambda: ["better", "scalar"])
+    monkeypatch.setenv("PORCELET_ISA", "scalar")
+    assert computing.instruction_set().state == "note" and "better" in computing.instruction_set().cause
+    monkeypatch.setenv("PORCELET_ISA", "avx1024")
+    with pytest.raises(InputError):
+        cpu.isa()
+    assert computing.instruction_set() == Finding(
+        "instruction_set", "problem", computing.instruction_set().cause, "unset PORCELET_ISA"
+    )
+    monkeypatch.setenv("PORCELET_KERNELS", "reference")
+    assert computing.native_library().remedy == "unset PORCELET_KERNELS"
+
+
+def test_two_openmp_runtimes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One is as it should be, and named; a second is a problem."""
+    assert computing.openmp().state == "ok" and "omp" in computing.openmp().cause
+    monkeypatch.setattr(computing, "openmp_runtimes", lambda: {"/a/libgomp.so.1", "/b/libiomp5.so"})
+    assert computing.openmp().state == "problem" and "/b/libiomp5.so" in computing.openmp().cause
+
+
+def test_more_threads_than_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Affinity and the container's share of time both count; more threads than that are a problem."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    monkeypatch.setattr(computing, "usable_cores", lambda: 1.5)
+    assert computing.threads() == Finding("threads", "problem", computing.threads().cause, "set OMP_NUM_THREADS=1")
+    monkeypatch.setattr(computing, "usable_cores", lambda: 8.0)
+    assert computing.threads().state == "ok"
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    assert computing.threads().state == "note" and "4 of 8" in computing.threads().cause
+
+
+@pytest.mark.parametrize(("quota", "cores"), [("50000 100000", 0.5), ("max 100000", 3), (None, 3), ("odd", 3)])
+def test_usable_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota: str | None, cores: float) -> None:
+    """Three processors of the affinity, or what a container's quota leaves of them."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1, 5})
+    if quota is not None:
+        (tmp_path / "sys/fs/cgroup").mkdir(parents=True)
+        (tmp_path / "sys/fs/cgroup/cpu.max").write_text(f"{quota}\n")
+    assert computing.usable_cores(tmp_path) == cores
+
+
+def test_a_torch_that_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The version that the package asks for is named, with the command that gets it."""
+    assert computing.torch_version().state == "ok"
+    monkeypatch.setattr(torch, "__version__", "1.13.1+cpu")
+    found = computing.torch_version()
+    assert found.state == "problem" and "1.13.1" in found.cause and "pip install 'torch>=" in found.remedy

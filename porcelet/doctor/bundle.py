@@ -29,16 +29,18 @@ from porcelet.doctor.environment import VARIABLES
 from porcelet.doctor.finding import Finding
 from porcelet.doctor.logs import tail
 from porcelet.doctor.machine import ROOT, told_by
+from porcelet.doctor.proxy import NAMES, with_scheme
 from porcelet.doctor.redaction import Redactor
 from porcelet.errors import CapacityError, InputError
 
 SHOWN = (  # beside VARIABLES, of the environment
-    *("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY", "https_proxy", "http_proxy", "all_proxy", "no_proxy"),
+    *(spelt for name in (*NAMES, "NO_PROXY") for spelt in (name, name.lower())),
     *("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"),
     *("HF_HOME", "HF_HUB_CACHE", "HF_ENDPOINT", "HF_HUB_OFFLINE", "XDG_CACHE_HOME", "XDG_DATA_HOME", "TMPDIR"),
     *("LANG", "LC_ALL", "PYTHONUTF8", "PYTHONIOENCODING", "PYTHONPATH", "LD_PRELOAD", "LD_LIBRARY_PATH"),
 )
 REDACTIONS = "redactions.json"
+PROXIES = {spelt for name in NAMES for spelt in (name, name.lower())}
 ONLY_WHETHER = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 PROCESSOR = ("vendor_id", "cpu family", "model", "model name", "stepping", "microcode", "cpu MHz", "cache size")
 FLAGS = re.compile(r"(?:avx|amx|fma|f16c|sse4|vnni|bf16|hypervisor)\w*")
@@ -141,6 +143,8 @@ def machine(root: Path = ROOT) -> dict[str, object]:
 def environment(variables: Mapping[str, str]) -> dict[str, str]:
     """The variables that matter, by name."""
     shown = {name: variables[name] for name in (*VARIABLES, *SHOWN) if name in variables}
+    for name in PROXIES & shown.keys():
+        shown[name] = with_scheme(shown[name])  # or a password in it would not be known for one
     return shown | {f"whether {name} is set": "yes" if variables.get(name) else "no" for name in ONLY_WHETHER}
 
 

@@ -28,29 +28,35 @@ def proxies() -> Iterator[Finding]:
 
 
 def address(url: str) -> tuple[str, int] | None:
-    """Host and port of the proxy through which a URL would be asked for; None if through none."""
+    """Host and port of the proxy through which a URL would be asked for; None if through none, or through what is no
+    proxy."""
     parts = urlsplit(url)
     chosen = urllib.request.getproxies()
     value = chosen.get(parts.scheme) or chosen.get("all")
-    if not value or urllib.request.proxy_bypass(parts.hostname or ""):
+    if not value or _malformed("", value) or urllib.request.proxy_bypass(parts.hostname or ""):
         return None
-    proxy = urlsplit(_with_scheme(value))
+    proxy = urlsplit(with_scheme(value))
     return proxy.hostname or "", proxy.port or (443 if proxy.scheme == "https" else 80)
 
 
 def without_password(value: str) -> str:
     """A proxy's URL as it may be shown."""
-    scheme, _, rest = _with_scheme(value).partition("://")
+    scheme, _, rest = with_scheme(value).partition("://")
     return f"{scheme}://{rest.rpartition('@')[2]}"  # a password with a slash in it is one, too
+
+
+def with_scheme(value: str) -> str:
+    """A proxy's URL as programs read it: http, where it does not say."""
+    return value if "://" in value else f"http://{value}"
 
 
 def _malformed(name: str, value: str) -> Finding | None:
     remedy = f"set {name} to http://HOST:PORT, or unset it"
-    if (scheme := urlsplit(_with_scheme(value)).scheme) not in SCHEMES:
+    if (scheme := with_scheme(value).partition("://")[0].lower()) not in SCHEMES:
         cause = f"{name} is {without_password(value)}: {scheme!r} is no kind of proxy"
         return Finding(CODE, "problem", cause, f"set {name} to one of {', '.join(SCHEMES)}, as in http://HOST:PORT")
     try:
-        parts = urlsplit(_with_scheme(value))
+        parts = urlsplit(with_scheme(value))
         is_whole = bool(parts.hostname) and parts.port != 0 and parts.path in ("", "/") and " " not in value
     except ValueError:
         is_whole = False
@@ -77,7 +83,3 @@ def _for_this_machine(named: dict[str, str]) -> Finding | None:
         return None
     cause = f"{plain[0]} is set and NO_PROXY lacks {' and '.join(LOOPBACK)}: clients ask the proxy for a server here"
     return Finding(CODE, "note", cause, f"export NO_PROXY={','.join(LOOPBACK)}")
-
-
-def _with_scheme(value: str) -> str:
-    return value if "://" in value else f"http://{value}"

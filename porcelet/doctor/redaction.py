@@ -62,7 +62,7 @@ class Redactor:
         if len(self.home) > 1:
             text = self._replace("home folders", re.compile(re.escape(self.home) + r"(?![\w.-])"), "~", text)
         text = self._replace("home folders", HOMES, r"\1<user>", text)
-        for name in {self.host, self.host.partition(".")[0]}:
+        for name in dict.fromkeys((self.host, self.host.partition(".")[0])):  # the whole one first
             text = self._name("host names", name, "<host>", text)
         text = self._name("user names", self.user, "<user>", text)
         return ADDRESSES.sub(self._address, text)

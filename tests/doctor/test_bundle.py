@@ -36,7 +36,7 @@ JSON_LOG = [
 
 def test_a_bundle_has_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Secrets in findings, variables, configuration and log are in none of its files; what was taken out is counted."""
-    monkeypatch.setenv("HTTPS_PROXY", "http://me:hunter2@proxy.lan:3128")
+    monkeypatch.setenv("HTTPS_PROXY", "me:hunter2$@proxy.lan:3128")
     monkeypatch.setenv("HF_TOKEN", "hf_hunter2hunter2")
     config = tmp_path / "serve.toml"
     config.write_text('[server]\ndatabase = "postgresql://me:hunter2@192.0.2.9/db"\nkeep_alive = 5.0\n')

@@ -95,6 +95,7 @@ def test_a_proxy(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
         "http://me:se/secret@proxy.lan:99999",
         "https//me:secret@proxy.lan",
         "http://me:secret@proxy.lan :3128",
+        "http://me:secret@[::1:3128",
     ],
 )
 def test_a_proxy_that_is_none(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
@@ -102,7 +103,7 @@ def test_a_proxy_that_is_none(monkeypatch: pytest.MonkeyPatch, value: str) -> No
     monkeypatch.setenv("https_proxy", value)
     [found] = proxy.proxies()
     assert found.state == "problem" and "https_proxy" in found.cause and "set https_proxy to" in found.remedy
-    assert "secret" not in found.cause
+    assert "secret" not in found.cause and proxy.address("https://hub.test") is None
 
 
 def test_a_proxy_that_speaks_socks(monkeypatch: pytest.MonkeyPatch) -> None:

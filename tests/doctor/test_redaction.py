@@ -64,6 +64,11 @@ def test_what_helps_stays(text: str) -> None:
     assert ours.text(text) == text and not ours.counts
 
 
+def test_a_host_goes_with_its_domain() -> None:
+    """The whole name is one thing; the short one alone goes, too."""
+    assert redactor().text("quiet-host.example.org, quiet-host") == "<host>, <host>"
+
+
 def test_a_secret_by_its_name() -> None:
     """What a file calls a secret goes whole, whatever it looks like; what has no value shows that."""
     values = {"server": {"admin_password": "plain words", "api_key": 12345, "token": "", "max_tokens": 5}}

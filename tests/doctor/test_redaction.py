@@ -25,7 +25,7 @@ PRIVATE = {
     ],
     "queries": ["GET https://mirror.lan/model.gguf?X-Signature=hunter2&expires=5 failed"],
     "e-mail addresses": ["written by hunter2.person+lists@example.co.uk yesterday"],
-    "home folders": ["/work/people/hunter2/.cache/porcelet", "/home/hunter2/models/a.gguf", "/Users/hunter2"],
+    "home folders": ["/srv/people/hunter2/.cache/porcelet", "/home/hunter2/models/a.gguf", "/Users/hunter2"],
     "host names": ["on quiet-host.example.org", "on QUIET-HOST: refused"],
     "user names": ["owned by mallory", "/data/Mallory/models", "for mallory_models"],
     "network addresses": ["from 192.0.2.7:443", "(198.51.100.23)", "2001:db8::5ec", "fe80::1:2 answers"],
@@ -34,7 +34,7 @@ MARKS = ("hunter2", "quiet-host", "mallory", "192.0.2", "198.51", "db8", "fe80")
 
 
 def redactor() -> Redactor:
-    return Redactor(user="mallory", host="quiet-host.example.org", home="/work/people/hunter2")
+    return Redactor(user="mallory", host="quiet-host.example.org", home="/srv/people/hunter2")
 
 
 @pytest.mark.parametrize(("kind", "text"), [(kind, text) for kind, texts in PRIVATE.items() for text in texts])

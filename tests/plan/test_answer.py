@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from porcelet.cli import app
 from porcelet.errors import InputError
-from porcelet.plan import text
+from porcelet.plan import plan, text
 from porcelet.plan.answer import Answer, Question, answer
 from porcelet.plan.cost import Supply
 from porcelet.plan.hardware import devices, parse_fleet
@@ -30,6 +30,12 @@ LANGUAGES = sorted(WORDS)
 
 def asked(model: str = "r1", on: str = "8xH20", **more: Any) -> Answer:
     return answer(Question(model=find_model(model), fleet=parse_fleet(on), **more))
+
+
+def test_library_gives_the_same_answer() -> None:
+    """`porcelet.plan.plan` takes names as the command does."""
+    found = plan("r1", on="16xH800", users=100)
+    assert found.figure("speed", "users") == asked(on="16xH800", users=100).figure("speed", "users")
 
 
 def keys(found: Answer) -> list[str]:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from porcelet.config import ModelConfig
 from porcelet.plan.model import PlannedModel
 
+MAX_TENSOR = 16  # devices that share heads; beyond, they wait for one another more than they compute
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -35,14 +37,14 @@ class Layout:
 
 
 def layouts(config: ModelConfig, num_devices: int, per_node: int) -> Iterator[Layout]:
-    """Every layout of exactly `num_devices`: heads are cut within a node, and divide; stages have a layer at least;
-    experts divide, or have at most one redundant copy each."""
+    """Every layout of exactly `num_devices`: heads are cut within a node, for 16 at most, and divide; stages have a
+    layer at least; experts divide, or have at most one redundant copy each."""
     for pipeline in divisors(num_devices):
         if pipeline > config.num_hidden_layers:
             continue
         stage = num_devices // pipeline
         for tensor in divisors(stage):
-            if tensor > per_node or config.num_attention_heads % tensor:
+            if tensor > min(per_node, MAX_TENSOR) or config.num_attention_heads % tensor:
                 continue
             yield Layout(pipeline, stage // tensor, tensor)
             if config.n_routed_experts and 1 < stage <= 2 * config.n_routed_experts:

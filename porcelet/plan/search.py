@@ -42,16 +42,20 @@ def counts(per_node: int) -> Iterator[int]:
 def smallest_fleet(
     model: PlannedModel, device: Device, traffic: Traffic, wanted: float = 0
 ) -> tuple[Fleet, Option] | None:
-    """The fewest devices that hold the model and serve `wanted` people online as `traffic` promises; None: no fleet of
-    up to 2,048 does. With none wanted, one request that fits is enough, at whatever speed."""
-    for count in counts(device.per_node):
-        if not _holds(model, Fleet(device, count)):
-            continue
-        fleet = Fleet(device, count)
-        for option in options(model, fleet, traffic)[:1]:
-            if not wanted or (option.best and users(option.best, traffic) >= wanted):
-                return fleet, option
-    return None
+    """Nearly the fewest devices that hold the model and serve `wanted` people online as `traffic` promises; None: no
+    fleet of up to 2,048 does. With none wanted, one request that fits is enough, at whatever speed."""
+    sizes = [count for count in counts(device.per_node) if _holds(model, Fleet(device, count))]
+    first, found = 0, None
+    last = len(sizes)
+    while first < last:  # more devices hardly ever serve fewer people, so the search halves what is left
+        middle = (first + last) // 2
+        fleet = Fleet(device, sizes[middle])
+        best = next(iter(options(model, fleet, traffic)), None)
+        if best and (not wanted or (best.best and users(best.best, traffic) >= wanted)):
+            found, last = (fleet, best), middle
+        else:
+            first = middle + 1
+    return found
 
 
 def _holds(model: PlannedModel, fleet: Fleet) -> bool:

@@ -37,13 +37,13 @@ STYLE = {
 MARGINS = {"left": 0.15, "right": 0.97, "bottom": 0.12, "top": 0.91}  # shares of the figure
 
 
-def require_packages() -> None:
-    """Find out before long work what its page would miss.
+def require_packages(extra: str = "plan") -> None:
+    """Find out before long work what its page would miss; `extra` is the optional set that it comes with.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    optional("matplotlib", "plan")
+    optional("matplotlib", extra)
 
 
 def svg(draw: Callable[[Any], None], size: tuple[float, float], label: str, name: str) -> Markup:

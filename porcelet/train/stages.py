@@ -172,7 +172,7 @@ def run_stages(
     """
     end, num_run = time.monotonic() + 60 * minutes, 0
     if any(stage.config.log.report for stage in stages):
-        require_packages()
+        require_packages("train")
     _check(stages, unsafe_sandbox)
     for i, stage in enumerate(stages, 1):
         if resume and is_finished(stage):

@@ -129,7 +129,7 @@ def test_a_model_folder_runs_no_code(tmp_path: Path) -> None:
         chat_format.render([{"role": "user", "content": "x"}], tokenizer)
     assert not (tmp_path / "sprung").exists()
     # Of our own modules, from a table, and of optional packages, whose names stand in our code.
-    assert users_of(r"importlib\.import_module") == {"__init__.py", "train/extras.py"}
+    assert users_of(r"importlib\.import_module") == {"__init__.py", "extras.py"}
 
 
 # ---- malformed headers ----------------------------------------------------------------------------------------------

@@ -34,8 +34,15 @@ def bench(
     With a model, its forecast is compared with the engine itself. The machine must have nothing else to do: runs that
     lost more than 2 % of the time to others are dropped and repeated.
     """
+    from porcelet.errors import InputError
+    from porcelet.kernels import cpu
     from porcelet.plan import machine as machines
+    from porcelet.plan.engine_time import FORMATS
 
+    if not cpu.available():
+        raise InputError("bench measures the native library, which is not here; `porcelet doctor` says why")
+    if weights not in FORMATS:
+        raise InputError(f"--weights is {weights!r}; forecasts are known for {', '.join(FORMATS)}")
     found = machines.load()
     now = _conditions()
     if model is None or found is None:
@@ -58,8 +65,7 @@ def _conditions() -> Machine:
     from porcelet.kernels import cpu
     from porcelet.plan.machine import Machine, processor
 
-    name = cpu.isa() if cpu.available() else "none"
-    return Machine(processor(), torch.get_num_threads(), name, torch.__version__, time.strftime("%Y-%m-%d"), {})
+    return Machine(processor(), torch.get_num_threads(), cpu.isa(), torch.__version__, time.strftime("%Y-%m-%d"), {})
 
 
 def _measured(now: Machine) -> Machine:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from porcelet.errors import InputError
 from porcelet.plan.cost import HOURS_A_MONTH, Supply, Usage, cost_figures, hourly
 from porcelet.plan.figure import Figure
 from porcelet.plan.hardware import Fleet, devices
@@ -37,6 +38,12 @@ class Question:
     cache_bytes: float = 2
     mtp: bool = False
     train: Run | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.users < 1e10:
+            raise InputError(f"users is {self.users}; it must be 0 (as many as can be served) or more")
+        if not 0 < self.busy_hours <= 24:
+            raise InputError(f"busy_hours is {self.busy_hours}; it must be above 0 and at most 24")
 
 
 @dataclass(frozen=True)

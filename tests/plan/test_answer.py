@@ -173,6 +173,8 @@ def test_command_line() -> None:
         ["--language", "de"],
         ["--cache-bits", "3"],
         ["--tariff", "x"],
+        ["--users", "-3"],
+        ["--busy-hours", "25"],
         ["--hits", "2"],
     ):
         refused = runner.invoke(app, ["plan", "r1", *arguments])

@@ -108,6 +108,14 @@ def test_plan_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "give --weights" in str(runner.invoke(app, ["plan", "r1", "--on", "here"]).exception)
 
 
+def test_bench_refuses_what_it_cannot_forecast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A format without costs, and an installation without the native library: before anything is measured."""
+    runner = CliRunner()
+    assert "--weights is 'fp8'" in str(runner.invoke(app, ["bench", "r1", "--weights", "fp8"]).exception)
+    monkeypatch.setattr(cpu, "available", lambda: False)
+    assert "porcelet doctor" in str(runner.invoke(app, ["bench"]).exception)
+
+
 # ---- beside the engine ----------------------------------------------------------------------------------------------
 
 COMMON = {"vocab_size": 16384, "hidden_size": 768, "intermediate_size": 2048, "max_position_embeddings": 4096}

@@ -73,7 +73,11 @@ def test_streams_count_their_tokens(logging_server: Running) -> None:
         stream.read()
     assert line_of("streamed")["generated_tokens"] == 7
     headers = {"X-Request-Id": "left"}
-    endless = ASK | {"stream": True, "max_tokens": 50_000, "ignore_eos": True}
+    slow = {
+        "logprobs": True,
+        "top_logprobs": 20,
+    }  # lest it end while this process waits its turn
+    endless = ASK | slow | {"stream": True, "max_tokens": 50_000, "ignore_eos": True}
     with httpx.stream("POST", url, json=endless, headers=headers, timeout=20) as stream:
         next(stream.iter_bytes())
         assert all(line.get("request_id") != "left" for line in lines(logging_server))

@@ -15,6 +15,7 @@ LAYERS = (
     {"cluster"},
     {"server", "train"},
     {"engine", "plan", "doctor"},
+    {"memory"},
     {"weights", "hub", "chat"},
     {"models", "tokenizer"},
     {"parallel"},
@@ -52,7 +53,7 @@ def test_imports_go_down_only(file: Path) -> None:
         assert name == own or RANK[name] > RANK[own], f"{own} imports {name}"
 
 
-@pytest.mark.parametrize("name", ["types", "errors", "config", "tokenizer", "chat", "hub", "server", "plan"])
+@pytest.mark.parametrize("name", ["types", "errors", "config", "tokenizer", "chat", "hub", "server", "plan", "memory"])
 def test_stays_free_of_torch(name: str) -> None:
     """The parts that the HTTP process is made of name no torch."""
     for file in FILES:

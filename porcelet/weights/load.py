@@ -132,6 +132,7 @@ def fill(
         for stored in tensors:
             with stored.open(as_stored=weights in PACKED) as tensor:  # what is quantised is read piece by piece later
                 yield stored.name, tensor
+                del tensor  # before the next one is read
             done += stored.num_bytes
             progress(done, total)
 
@@ -144,6 +145,7 @@ def fill(
             _replace(module, "down_proj", down)
     for name, tensor in opened(used):
         _place(model, name, tensor, weights, kinds)
+        del tensor
     if model.config.tie_word_embeddings:
         _set_weight(model.lm_head, model.model.embed_tokens.weight)
 
@@ -234,6 +236,7 @@ def _expert_pieces(tensors: Iterable[tuple[str, Source]], layers: Sequence[Exper
         is_down, layer = leaf == "down_proj", of[module]
         kind = _kind_in(layer, is_down)
         packed = quantize.to_packed(_packable(tensor), kind.bits, name, kind).packed
+        del tensor
         yield Piece(layer, int(match[2]), is_down, row.part, packed)
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,7 +30,8 @@ from porcelet.models.experts import Experts
 from porcelet.models.layers import Linear
 from porcelet.models.transformer import Transformer, build, initialize
 from porcelet.types import SamplingParams
-from porcelet.weights.load import load, save
+from porcelet.weights.files import Source, Stored, open_checkpoint
+from porcelet.weights.load import fill, load, save
 from tests.models.variants import QWEN2, V2_LITE, V3
 from tests.weights import tiny_gguf
 
@@ -419,6 +421,28 @@ def test_progress_ends_at_the_total(folder: Path) -> None:
     load(folder, progress=lambda done, total: seen.append((done, total)))
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
     assert seen[-1][0] == seen[-1][1] and len({total for _, total in seen}) == 1
+
+
+@pytest.mark.parametrize("weights", ["float32", "int8"])
+def test_a_tensor_is_let_go_of_before_the_next_is_read(folder: Path, weights: str) -> None:
+    """Unless it is a parameter now: two embeddings in float32 would be more than a packed model."""
+    read: list[weakref.ref[Tensor]] = []
+
+    def watched(stored: Stored) -> Stored:
+        def read_one(as_stored: bool) -> Source:
+            kept = {tensor.data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+            assert all(held is None or held.data_ptr() in kept for held in (before() for before in read))
+            tensor = stored._read(as_stored)
+            if isinstance(tensor, Tensor):
+                read.append(weakref.ref(tensor))
+            return tensor
+
+        return dataclasses.replace(stored, _read=read_one)
+
+    checkpoint = open_checkpoint(folder)
+    model = build(checkpoint.config, device="meta")
+    fill(model, [watched(stored) for stored in checkpoint.tensors], str(folder), weights)
+    assert len(read) > 10
 
 
 PEAK = """

@@ -118,7 +118,10 @@ def _show(question: Question, language: str, report: Path | None, as_json: bool)
 
 def _here(name: str, weights: str, prompt: int, answer: int, as_json: bool) -> None:
     """What porcelet's own engine does with a model on this machine, which `porcelet bench` has measured."""
+    from porcelet.config import EngineConfig
     from porcelet.errors import InputError
+    from porcelet.memory.engine import engine_memory
+    from porcelet.memory.fit import gigabytes, largest_parts
     from porcelet.plan import machine
     from porcelet.plan.engine_time import FORMATS, EngineTime
     from porcelet.plan.model import find_model
@@ -134,12 +137,15 @@ def _here(name: str, weights: str, prompt: int, answer: int, as_json: bool) -> N
     context, size = prompt + answer / 2, find_model(name, chosen).num_bytes
     rates = {count: time.decode_rate(count, context) for count in (1, 4, 16)}
     computed, parts = time.prompt_rate(1, prompt), {part.name: part.seconds for part in time.decode(1, context)}
+    memory = engine_memory(model.config, EngineConfig(weights=chosen))
     if as_json:
         found = {"weights": chosen, "weight_bytes": size, "tokens_per_second": rates, "step_alone": parts}
+        found["memory_bytes"] = memory.peak
         print(json.dumps({**found, "prompt_tokens_per_second": computed}, indent=2))
         return
     print(f"{model.name} as {chosen} on {measured.processor}, {measured.threads} threads, measured {measured.date}")
     print(f"  weights           {size / 1e9:,.2f} GB")
+    print(f"  memory            up to {gigabytes(memory.peak)} with the default cache ({largest_parts(memory)})")
     print(
         f"  prompts           {computed:,.0f} tokens/s; the answer to {prompt} begins after {prompt / computed:.1f} s"
     )

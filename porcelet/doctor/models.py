@@ -11,7 +11,7 @@ from porcelet.errors import CapacityError, ModelError
 
 
 def model_memory() -> Iterator[Finding]:
-    """For each model of the store, whether its weights and the cache of `EngineConfig` fit into the memory there is."""
+    """For each model of the store, whether an engine with the settings of `EngineConfig` fits into memory."""
     models = hub.list_models()
     if hub.DEFAULT_MODEL not in {model.name for model in models}:
         yield Finding("default_model", "note", f"{hub.DEFAULT_MODEL} is not in the store", "run `porcelet pull`")
@@ -25,23 +25,17 @@ def model_memory() -> Iterator[Finding]:
 
 
 def _memory_of(model: hub.StoredModel) -> Finding:
-    """Raises CapacityError for weights that do not fit, ModelError for files that are no model."""
-    from porcelet.weights import memory
-    from porcelet.weights.files import open_checkpoint
-    from porcelet.weights.load import PACKED, chosen_format
+    """Raises CapacityError for a model that does not fit, ModelError for files that are no model."""
+    from porcelet.kernels import cpu
+    from porcelet.memory.fit import Wanted, check_engines, gigabytes, largest_parts
+    from porcelet.memory.tensors import read_inventory
+    from porcelet.weights.memory import available_memory
 
-    checkpoint = open_checkpoint(model.path)
-    config, weights = checkpoint.config, chosen_format("auto", checkpoint)
-    stored = sum(tensor.num_bytes for tensor in checkpoint.tensors)
-    memory.check_fits(config, weights, model.name, stored)
-    tokens = EngineConfig().cache_tokens
-    size = memory.weight_bytes(config, weights, stored)
-    cache = (2 if weights in PACKED else 4) * tokens * config.cache_values_per_token()  # `cache_dtype` "auto"
-    available = memory.available_memory()
-    cause = (
-        f"{model.name}: {size / 1e6:,.0f} MB of weights ({weights}) and {cache / 1e6:,.0f} MB for {tokens:,} cached "
-        f"tokens; {available / 1e6:,.0f} MB are available"
+    wanted, available = Wanted(read_inventory(model.path), EngineConfig(), cpu.available()), available_memory()
+    forecast = check_engines({model.name: wanted}, available)[model.name]
+    return Finding(
+        "memory",
+        "ok",
+        f"{model.name} takes up to {gigabytes(forecast.peak)} ({largest_parts(forecast)}); {gigabytes(available)} are "
+        "available",
     )
-    if size + cache > available:
-        return Finding("memory", "note", cause, "serve it with --set cache_memory=0.5, or free some memory")
-    return Finding("memory", "ok", cause)

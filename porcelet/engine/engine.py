@@ -6,12 +6,14 @@ works on token ids; of text it only knows the tokens' bytes, to find stop string
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +27,7 @@ from porcelet.engine.scheduler import Scheduler
 from porcelet.engine.speculative import choose_drafter
 from porcelet.errors import EngineError, InputError
 from porcelet.kernels import cpu
+from porcelet.memory.fit import check_engine
 from porcelet.models.experts import residency_of
 from porcelet.models.transformer import Transformer
 from porcelet.types import Batch, Constraint, Output, Progress, Request, SamplingParams, join_outputs
@@ -46,6 +49,22 @@ EXPERT_COUNTS = (
     "num_expert_bytes_resident",
 )
 log = logging.getLogger(__name__)
+
+
+@dataclass
+class Decoding:
+    """Steps that gave each sequence its next token and did nothing else: what planning ahead can be compared with."""
+
+    num_decode_steps: int = 0
+    num_decode_tokens: int = 0
+    num_decode_cached: int = 0  # tokens that these attended to, summed
+    decode_seconds: float = 0.0
+
+    def add(self, batch: Batch, seconds: float) -> None:
+        self.num_decode_steps += 1
+        self.num_decode_tokens += len(batch.tokens)
+        self.num_decode_cached += sum(batch.lengths)
+        self.decode_seconds += seconds
 
 
 class Engine:
@@ -87,6 +106,8 @@ class Engine:
         self.sampler = Sampler()
         self._ended: list[Output] = []
         self._num_failures = 0
+        self.predicted_bytes = 0  # the most that its process will take; 0: nobody has said
+        self._decoding = Decoding()
         self._drafting = 0.0  # seconds the MTP layer took since they were last recorded
         self._ids = itertools.count()
 
@@ -95,8 +116,10 @@ class Engine:
         """An engine for a GGUF file or a Hugging Face folder; `progress` hears of the bytes loaded.
 
         Raises:
+            CapacityError: it needs more memory than there is; names what would fit. Nothing was read.
             ModelError: the files are missing, damaged or not supported.
         """
+        forecast = check_engine(path, config, native=cpu.available())
         model = load(path, config.weights, progress, _offload(config))
         cpu.return_freed_memory()
         lock = threading.Lock()
@@ -118,12 +141,14 @@ class Engine:
             with lock:  # from `prepare`'s thread and the steps' own
                 return grammars().compile(constraint)
 
-        return cls(
+        engine = cls(
             model,
             config,
             token_bytes=lambda token: tokenizer().token_bytes(token),
             compile_constraint=compile_constraint,
         )
+        engine.predicted_bytes = forecast.peak
+        return engine
 
     @property
     def has_work(self) -> bool:
@@ -196,8 +221,11 @@ class Engine:
         self._num_failures = 0
         is_measure = self.scheduler.only_decodes and self.runner.num_recordings == num_recordings
         outputs = self.scheduler.commit(draws)
-        if is_measure:  # of the price of a guess
-            self.scheduler.pace.record(len(batch.tokens), time.perf_counter() - start)
+        if is_measure:
+            seconds = time.perf_counter() - start
+            self.scheduler.pace.record(len(batch.tokens), seconds)  # the price of a guess
+            if len(batch.tokens) == len(batch.lengths):  # without any guesses, as forecasts are
+                self._decoding.add(batch, seconds)
         self._draft(is_measure)
         return outputs
 
@@ -277,7 +305,7 @@ class Engine:
                 self.scheduler.abort(request.id)
         return [join_outputs(outputs) for outputs in pieces.values()]
 
-    def stats(self) -> dict[str, int]:
+    def stats(self) -> dict[str, int | float]:
         """Gauges of this moment, and counters since the start."""
         scheduler = self.scheduler
         return {
@@ -292,6 +320,7 @@ class Engine:
             "num_drafts": scheduler.num_drafts,
             "num_drafted": scheduler.num_drafted,
             "num_accepted": scheduler.num_accepted,
+            **dataclasses.asdict(self._decoding),
             **{f"num_accepted_at_{place}": count for place, count in enumerate(scheduler.num_accepted_at) if count},
             **(dict(zip(EXPERT_COUNTS, self._residency.counts(), strict=True)) if self._residency else {}),
         }

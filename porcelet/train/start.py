@@ -15,6 +15,8 @@ from porcelet import hub
 from porcelet.config import LoraConfig, ModelConfig, RopeScaling, TrainConfig, read_hf
 from porcelet.engine.codec import open_codec
 from porcelet.errors import InputError
+from porcelet.memory.fit import check_training
+from porcelet.memory.tensors import Inventory, counted, read_inventory
 from porcelet.models.transformer import Transformer, build, initialize
 from porcelet.train import checkpoint, numerics
 from porcelet.train.corpus.store import open_store, sentence_ends
@@ -43,13 +45,23 @@ def start_model(config: TrainConfig, model_fields: Mapping[str, Any], output: Pa
             copy_text_files(open_store(Path(config.data.corpus[0])).path, output)
         else:
             make_tokenizer(output, config.chat_format, config.digits)
-        return numerics.apply(initialize(build(_model_config(model_fields, output)), config.seed), config.dtype)
+        shape = _model_config(model_fields, output)
+        _check_memory(config, counted(shape))
+        return numerics.apply(initialize(build(shape), config.seed), config.dtype)
     path = hub.resolve(config.model)
+    _check_memory(config, read_inventory(path))
     write_text_files(path, output)
     model = numerics.apply(extend_context(load(path), config.context_extension), config.dtype)
     if config.lora.rank:
         add_adapters(model, config.lora, config.seed)
     return model
+
+
+def _check_memory(config: TrainConfig, model: Inventory) -> None:
+    """Refuse a run that cannot fit into this machine's memory. What a GPU has is not looked at."""
+    if config.device == "cpu":
+        teacher = config.policy.teacher
+        check_training(config, model, read_inventory(hub.resolve(teacher)) if teacher else None)
 
 
 def _refuse_idle(config: TrainConfig) -> None:

@@ -43,11 +43,17 @@ class Loading(msgspec.Struct, frozen=True, tag=True):
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
-    """The model is loaded. `max_length` is the most tokens that prompt and answer may have together."""
+    """The model is loaded. `max_length` is the most tokens that prompt and answer may have together; `predicted_bytes`
+    is the most memory that the process will take, as forecast before it loaded. What follows is what it computes with:
+    threads, instruction set and version of torch."""
 
     model: ModelConfig
     weights: str
     max_length: int
+    predicted_bytes: int = 0
+    threads: int = 0
+    instructions: str = ""
+    torch: str = ""
 
 
 class Outputs(msgspec.Struct, frozen=True, tag=True):

@@ -102,6 +102,11 @@ class Supervisor:
         self._watching = asyncio.create_task(self._watch(facts))
         return facts
 
+    @property
+    def pid(self) -> int:
+        """The number of the process of this moment."""
+        return self.client.process.pid
+
     def submit(self, request: Request, arrived: Arrived = ignored) -> AsyncGenerator[Output, None]:
         """Run a request, as `EngineClient.submit` does.
 

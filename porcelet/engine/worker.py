@@ -22,6 +22,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from porcelet.config import EngineConfig, override, parse_settings
 from porcelet.engine.engine import Engine
 from porcelet.engine.messages import (
@@ -41,6 +43,7 @@ from porcelet.engine.messages import (
     unpack,
 )
 from porcelet.errors import CapacityError, EngineError, PorceletError
+from porcelet.kernels import cpu
 from porcelet.kernels.linear import KINDS, FP8Weight
 from porcelet.models.layers import Linear
 from porcelet.types import Output, Progress, Request
@@ -256,7 +259,15 @@ def _ready(engine: Engine) -> Ready:
     layers = (module for module in engine.model.modules() if isinstance(module, Linear))
     formats = {type(layer.weight) for layer in layers}
     weights = next((name for kind, name in FORMAT_NAMES.items() if kind in formats), "float32")
-    return Ready(engine.model.config, weights, engine.scheduler.max_length)
+    return Ready(
+        model=engine.model.config,
+        weights=weights,
+        max_length=engine.scheduler.max_length,
+        predicted_bytes=engine.predicted_bytes,
+        threads=torch.get_num_threads(),
+        instructions=cpu.isa(),
+        torch=str(torch.__version__),
+    )
 
 
 def _last_words(problem: Exception, model: Path) -> Failed:

@@ -70,7 +70,7 @@ class EngineTime:
     def cache(self) -> str:
         return "float16" if self.weights in PACKED else "float32"
 
-    def decode(self, sequences: int, context: float) -> list[Part]:
+    def decode(self, sequences: float, context: float) -> list[Part]:
         """A step that writes one token of each sequence, with so many cached tokens."""
         step = Step(sequences, 1, context)
         parts = [*self._step(step, sampled=sequences), Part("step", self.machine.cost("step", sequences))]
@@ -102,7 +102,7 @@ class EngineTime:
                 new = min(budget, length - cached)
                 yield Step(1, new, cached, absorbed), 1.0 if cached + new == length else 0.0
 
-    def decode_rate(self, sequences: int, context: float) -> float:
+    def decode_rate(self, sequences: float, context: float) -> float:
         """Tokens a second of all sequences."""
         return sequences / sum(part.seconds for part in self.decode(sequences, context))
 

@@ -17,6 +17,7 @@ from porcelet.server.gate import account, login
 from porcelet.server.gate.guard import Gate, Guard
 from porcelet.server.generation.models import Models
 from porcelet.server.operations import health
+from porcelet.server.operations.forecasts import Forecasts
 from porcelet.server.operations.logs import RequestLog, TokenCount
 from porcelet.server.operations.meters import Meters, engine_readings
 from porcelet.server.store import Database
@@ -28,7 +29,8 @@ def create_app(models: Models, database: Database, gate: Gate, jobs: Jobs) -> Re
     """The application over the served models, whose generations limits, metrics and log look on from now on."""
     metrics = Metrics()
     meters = Meters(metrics)
-    metrics.read(lambda: engine_readings(models))
+    forecasts = Forecasts()
+    metrics.read(lambda: engine_readings(models, forecasts))
     models.watch(gate.limits, meters, TokenCount())
     app = FastAPI(
         title="porcelet",

@@ -16,6 +16,7 @@ from prometheus_client import Counter, Histogram
 from porcelet.metrics import FIRST_TOKEN_BUCKETS, REQUEST_BUCKETS, TOKEN_BUCKETS, Metrics, Reading
 from porcelet.server.generation.models import Model, Models
 from porcelet.server.generation.watch import Job
+from porcelet.server.operations.forecasts import Forecasts
 from porcelet.types import Output
 
 LABELS = ("model_name",)
@@ -142,6 +143,9 @@ ENGINE = (
     ("num_drafts", "spec_decode_num_drafts_total", "Drafts of guessed tokens."),
     ("num_drafted", "spec_decode_num_draft_tokens_total", "Tokens guessed."),
     ("num_accepted", "spec_decode_num_accepted_tokens_total", "Tokens guessed right."),
+    ("num_decode_steps", "decode_steps_total", "Steps that gave each sequence one token and did nothing else."),
+    ("num_decode_tokens", "decode_tokens_total", "Tokens of these steps."),
+    ("decode_seconds", "decode_seconds_total", "Seconds that these steps took."),
     ("num_expert_hits", "expert_hits_total", "Chosen experts of those on disk that were in memory."),
     ("num_expert_misses", "expert_misses_total", "Chosen experts that were not."),
     ("num_expert_prefetches", "expert_prefetches_total", "Experts read ahead of their choice."),
@@ -151,8 +155,9 @@ ENGINE = (
 AT = "num_accepted_at_"
 
 
-def engine_readings(models: Models) -> Iterator[Reading]:
-    """Every engine's statistics after its last step; none of one that is down or still loading."""
+def engine_readings(models: Models, forecasts: Forecasts) -> Iterator[Reading]:
+    """Every engine's statistics after its last step, and forecasts beside them; none of one that is down or still
+    loading."""
     for name, model in models.all.items():
         labels, stats = {"model_name": name}, model.engine.stats
         for key, metric, text in ENGINE:
@@ -165,6 +170,8 @@ def engine_readings(models: Models) -> Iterator[Reading]:
             at = labels | {"position": key.removeprefix(AT)}
             text = "Tokens guessed right, by their place in the draft."
             yield Reading("spec_decode_num_accepted_tokens_per_pos_total", text, at, stats[key])
+        if model.loaded:
+            yield from forecasts.readings(name, model.loaded.facts, stats, model.engine.pid)
         yield from _server_readings(labels, model)
 
 

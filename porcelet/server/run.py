@@ -26,7 +26,6 @@ from porcelet.memory.tensors import read_inventory
 from porcelet.server.gate.access import Access
 from porcelet.server.gate.loopback import url
 from porcelet.types import Progress
-from porcelet.weights.memory import available_memory
 
 if TYPE_CHECKING:
     import uvicorn
@@ -82,14 +81,13 @@ def run(
 async def _serve(
     config: ServeConfig, paths: Sequence[Path], listener: socket.socket, progress: Progress, access: Access
 ) -> None:
-    available = available_memory()  # before any of it is taken
+    wanted = zip(config.models.items(), paths, strict=True)
+    check_engines({name: Wanted(read_inventory(path), entry.engine) for (name, entry), path in wanted})
     with ExitStack() as opened:
         started = [
             opened.enter_context(closing(Supervisor(path, entry.engine)))
             for entry, path in zip(config.models.values(), paths, strict=True)
         ]
-        wanted = zip(config.models.items(), paths, strict=True)
-        check_engines({name: Wanted(read_inventory(path), entry.engine) for (name, entry), path in wanted}, available)
         import uvicorn
 
         from porcelet.server.app import create_app

@@ -1,15 +1,21 @@
 """Shapes are checked in tests: every function of the kernels and models with a jaxtyping annotation is wrapped.
 
-The package imports jaxtyping for type checkers only, so the names its annotations use are made known here.
+The package imports jaxtyping for type checkers only, so the names its annotations use are made known here. Without a
+GPU Triton's kernels are interpreted, which Triton decides when it is first imported.
 """
 
 from __future__ import annotations
 
 import builtins
+import os
 from pathlib import Path
 
 import jaxtyping
 import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 for name in ("Float", "Float16", "Int", "Shaped", "UInt8"):
     setattr(builtins, name, getattr(jaxtyping, name))

@@ -17,7 +17,7 @@ LAYERS = (
     {"engine", "plan", "doctor"},
     {"memory"},
     {"weights", "hub", "chat"},
-    {"models", "tokenizer"},
+    {"models", "tokenizer", "flash_mla"},
     {"parallel"},
     {"kernels"},
     {"config", "metrics", "page"},

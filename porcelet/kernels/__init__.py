@@ -150,3 +150,8 @@ def op(reference: Callable[P, R]) -> Op[P, R]:
     made = Op(reference)
     OPS[made.name] = made
     return made
+
+
+def composed(made: Op[..., Any]) -> None:
+    """Say that an op's definition calls other ops alone: a recording takes these."""
+    made.instruction(when=lambda key: True)(lambda recorder, *args, **kwargs: made.reference(*args, **kwargs))

@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from porcelet.kernels import op
+from porcelet.kernels import composed, op
 from porcelet.kernels.linear import HeadsWeight, heads_linear
-from porcelet.kernels.pointwise import concat
+from porcelet.kernels.pointwise import concat, rope
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -170,6 +170,43 @@ def cache_write(
 ) -> None:
     """Put each token's values into its slot, page · page size + place in the page. Changes `cache` in place."""
     cache[slots // cache.shape[1], slots % cache.shape[1]] = values.to(cache.dtype)
+
+
+@op
+def write_latents(
+    cache: Float[Tensor, "P page 1 CR"],
+    latent: Float[Tensor, "T C"],
+    k_rope: Float[Tensor, "T R"],
+    cos: Float[Tensor, "T half"],
+    sin: Float[Tensor, "T half"],
+    interleaved: bool,
+    slots: Int[Tensor, "T"],
+) -> None:
+    """MLA's cached row of each token: its latent, and its rotary key, rotated. Changes `cache` in place."""
+    turned = rope(k_rope[:, None], cos, sin, interleaved)
+    cache_write(cache[..., : latent.shape[1]], latent[:, None], slots)
+    cache_write(cache[..., latent.shape[1] :], turned, slots)
+
+
+composed(write_latents)
+
+
+@op
+def write_keys_values(
+    k_cache: Float[Tensor, "P page K Hd"],
+    v_cache: Float[Tensor, "P page K Vd"],
+    k: Float[Tensor, "T K Hd"],
+    v: Float[Tensor, "T K Vd"],
+    cos: Float[Tensor, "T half"],
+    sin: Float[Tensor, "T half"],
+    slots: Int[Tensor, "T"],
+) -> None:
+    """Each token's keys, rotated, and values. Changes both caches in place."""
+    cache_write(k_cache, rope(k, cos, sin, False), slots)
+    cache_write(v_cache, v, slots)
+
+
+composed(write_keys_values)
 
 
 @op

@@ -15,7 +15,8 @@ A quad is four neighbouring columns of one row, what one VNNI instruction multip
 The last tile is filled up with zero rows.
 
 What such a weight is multiplied with is rounded too, `round_activations` says how: that is part of the definition, so
-every body and machine gives the same result up to the order of float sums.
+every body on a CPU gives the same result up to the order of float sums. Bodies for GPUs (kernels/triton/packed.py) take
+activations in half precision as they are, which is closer to no rounding at all.
 
 `FP8Weight` is DeepSeek-V3's released form: e4m3 values with a float32 scale for every block of 128 · 128. The native
 body (kernels/cpu/fp8.cpp) reads it as it is; where there is none, and for training, a call expands it to float32.
@@ -64,7 +65,7 @@ class PackedWeight:
     def rows(self, index: Int[Tensor, "T"]) -> Float[Tensor, "T K"]:
         """Some rows in float32, without touching the others."""
         tiles = type(self)(self.packed[index // TILE], (len(index) * TILE, self.shape[1]))  # a tile each
-        return tiles.dequantize()[torch.arange(len(index)) * TILE + index % TILE]
+        return tiles.dequantize()[torch.arange(len(index), device=index.device) * TILE + index % TILE]
 
     def unpack(self) -> tuple[UInt8[Tensor, "N K"], Float16[Tensor, "N groups"], Float16[Tensor, "N groups"] | None]:
         """q, scale and minimum: the inverse of `pack`."""

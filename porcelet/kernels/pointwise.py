@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from porcelet.kernels import op
+from porcelet.kernels import composed, op
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -62,3 +62,15 @@ def add(first: Float[Tensor, "T W"], second: Float[Tensor, "*T W"]) -> Float[Ten
 def concat(first: Float[Tensor, "*rows A"], second: Float[Tensor, "*rows B"]) -> Float[Tensor, "*rows AB"]:
     """The second's values behind the first's, row by row."""
     return torch.cat((first, second), dim=-1)
+
+
+@op
+def add_rms_norm(
+    first: Float[Tensor, "T W"], second: Float[Tensor, "T W"], weight: Float[Tensor, "W"], eps: float
+) -> tuple[Float[Tensor, "T W"], Float[Tensor, "T W"]]:
+    """first + second, and that sum normed."""
+    total = add(first, second)
+    return total, rms_norm(total, weight, eps)
+
+
+composed(add_rms_norm)

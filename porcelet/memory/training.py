@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from importlib.util import find_spec
 from math import prod
 
 from porcelet.config import DRAWING, PAGE_SIZE, EngineConfig, LoraConfig, ModelConfig, TrainConfig
@@ -21,6 +22,7 @@ from porcelet.memory.tensors import EIGHT_BITS, EXPERT, Inventory, Stored, count
 
 # VmHWM of a fresh run before its first step, less its model: torch 2.13.0+cpu on x86-64 (2026-11-23).
 RUNTIME_BYTES = 340_000_000
+TRITON_BYTES = 76_000_000  # more where Triton is installed: torch's optimizers import it (2026-11-23)
 # The C library's heap does not lend a freed block to a request of the same size, as torch's are aligned: beside what a
 # pass keeps, what it let go of in between leaves holes of a quarter (2026-11-23, glibc 2.36).
 HOLES = 0.25
@@ -36,8 +38,9 @@ def training_memory(
     config, num_rows = model.config, pass_rows(train) if rows is None else rows
     adapted, adapters = _adapted(config, train.lora)
     parameters = 4 * config.num_parameters(mtp=True)
+    runtime = RUNTIME_BYTES + (TRITON_BYTES if find_spec("triton") else 0)
     parts = {
-        "runtime": RUNTIME_BYTES,
+        "runtime": runtime,
         "parameters": parameters,
         "merged": 4 * adapted,  # a second copy of each adapted weight
         "adapters": 4 * adapters,
@@ -46,7 +49,7 @@ def training_memory(
         **_sampler_parts(config, train),
     }
     loaded = kept(model, "float32")
-    loading = {"runtime": RUNTIME_BYTES, "parameters": parameters, "reading": loaded.peak - loaded.weights}
+    loading = {"runtime": runtime, "parameters": parameters, "reading": loaded.peak - loaded.weights}
     return ProcessMemory({name: part for name, part in parts.items() if part}, loading)
 
 

@@ -21,7 +21,8 @@ from porcelet.kernels.attention import (
     attention_latent,
     attention_packed,
     attention_paged,
-    cache_write,
+    write_keys_values,
+    write_latents,
 )
 from porcelet.kernels.linear import HeadsWeight, PackedHeads, linear
 from porcelet.kernels.pointwise import concat, rope
@@ -92,14 +93,12 @@ class GQA(nn.Module):
         v = self.v_proj(x).unflatten(-1, (self.kv_heads, -1))  # [T, K, Hd]
         if self.has_norm:
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k = rope(q, *angles, False), rope(k, *angles, False)
-        scale = self.scale
+        q, scale = rope(q, *angles, False), self.scale
         if isinstance(view, PackedView):
-            out = attention_packed(q, k, v, view.segments, scale)
+            out = attention_packed(q, rope(k, *angles, False), v, view.segments, scale)
         else:
             k_cache, v_cache = view.cache[self.layer]
-            cache_write(k_cache, k, view.slots)
-            cache_write(v_cache, v, view.slots)
+            write_keys_values(k_cache, v_cache, k, v, *angles, view.slots)
             out = attention_paged(q, k_cache, v_cache, view.offsets, view.lengths, view.tables, scale)
         return self.o_proj(out.flatten(1))
 
@@ -139,14 +138,13 @@ class MLA(nn.Module):
         latent, k_rope = self.kv_a_proj_with_mqa(x).split((self.latent, self.rope), dim=-1)  # [T, C], [T, R]
         latent = self.kv_a_layernorm(latent)
         q_rope = rope(q_rope, *angles, self.interleaved)
-        k_rope = rope(k_rope[:, None], *angles, self.interleaved)  # [T, 1, R]
         if isinstance(view, PackedView):
+            k_rope = rope(k_rope[:, None], *angles, self.interleaved)  # [T, 1, R]
             q = concat(q_nope, q_rope)  # [T, H, N+R]
             out = attention_packed(q, *self._expand(latent, k_rope), view.segments, self.scale)
         else:
             (cache,) = view.cache[self.layer]
-            cache_write(cache[..., : self.latent], latent[:, None], view.slots)
-            cache_write(cache[..., self.latent :], k_rope, view.slots)
+            write_latents(cache, latent, k_rope, *angles, self.interleaved, view.slots)
             weights, past = self._absorbed_weights(), (view.offsets, view.lengths, view.tables)
             out = attention_latent(q_nope, *weights, q_rope, cache, *past, view.num_absorbed, self.scale)
         return self.o_proj(out.flatten(1))

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 import porcelet.kernels.cpu  # noqa: F401  registers the native bodies
+import porcelet.kernels.triton  # noqa: F401  registers the bodies for GPUs
 from porcelet.kernels.linear import TableWeight, Weight, embedding, linear
-from porcelet.kernels.pointwise import add, rms_norm, silu_mul
+from porcelet.kernels.pointwise import add, add_rms_norm, rms_norm, silu_mul
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -32,16 +33,18 @@ class Linear(nn.Module):
 
 
 class Embedding(nn.Module):
-    """Rows of `weight` [V, D]."""
+    """Rows of `weight` [V, D]; those of a packed table in `dtype`."""
 
     weight: TableWeight
+    dtype = torch.float32
 
     def __init__(self, num_rows: int, width: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(num_rows, width))
 
     def forward(self, tokens: Int[Tensor, "T"]) -> Float[Tensor, "T D"]:
-        return embedding(tokens, self.weight)
+        rows = embedding(tokens, self.weight)
+        return rows if isinstance(self.weight, Tensor) else rows.to(self.dtype)
 
 
 class RMSNorm(nn.Module):
@@ -54,6 +57,12 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "*rows W"]) -> Float[Tensor, "*rows W"]:
         return rms_norm(x, self.weight, self.eps)
+
+    def of_sum(
+        self, first: Float[Tensor, "T W"], second: Float[Tensor, "T W"]
+    ) -> tuple[Float[Tensor, "T W"], Float[Tensor, "T W"]]:
+        """first + second, and that sum normed."""
+        return add_rms_norm(first, second, self.weight, self.eps)
 
 
 class MLP(nn.Module):

@@ -35,8 +35,8 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(self, x: Float[Tensor, "T D"], angles: Angles, view: View) -> Float[Tensor, "T D"]:
-        x = add(x, self.self_attn(self.input_layernorm(x), angles, view))
-        normed = self.post_attention_layernorm(x)
+        attended = self.self_attn(self.input_layernorm(x), angles, view)
+        x, normed = self.post_attention_layernorm.of_sum(x, attended)
         return add(x, self.mlp(normed, view) if isinstance(self.mlp, MoE) else self.mlp(normed))
 
 

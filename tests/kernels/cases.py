@@ -107,6 +107,11 @@ def rms_norm() -> Iterator[Case]:
         yield torch.randn(shape), torch.randn(shape[-1]), 1e-6
 
 
+def add_rms_norm() -> Iterator[Case]:
+    for shape in [(0, 8), (1, 1), (5, 17), (3, 300)]:
+        yield torch.randn(shape), torch.randn(shape), torch.randn(shape[-1]), 1e-6
+
+
 def rope() -> Iterator[Case]:
     for tokens, interleaved in [(0, False), (1, True), (7, False), (7, True)]:
         yield torch.randn(tokens, 3, 16), torch.rand(tokens, 8), torch.rand(tokens, 8), interleaved
@@ -213,6 +218,20 @@ def cache_write() -> Iterator[Case]:
     yield torch.zeros(2, PAGE_SIZE, 3, 4), torch.randn(5, 3, 4), torch.tensor([0, 127, 64, 3, 63])
 
 
+def write_latents() -> Iterator[Case]:
+    for tokens, interleaved in [(0, False), (3, True), (5, False)]:
+        caches, angles = torch.zeros(2, PAGE_SIZE, 1, 18), (torch.rand(tokens, 3), torch.rand(tokens, 3))
+        wide, slots = torch.randn(tokens, 20), torch.randperm(2 * PAGE_SIZE)[:tokens]
+        yield caches, wide[:, :12], wide[:, 12:18], *angles, interleaved, slots
+
+
+def write_keys_values() -> Iterator[Case]:
+    for tokens in (0, 5):
+        caches = (torch.zeros(2, 3, PAGE_SIZE, 6).transpose(1, 2) for _ in range(2))
+        values, angles = (torch.randn(tokens, 3, 6) for _ in range(2)), (torch.rand(tokens, 3) for _ in range(2))
+        yield *caches, *values, *angles, torch.randperm(2 * PAGE_SIZE)[:tokens]
+
+
 def route() -> Iterator[Case]:
     for tokens, groups, kept, chosen in [(5, 1, 1, 2), (9, 4, 2, 3), (0, 2, 1, 2), (3, 8, 3, 6), (2, 1, 1, 16)]:
         yield torch.randn(tokens, 16), torch.randn(16) * 0.1, groups, kept, chosen, True, 2.5
@@ -280,6 +299,7 @@ CASES = {
         concat,
         embedding,
         rms_norm,
+        add_rms_norm,
         rope,
         silu_mul,
         attention_packed,
@@ -288,6 +308,8 @@ CASES = {
         attention_suffix,
         cache_read,
         cache_write,
+        write_latents,
+        write_keys_values,
         route,
         route_softmax,
         experts,

@@ -1,0 +1,51 @@
+"""Which calls the GPU kernels serve, and whether this machine has what they need.
+
+`PORCELET_KERNELS=interpreted`, with TRITON_INTERPRET=1, runs them on CPU tensors through Triton's interpreter: for
+tests, thousands of times slower.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from importlib.util import find_spec
+
+import torch
+
+from porcelet.errors import InputError
+from porcelet.kernels import Key
+
+HALVES = (torch.bfloat16, torch.float16)
+FLOATS = (*HALVES, torch.float32)
+
+
+def serves(key: Key, *formats: str, dtypes: tuple[torch.dtype, ...] = HALVES, trained: bool = False) -> bool:
+    """Whether a call's tensors are on a GPU, of one of the types and formats, and without gradients unless the kernel
+    can be trained through."""
+    kind = "cpu" if _is_interpreted() else "cuda"
+    return key.device == kind and key.dtype in dtypes and key.format in formats and (trained or not key.needs_grad)
+
+
+def available() -> bool:
+    """Triton, and an NVIDIA GPU of Ampere's or a later generation."""
+    return _is_interpreted() or _has_gpu()
+
+
+def arch_of(device: torch.device) -> int:
+    """80 for compute capability 8.0. Raises InputError for what is no GPU."""
+    if _is_interpreted():
+        return 80
+    if device.type != "cuda":
+        raise InputError(f"tensors are on {device}, and these kernels run on NVIDIA GPUs; move them to one")
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
+def _is_interpreted() -> bool:
+    return os.environ.get("PORCELET_KERNELS") == "interpreted"
+
+
+@cache
+def _has_gpu() -> bool:
+    has_gpu = torch.version.cuda is not None and torch.cuda.is_available()
+    return has_gpu and find_spec("triton") is not None and torch.cuda.get_device_capability() >= (8, 0)

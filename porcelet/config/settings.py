@@ -24,6 +24,7 @@ REPLAYED_TOKENS = 64
 class EngineConfig:
     """What the engine may use.
 
+    `device` "cuda" computes on an NVIDIA GPU, in bfloat16 where weights are not packed or FP8.
     `weights` "auto" is fp8 for an FP8 checkpoint, the stored four or eight bits of a quantised GGUF file where the
     native body exists, else float32; "float32", "int8", "int4" and "fp8" insist. `cache_memory` is the size of the
     paged cache: bytes ("2GB", "512MiB") or a fraction ("0.5") of the memory that is available once the model is loaded;
@@ -38,6 +39,7 @@ class EngineConfig:
     far; "auto" takes the first of them that the model has, and guesses while that pays; "mtp" and "lookup" insist.
     """
 
+    device: str = "cpu"
     weights: str = "auto"
     cache_tokens: int = 16384
     cache_memory: str = ""
@@ -63,6 +65,7 @@ class EngineConfig:
 
 
 _CHOICES = {
+    "device": ("cpu", "cuda"),
     "weights": ("auto", "float32", "int8", "int4", "fp8"),
     "cache_dtype": ("auto", "float32", "float16"),
     "prefix_cache": ("on", "off"),

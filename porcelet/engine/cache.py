@@ -24,9 +24,17 @@ from porcelet.weights.memory import available_memory, total_memory
 HASH_BYTES = 16
 
 
-def count_pages(config: EngineConfig, model: ModelConfig, num_layers: int, value_bytes: int, promised: int = 0) -> int:
+def count_pages(
+    config: EngineConfig,
+    model: ModelConfig,
+    num_layers: int,
+    value_bytes: int,
+    promised: int = 0,
+    memory: tuple[int, int] | None = None,
+) -> int:
     """How many pages the memory given for the cache holds; `num_layers` of the model keep values of so many bytes
-    there. `promised` bytes of what is available will be taken by others.
+    there. `promised` bytes of what is available will be taken by others. `memory` is what is available and what there
+    is, by default the machine's own.
 
     Raises:
         CapacityError: more than the machine has, or less than one page.
@@ -34,15 +42,16 @@ def count_pages(config: EngineConfig, model: ModelConfig, num_layers: int, value
     layer_values = model.cache_values_per_token() // model.num_hidden_layers
     page_bytes = PAGE_SIZE * num_layers * layer_values * value_bytes
     num_pages = config.cache_tokens // PAGE_SIZE
+    available, total = memory or (available_memory(), total_memory())
     if config.cache_memory:
         amount = parse_memory(config.cache_memory)
-        num_pages = int(amount * (available_memory() - promised if amount <= 1 else 1) // page_bytes)
+        num_pages = int(amount * (available - promised if amount <= 1 else 1) // page_bytes)
     if num_pages < 1:
         raise CapacityError(f"cache_memory {config.cache_memory} is less than one page of {page_bytes} bytes; raise it")
-    if num_pages * page_bytes > total_memory():  # taken as pages fill, it would fail late, by a kill
+    if num_pages * page_bytes > total:  # taken as pages fill, it would fail late, by a kill
         raise CapacityError(
-            f"the cache would take {num_pages * page_bytes / 1e9:.1f} GB, this machine has {total_memory() / 1e9:.1f} "
-            "GB; lower cache_tokens or cache_memory"
+            f"the cache would take {num_pages * page_bytes / 1e9:.1f} GB, and there are {total / 1e9:.1f} GB in all; "
+            "lower cache_tokens or cache_memory"
         )
     return num_pages
 

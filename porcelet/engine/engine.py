@@ -21,6 +21,7 @@ import torch
 
 from porcelet.config import REPLAYED_TOKENS, EngineConfig, parse_memory
 from porcelet.engine.cache import count_pages
+from porcelet.engine.gpu import check_device, move, within_memory
 from porcelet.engine.runner import Runner, choose_cache_dtype
 from porcelet.engine.sampler import Sampler
 from porcelet.engine.scheduler import Scheduler
@@ -87,21 +88,27 @@ class Engine:
     ) -> None:
         if config.threads:
             torch.set_num_threads(config.threads)
-        self.model = model
+        self.device = check_device(config.device, model)
+        with within_memory(self.device):
+            self.model = model if self.device.type == "cpu" else move(model, self.device)
         num_layers = model.config.num_hidden_layers
         if choose_drafter(config.speculation, model.config) == "mtp":
             num_layers += 1
         self._residency = residency_of(model)
         promised = self._residency.budget() if self._residency else 0
-        cache_dtype = choose_cache_dtype(config.cache_dtype, model)
-        num_pages = count_pages(config, model.config, num_layers, cache_dtype.itemsize, promised)
-        self.runner = Runner(
-            model,
-            num_pages,
-            num_layers,
-            cache_dtype=cache_dtype,
-            capacity=max(REPLAYED_TOKENS, config.max_batch_tokens),
-        )
+        cache_dtype = choose_cache_dtype(config.cache_dtype, model, self.device)
+        memory = torch.cuda.mem_get_info(self.device) if self.device.type == "cuda" else None
+        num_pages = count_pages(config, model.config, num_layers, cache_dtype.itemsize, promised, memory)
+        with within_memory(self.device):
+            self.runner = Runner(
+                model,
+                num_pages,
+                num_layers,
+                cache_dtype=cache_dtype,
+                capacity=max(REPLAYED_TOKENS, config.max_batch_tokens),
+                device=self.device,
+                max_sequences=config.max_sequences,
+            )
         self.scheduler = Scheduler(model.config, config, num_pages, token_bytes, compile_constraint, seed)
         self.sampler = Sampler()
         self._ended: list[Output] = []
@@ -119,7 +126,8 @@ class Engine:
             CapacityError: it needs more memory than there is; names what would fit. Nothing was read.
             ModelError: the files are missing, damaged or not supported.
         """
-        forecast = check_engine(path, config, native=cpu.available())
+        on_cpu = config.device == "cpu"  # a GPU's memory is not forecast
+        forecast = check_engine(path, config, native=cpu.available()).peak if on_cpu else 0
         model = load(path, config.weights, progress, _offload(config))
         cpu.return_freed_memory()
         lock = threading.Lock()
@@ -147,7 +155,7 @@ class Engine:
             token_bytes=lambda token: tokenizer().token_bytes(token),
             compile_constraint=compile_constraint,
         )
-        engine.predicted_bytes = forecast.peak
+        engine.predicted_bytes = forecast
         return engine
 
     @property

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from porcelet.config import PAGE_SIZE, REPLAYED_TOKENS, ModelConfig
+from porcelet.engine.gpu import DTYPE, GraphedSteps
 from porcelet.engine.step import MOST_SAMPLED, Inputs, RecordedStep, step
+from porcelet.errors import InputError
 from porcelet.kernels.linear import PackedWeight, take_rows
 from porcelet.kernels.record import NotRecordable
 from porcelet.models.layers import Linear
@@ -19,19 +21,32 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
 
-def choose_cache_dtype(name: str, model: Transformer) -> torch.dtype:
-    """The cache's type for `cache_dtype`; "auto" rounds to half precision beside weights that are rounded further."""
+CPU = torch.device("cpu")
+
+
+def choose_cache_dtype(name: str, model: Transformer, device: torch.device = CPU) -> torch.dtype:
+    """The cache's type for `cache_dtype`; "auto" rounds to half precision beside weights that are rounded further. On a
+    GPU it is the activations'.
+
+    Raises:
+        InputError: another one was asked for on a GPU.
+    """
+    if device != CPU:
+        if name != "auto":
+            raise InputError(f"cache_dtype is {name}, and on a GPU the cache is {DTYPE}; leave it auto")
+        return DTYPE
     if name == "auto":
         return torch.float16 if _is_packed(model) else torch.float32
     return {"float32": torch.float32, "float16": torch.float16}[name]
 
 
 class Runner:
-    """Owns the cache tensors. They are allocated but not touched, so memory is used as pages are.
+    """Owns the cache tensors. On a CPU they are allocated but not touched, so memory is used as pages are.
 
-    Batches of up to `capacity` tokens are replayed from a recording made at the first of them; longer ones run eagerly.
-    A model that cannot be recorded always does: `recorded` is False and `why_not` says why. `hidden` [T, D] are the
-    last step's states after the final norm, until the next step.
+    On a GPU, where the model must be then, decoding steps of up to `max_sequences` are graphs (gpu.py). On a CPU
+    batches of up to `capacity` tokens are replayed from a recording made at the first of them. Others run eagerly. A
+    model that cannot be recorded always does: `recorded` is False and `why_not` says why. `hidden` [T, D] are the last
+    step's states after the final norm, until the next step.
     """
 
     def __init__(
@@ -42,13 +57,17 @@ class Runner:
         *,
         cache_dtype: torch.dtype = torch.float32,
         capacity: int = REPLAYED_TOKENS,
+        device: torch.device = CPU,
+        max_sequences: int = 1,
     ) -> None:
         self.model, self.capacity = model, capacity
         self.hidden = torch.empty(0)
         self.why_not = "no batch was small enough yet"
-        self.cache = [_layer_cache(model.config, num_pages, cache_dtype) for _ in range(num_layers)]
+        self.device, unread = device, int(device != CPU)  # a page more for what fills up graphs
+        self.cache = [_layer_cache(model.config, num_pages + unread, cache_dtype, device) for _ in range(num_layers)]
         self._max_length = min(model.config.max_position_embeddings, num_pages * PAGE_SIZE)
-        self.num_recordings = 0
+        self._graphs = GraphedSteps(model, self.cache, max_sequences, self._max_length) if unread else None
+        self._num_recordings = 0
         self._steps: dict[bool, RecordedStep] = {}  # the model's, and the MTP layer's under True
         self._compared = set[bool]()  # which of them hold the weights of this moment
         self._recordable = True
@@ -56,7 +75,12 @@ class Runner:
     @property
     def recorded(self) -> bool:
         """Whether there is a recording."""
-        return bool(self._steps)
+        return bool(self.num_recordings)
+
+    @property
+    def num_recordings(self) -> int:
+        """How many steps have been recorded or captured."""
+        return self._graphs.num_captured if self._graphs else self._num_recordings
 
     @torch.inference_mode()
     def run(self, batch: Batch, *, same_weights: bool = False) -> Float[Tensor, "sampled V"]:
@@ -71,17 +95,26 @@ class Runner:
     @torch.inference_mode()
     def draft(self, batch: Batch, hidden_rows: list[int]) -> Float[Tensor, "sampled V"]:
         """The MTP layer over tokens that follow those of the last step's `hidden_rows`; logits of the sampled rows."""
-        return self._run(batch, self.hidden[torch.tensor(hidden_rows)])[1]
+        return self._run(batch, self.hidden[torch.tensor(hidden_rows, device=self.device)])[1]
 
     def _run(self, batch: Batch, before: Tensor | None) -> tuple[Tensor, Tensor]:
         """The step of the model, or of its MTP layer from the states `before`: hidden states and logits."""
+        if self._graphs:
+            return self._run_on_gpu(self._graphs, batch, before)
         is_short = len(batch.tokens) <= self.capacity and len(batch.sampled_rows) <= MOST_SAMPLED
         if is_short:
             recording = self._recording(is_draft=before is not None)
             if recording:
                 return recording.run(batch, before)
+        return self._run_eagerly(batch, before)
+
+    def _run_on_gpu(self, graphs: GraphedSteps, batch: Batch, before: Tensor | None) -> tuple[Tensor, Tensor]:
+        return graphs.run(batch) if before is None and graphs.serves(batch) else self._run_eagerly(batch, before)
+
+    def _run_eagerly(self, batch: Batch, before: Tensor | None) -> tuple[Tensor, Tensor]:
         inputs = Inputs(len(batch.tokens), len(batch.lengths), max(map(len, batch.tables)))
         inputs.fill(batch)
+        inputs = inputs.on(self.device)
         hidden = step(self.model, inputs, inputs.view(self.cache), before)
         return hidden, self.model.logits(take_rows(hidden, inputs.sampled[: len(batch.sampled_rows)]))
 
@@ -99,25 +132,31 @@ class Runner:
                 self._steps.clear()
             if made:
                 self._steps[is_draft] = made
-                self.num_recordings += 1
+                self._num_recordings += 1
         return made
 
     def _copy_pages(self, copies: tuple[tuple[int, int], ...]) -> None:
         if not copies:
             return
-        sources, targets = torch.tensor(copies).unbind(1)
+        sources, targets = torch.tensor(copies, device=self.device).unbind(1)
         for layer in self.cache:
             for pages in layer:
                 pages[targets] = pages[sources]
 
 
-def _layer_cache(config: ModelConfig, num_pages: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
+def _layer_cache(
+    config: ModelConfig, num_pages: int, dtype: torch.dtype = torch.float32, device: torch.device = CPU
+) -> tuple[Tensor, ...]:
     """(latents,) [P, page, 1, C+R] for MLA, (keys, values) [P, page, K, Hd] for GQA. In memory a page's tokens of one
     head lie together: attention streams them."""
     if config.is_mla:
-        return (torch.empty(num_pages, PAGE_SIZE, 1, config.kv_lora_rank + config.qk_rope_head_dim, dtype=dtype),)
+        return (
+            torch.empty(
+                num_pages, PAGE_SIZE, 1, config.kv_lora_rank + config.qk_rope_head_dim, dtype=dtype, device=device
+            ),
+        )
     shape = (num_pages, config.num_key_value_heads, PAGE_SIZE, config.head_dim)
-    return tuple(torch.empty(shape, dtype=dtype).transpose(1, 2) for _ in range(2))
+    return tuple(torch.empty(shape, dtype=dtype, device=device).transpose(1, 2) for _ in range(2))
 
 
 def _is_packed(model: Transformer) -> bool:

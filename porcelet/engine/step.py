@@ -8,6 +8,7 @@ which begins with the main model's hidden states.
 
 from __future__ import annotations
 
+import copy
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -34,14 +35,15 @@ MOST_SAMPLED = 256  # rows whose logits a recording has room for
 
 
 class Inputs:
-    """Room for a batch of so many tokens, sequences and pages a sequence."""
+    """Room for a batch of so many tokens, sequences and pages a sequence; `pinned` for a GPU to read it from."""
 
-    def __init__(self, num_tokens: int, num_sequences: int, max_pages: int) -> None:
-        self.tokens, self.positions, self.slots, self.sampled = torch.zeros(4, num_tokens, dtype=torch.int64)
-        self.offsets = torch.zeros(num_sequences + 1, dtype=torch.int64)
-        self.lengths = torch.zeros(num_sequences, dtype=torch.int64)
-        self.tables = torch.zeros(num_sequences, max_pages, dtype=torch.int64)
-        self.num_absorbed = torch.zeros(1, dtype=torch.int64)
+    def __init__(self, num_tokens: int, num_sequences: int, max_pages: int, *, pinned: bool = False) -> None:
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(*shape, dtype=torch.int64, pin_memory=pinned)
+
+        self.tokens, self.positions, self.slots, self.sampled = zeros(4, num_tokens)
+        self.offsets, self.lengths = zeros(num_sequences + 1), zeros(num_sequences)
+        self.tables, self.num_absorbed = zeros(num_sequences, max_pages), zeros(1)
 
     def fill(self, batch: Batch) -> None:
         """Write a batch over the first rows; what lies behind them stays as it was."""
@@ -63,6 +65,23 @@ class Inputs:
         positions = self.positions.numpy()[: len(batch.tokens)]
         page = tables[np.repeat(np.arange(len(counts)), counts), positions // PAGE_SIZE]
         self.slots.numpy()[: len(positions)] = page * PAGE_SIZE + positions % PAGE_SIZE
+
+    def on(self, device: torch.device) -> Inputs:
+        """The same on a device, all but the number of absorbed tokens, which decides what is computed."""
+        if device.type == "cpu":
+            return self
+        moved = copy.copy(self)
+        for name in ("tokens", "positions", "slots", "sampled", "offsets", "lengths", "tables"):
+            setattr(moved, name, getattr(self, name).to(device))
+        return moved
+
+    def first(self, size: int) -> Inputs:
+        """The part for so many sequences of one token each, all of which MLA attends absorbed."""
+        part = copy.copy(self)
+        for name in ("tokens", "positions", "slots", "sampled", "lengths", "tables"):
+            setattr(part, name, getattr(self, name)[:size])
+        part.offsets, part.num_absorbed = self.offsets[: size + 1], torch.tensor([size])
+        return part
 
     def view(self, cache: Cache) -> PagedView:
         return PagedView(self.offsets, self.lengths, self.tables, self.slots, cache, self.num_absorbed)

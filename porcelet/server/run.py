@@ -81,8 +81,12 @@ def run(
 async def _serve(
     config: ServeConfig, paths: Sequence[Path], listener: socket.socket, progress: Progress, access: Access
 ) -> None:
-    wanted = zip(config.models.items(), paths, strict=True)
-    check_engines({name: Wanted(read_inventory(path), entry.engine) for (name, entry), path in wanted})
+    on_cpu = {
+        name: Wanted(read_inventory(path), entry.engine)
+        for (name, entry), path in zip(config.models.items(), paths, strict=True)
+        if entry.engine.device == "cpu"
+    }
+    check_engines(on_cpu)
     with ExitStack() as opened:
         started = [
             opened.enter_context(closing(Supervisor(path, entry.engine)))

@@ -55,8 +55,9 @@ class Forecasts:
         yield Reading("engine_memory_bytes", "Resident memory of the engine.", labels, resident_bytes(pid))
         most = resident_bytes(pid, peak=True)
         yield Reading("engine_memory_peak_bytes", "The most it had so far.", labels, most)
-        text = "The most it will take, as forecast before it loaded: cache full, steps as large as they may be."
-        yield Reading("engine_memory_forecast_bytes", text, labels, facts.predicted_bytes)
+        if facts.predicted_bytes:
+            text = "The most it will take, as forecast before it loaded: cache full, steps as large as they may be."
+            yield Reading("engine_memory_forecast_bytes", text, labels, facts.predicted_bytes)
         model = self._models[name]
         model.count(stats)
         if model.time:

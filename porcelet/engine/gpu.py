@@ -1,0 +1,198 @@
+"""The engine's step on a GPU: the model moved there, and decoding captured in CUDA graphs.
+
+A step of a small batch is hundreds of kernels of a few microseconds each, which Python cannot launch as fast as they
+run. A graph launches them all at once. It holds for one number of sequences, so there is one for each size of a
+ladder, captured when a batch first needs it; a batch in between is filled up with sequences that nobody reads, of one
+token in a page of their own. Prompts, and steps with guesses, run without.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from porcelet import hub
+from porcelet.config import PAGE_SIZE
+from porcelet.engine.step import Cache, Inputs, step
+from porcelet.errors import CapacityError, InputError
+from porcelet.extras import optional
+from porcelet.kernels.experts import PackedExperts
+from porcelet.kernels.linear import FP8Weight, PackedWeight, take_rows
+from porcelet.models.attention import MLA
+from porcelet.models.experts import Gate, residency_of
+from porcelet.models.layers import Embedding, Linear
+from porcelet.models.transformer import Transformer
+from porcelet.types import Batch
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+DTYPE = torch.bfloat16  # of weights that are not packed, of activations and of the cache
+FIRST_SIZES = (1, 2, 4)
+
+log = logging.getLogger(__name__)
+
+
+class Capture(Protocol):
+    """Runs a function once, and gives what it returned and what runs it again, into the same tensors."""
+
+    def __call__(
+        self, function: Callable[[], tuple[Tensor, Tensor]]
+    ) -> tuple[tuple[Tensor, Tensor], Callable[[], Any]]: ...
+
+
+def check_device(name: str, model: Transformer) -> torch.device:
+    """The device that an engine computes on.
+
+    Raises:
+        InputError: it is not there, or too old, or some of the model's experts are on disk.
+        MissingExtraError: Triton is not installed.
+    """
+    if name == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise InputError("device is cuda, and torch sees no GPU; choose device=cpu")
+    if torch.cuda.get_device_capability() < (8, 0):
+        found = ".".join(map(str, torch.cuda.get_device_capability()))
+        raise InputError(f"the GPU's compute capability is {found}; the kernels need 8.0, Ampere; choose device=cpu")
+    if residency_of(model):
+        raise InputError("experts on disk are for device=cpu; leave expert_memory out")
+    optional("triton", "gpu")
+    os.environ.setdefault("TRITON_CACHE_DIR", str(hub.home() / "triton"))
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+@contextmanager
+def within_memory(device: torch.device) -> Iterator[None]:
+    """What is made meanwhile fits into the GPU's memory, or it is a CapacityError."""
+    try:
+        yield
+    except torch.OutOfMemoryError as problem:
+        total = torch.cuda.get_device_properties(device).total_memory / 1e9
+        raise CapacityError(
+            f"model and cache do not fit into the GPU's {total:.1f} GB; lower cache_tokens, or choose weights=int8 or "
+            "int4, or device=cpu"
+        ) from problem
+
+
+def move(model: Transformer, device: torch.device, dtype: torch.dtype = DTYPE) -> Transformer:
+    """The model itself with its weights on `device`: packed and FP8 ones as they are, others in `dtype` but for the
+    gates, which score in float32. Heads that a packed model keeps apart become MLA's one matrix again."""
+    tied = model.config.tie_word_embeddings
+    for module in model.modules():
+        if not (tied and module is model.lm_head):
+            _move(module, device, torch.float32 if isinstance(module, Gate) else dtype)
+    if tied:
+        weight, head = model.model.embed_tokens.weight, model.lm_head
+        if isinstance(weight, nn.Parameter):
+            head._parameters["weight"] = weight
+        else:
+            head.__dict__["weight"] = weight
+    return model
+
+
+def _move(module: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+    if isinstance(module, MLA) and module.packed_w_uk:
+        joined = Linear(1, 1)
+        joined.weight = nn.Parameter(module._expanded_weight().to(device, dtype), requires_grad=False)
+        module.kv_b_proj, module.packed_w_uk, module.packed_w_uv = joined, None, None
+    if isinstance(module, Embedding):
+        module.dtype = dtype
+    for name, parameter in module._parameters.items():
+        if parameter is not None:
+            module._parameters[name] = nn.Parameter(parameter.to(device, dtype), requires_grad=False)
+    for name, buffer in module._buffers.items():
+        if buffer is not None:
+            module._buffers[name] = buffer.to(device)
+    for name, weight in list(module.__dict__.items()):
+        if isinstance(weight, PackedWeight):
+            module.__dict__[name] = type(weight)(weight.packed.to(device), weight.shape)
+        elif isinstance(weight, PackedExperts):
+            module.__dict__[name] = PackedExperts(weight.packed.to(device), weight.shape)
+        elif isinstance(weight, FP8Weight):
+            module.__dict__[name] = FP8Weight(weight.values.to(device), weight.scale.to(device))
+
+
+def ladder(most: int) -> list[int]:
+    """The sizes that graphs are captured for: 1, 2, 4, every eighth, and the most."""
+    return sorted({size for size in (*FIRST_SIZES, *range(8, most, 8)) if size < most} | {most})
+
+
+def capture(function: Callable[[], tuple[Tensor, Tensor]]) -> tuple[tuple[Tensor, Tensor], Callable[[], Any]]:
+    """A CUDA graph. The function runs once before, so that its kernels are compiled by then."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        function()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        outputs = function()
+    return outputs, graph.replay
+
+
+class GraphedSteps:
+    """The model's steps that give each sequence one token, over a cache whose last page is theirs to fill up with."""
+
+    def __init__(
+        self, model: Transformer, cache: Cache, most: int, max_length: int, capture: Capture = capture
+    ) -> None:
+        self.model, self.cache, self.sizes = model, cache, ladder(most)
+        self.device, self.unread = cache[0][0].device, len(cache[0][0]) - 1
+        self._capture = capture
+        self._host = Inputs(most, most, -(-max_length // PAGE_SIZE), pinned=self.device.type == "cuda")
+        self._inputs = self._host.on(self.device)
+        self._tables: tuple[tuple[int, ...], ...] = ()
+        self._graphs: dict[int, tuple[tuple[Tensor, Tensor], Callable[[], Any]]] = {}
+
+    @property
+    def num_captured(self) -> int:
+        return len(self._graphs)
+
+    def serves(self, batch: Batch) -> bool:
+        """Whether each sequence has one new token, MLA attends absorbed, and a graph is large enough."""
+        count = len(batch.lengths)
+        return len(batch.tokens) == count <= self.sizes[-1] and not any(batch.expanded)
+
+    def run(self, batch: Batch) -> tuple[Float[Tensor, "T D"], Float[Tensor, "sampled V"]]:
+        """Hidden states after the final norm and the sampled rows' logits; both are overwritten by the next step."""
+        count = len(batch.tokens)
+        size = next(size for size in self.sizes if size >= count)
+        self._fill(batch, count, size)
+        made = self._graphs.get(size)
+        if made is None:
+            start = time.perf_counter()
+            made = self._graphs[size] = self._capture(lambda: self._step(size))
+            log.info("captured the step of %d sequences in %.1f s", size, time.perf_counter() - start)
+        (hidden, logits), replay = made
+        replay()
+        return hidden[:count], logits[: len(batch.sampled_rows)]
+
+    def _fill(self, batch: Batch, count: int, size: int) -> None:
+        """The batch, and behind it sequences of one token in the page that nobody reads."""
+        host, rest = self._host, slice(count, size)
+        host.fill(batch)
+        host.tokens[rest] = host.positions[rest] = 0
+        host.sampled[len(batch.sampled_rows) : size] = 0
+        host.slots[rest] = self.unread * PAGE_SIZE
+        host.offsets[: size + 1] = torch.arange(size + 1)
+        host.lengths[rest] = 1
+        host.tables[rest, 0] = self.unread
+        for name in ("tokens", "positions", "slots", "sampled", "lengths"):
+            getattr(self._inputs, name)[:size].copy_(getattr(host, name)[:size], non_blocking=True)
+        self._inputs.offsets[: size + 1].copy_(host.offsets[: size + 1], non_blocking=True)
+        if batch.tables != self._tables:
+            self._inputs.tables[:size].copy_(host.tables[:size], non_blocking=True)
+            self._tables = batch.tables
+
+    def _step(self, size: int) -> tuple[Tensor, Tensor]:
+        own = self._inputs.first(size)
+        hidden = step(self.model, own, own.view(self.cache), None)
+        return hidden, self.model.logits(take_rows(hidden, own.sampled))

@@ -1,6 +1,7 @@
 """The native bodies beside torch on the default model's shapes, beside what the memory gives, and what dispatch costs.
 
     python -m benchmarks.kernels [--rounds 7] [--append]
+    python -m benchmarks.kernels --device cuda [--minutes 8]    the GPU kernels (benchmarks/gpu.py)
 
 Weights rotate through more memory than the caches hold, as they do in a model, so one token's speed is set by
 bandwidth.
@@ -17,7 +18,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from benchmarks import gpu
 from benchmarks.harness import Run, interleave, report
+from porcelet.errors import InputError
 from porcelet.kernels import cpu, op
 from porcelet.kernels.linear import PackedWeight, linear
 from porcelet.weights.quantize import to_packed
@@ -31,7 +34,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--append", action="store_true", help="add the line to results.jsonl")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--minutes", type=float, default=8.0, help="after which the GPU's lines end")
     options = parser.parse_args()
+    if options.device == "cuda":
+        try:
+            gpu.show(options.minutes)
+        except InputError as problem:
+            parser.error(str(problem))
+        return
     torch.manual_seed(0)
     runs: dict[str, Run] = {"read": read_bandwidth, "dispatch": dispatch_cost}
     for (name, (inputs, outputs)), tokens in itertools.product(SHAPES.items(), TOKENS):
@@ -46,7 +57,8 @@ def main() -> None:
         runs[f"{name}_{tokens}_float32"] = timed(functional.linear, x, dense)
     with torch.inference_mode():
         results, note = interleave(runs, options.rounds)
-    config = {"threads": torch.get_num_threads(), "isa": cpu.isa(), **vars(options)}
+    settings = {"rounds": options.rounds, "append": options.append}
+    config = {"threads": torch.get_num_threads(), "isa": cpu.isa(), **settings}
     report("kernels", config, results, note, append=options.append)
 
 

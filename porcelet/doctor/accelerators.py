@@ -1,7 +1,7 @@
 """Cards that could compute: whether they, their drivers and their devices are there.
 
-porcelet computes on processors alone, so a card is a note at most. What is said of its driver is for the day that
-changes, and for other programs.
+porcelet needs none, so a card is a note at most. NVIDIA's compute with device=cuda, which `gpu` looks at; what is said
+of the others' drivers is for other programs.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from porcelet.doctor.finding import Finding
 from porcelet.doctor.machine import ROOT, told_by
 
 CODE = "accelerator"
-UNUSED = "porcelet computes on the processor: it has no kernels for cards yet"
+USED = "device=cuda computes on it if `gpu` finds nothing amiss"
+UNUSED = "porcelet computes on the processor: it has no kernels for these cards"
 
 
 @dataclass(frozen=True)
@@ -30,10 +31,11 @@ class Maker:
     driver: str
     devices: str
     builds: str  # what torch's version says if it was built for these cards
+    use: str = UNUSED  # what porcelet does with one
 
 
 MAKERS = (
-    Maker("NVIDIA", "0x10de", ("0x0300", "0x0302"), "proc/driver/nvidia/version", "nvidia[0-9]*", r"\+cu\d"),
+    Maker("NVIDIA", "0x10de", ("0x0300", "0x0302"), "proc/driver/nvidia/version", "nvidia[0-9]*", r"\+cu\d", USED),
     Maker("AMD", "0x1002", ("0x0380", "0x1200"), "sys/module/amdgpu", "kfd", r"\+rocm"),
     Maker("Ascend", "0x19e5", ("0x1200",), "sys/module/drv_davinci_intf_host", "davinci[0-9]*", r"\+npu"),
 )
@@ -52,15 +54,15 @@ def _look_for(maker: Maker, root: Path) -> Finding | None:
         return None
     here = f"{len(cards or devices)} {maker.name} card{'' if len(cards or devices) == 1 else 's'}{_named(cards)}"
     if not driver and not devices:
-        return Finding(CODE, "note", f"{here}, and no driver: no program can use it; {UNUSED}", _install(maker))
+        return Finding(CODE, "note", f"{here}, and no driver: no program can use it; {maker.use}", _install(maker))
     if not devices:
-        cause = f"{here} and a driver, but no /dev/{maker.devices}: a container that was not given them; {UNUSED}"
+        cause = f"{here} and a driver, but no /dev/{maker.devices}: a container that was not given them; {maker.use}"
         return Finding(CODE, "note", cause, "start the container with its cards (docker run --gpus all)")
     refused = [str(file) for file in devices if not os.access(file, os.R_OK | os.W_OK)]
     if refused:
-        cause = f"{here}; this user may not open {', '.join(refused)}; {UNUSED}"
+        cause = f"{here}; this user may not open {', '.join(refused)}; {maker.use}"
         return Finding(CODE, "note", cause, "join the group that owns it (see ls -l /dev; often render or video)")
-    cause = f"{here}, driver {_driver_version(maker, root)}, {_torch_build(maker)}; {UNUSED}"
+    cause = f"{here}, driver {_driver_version(maker, root)}, {_torch_build(maker)}; {maker.use}"
     return Finding(CODE, "note", cause, "nothing needs to be done")
 
 
@@ -80,7 +82,7 @@ def _named(cards: list[str]) -> str:
 
 
 def _install(maker: Maker) -> str:
-    return f"install {maker.name}'s driver if another program wants the card"
+    return f"install {maker.name}'s driver if a program wants the card"
 
 
 def _driver_version(maker: Maker, root: Path) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from importlib.metadata import PackageNotFoundError, requires
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from porcelet.doctor.finding import Finding
 from porcelet.doctor.machine import ROOT, told_by
 from porcelet.errors import InputError
 from porcelet.hub.store import REINSTALL
+from porcelet.kernels.generations import generation_of
 
 
 def torch_version() -> Finding:
@@ -64,6 +66,21 @@ def instruction_set() -> Finding:
     if used == "scalar":
         return Finding(code, "note", "scalar: the processor has neither AVX2 nor AVX-512, so products are slow")
     return Finding(code, "ok", f"{used}; the processor offers {', '.join(offered)}")
+
+
+def gpu() -> Finding:
+    """Whether `device=cuda` would compute, and what its kernels do on this generation."""
+    from porcelet.kernels.triton.device import arch_of
+
+    if not torch.cuda.is_available():
+        return Finding("gpu", "ok", "torch sees none; porcelet needs none")
+    name, generation = torch.cuda.get_device_name(), generation_of(arch_of(torch.device("cuda")))
+    if not generation.is_served:
+        return Finding("gpu", "note", f"{name}, {generation}; porcelet computes on the processor")
+    if find_spec("triton") is None:
+        cause = f"{name}, {generation}; Triton, which compiles the kernels, is not installed"
+        return Finding("gpu", "note", cause, "pip install 'porcelet[gpu]'")
+    return Finding("gpu", "ok", f"{name}, {generation}; device=cuda computes on it")
 
 
 def openmp() -> Finding:

@@ -44,6 +44,7 @@ def _with_libraries(*, network: bool, deep: bool) -> Iterator[Finding]:
         yield computing.instruction_set()
         yield computing.openmp()
         yield from models.model_memory()
+    yield computing.gpu()
     yield environment.environment()
     yield computing.threads()
     yield limits.memory_limit()

@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from porcelet.doctor.finding import Finding
 
 NATIVE = ("numpy", "safetensors", "tokenizers", "msgspec", "llguidance")  # torch takes seconds, and has its own finding
-EXTRAS = ("train", "track", "eval")  # those for users
+EXTRAS = ("train", "plan", "gpu", "track", "eval")  # those for users
 SECONDS = 60
 AGAIN = "pip install --force-reinstall --no-deps"
 

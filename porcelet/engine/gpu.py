@@ -24,7 +24,9 @@ from porcelet.engine.step import Cache, Inputs, step
 from porcelet.errors import CapacityError, InputError
 from porcelet.extras import optional
 from porcelet.kernels.experts import PackedExperts
+from porcelet.kernels.generations import generation_of
 from porcelet.kernels.linear import FP8Weight, PackedWeight, take_rows
+from porcelet.kernels.triton.device import arch_of
 from porcelet.models.attention import MLA
 from porcelet.models.experts import Gate, residency_of
 from porcelet.models.layers import Embedding, Linear
@@ -59,9 +61,9 @@ def check_device(name: str, model: Transformer) -> torch.device:
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise InputError("device is cuda, and torch sees no GPU; choose device=cpu")
-    if torch.cuda.get_device_capability() < (8, 0):
-        found = ".".join(map(str, torch.cuda.get_device_capability()))
-        raise InputError(f"the GPU's compute capability is {found}; the kernels need 8.0, Ampere; choose device=cpu")
+    generation = generation_of(arch_of(torch.device("cuda")))
+    if not generation.is_served:
+        raise InputError(f"the GPU is {generation}; choose device=cpu")
     if residency_of(model):
         raise InputError("experts on disk are for device=cpu; leave expert_memory out")
     optional("triton", "gpu")

@@ -12,6 +12,7 @@ import torch
 from porcelet.doctor import Finding, computing
 from porcelet.errors import InputError
 from porcelet.kernels import cpu
+from porcelet.kernels.generations import GENERATIONS, generation_of
 
 
 def test_without_the_native_library(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,6 +43,33 @@ def test_instruction_sets(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     monkeypatch.setenv("PORCELET_KERNELS", "reference")
     assert computing.native_library().remedy == "unset PORCELET_KERNELS"
+
+
+def test_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """None is well; one that is too old, or without Triton, is a note; what runs on a good one is told."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert computing.gpu().state == "ok" and "torch sees none" in computing.gpu().cause
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    old = computing.gpu()
+    assert old.state == "note" and old.cause.startswith("Tesla T4, Turing (sm_75): nothing") and not old.remedy
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    monkeypatch.setattr(computing, "find_spec", lambda name: None)
+    assert computing.gpu().state == "note" and computing.gpu().remedy == "pip install 'porcelet[gpu]'"
+    monkeypatch.setattr(computing, "find_spec", lambda name: name)
+    good = computing.gpu()
+    assert good.state == "ok" and "FP8 is multiplied widened to half precision; device=cuda" in good.cause
+
+
+def test_generations_of_gpus() -> None:
+    """Each is listed once; an unknown one is served as the nearest older one is, and named by its own number."""
+    assert [one.arch for one in GENERATIONS] == sorted({one.arch for one in GENERATIONS})
+    assert [one.arch for one in GENERATIONS if not one.is_served] == [70, 75]
+    assert generation_of(90) is next(one for one in GENERATIONS if one.name == "Hopper")
+    later = generation_of(130)
+    assert later.arch == 130 and later.is_served and later.shared_kib == generation_of(121).shared_kib
+    assert not generation_of(60).is_served
 
 
 def test_two_openmp_runtimes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,11 +55,11 @@ def test_no_card(tmp_path: Path) -> None:
 
 
 def test_a_card_without_driver(tmp_path: Path) -> None:
-    """The card is named by its PCI ids, and what it would take to use it, by another program."""
+    """The card is named by its PCI ids, and what it would take to use it."""
     root = lay_out(tmp_path, pci("01:00.0", H200) | pci("02:00.0", H200))
     [found] = accelerators.accelerators(root)
     assert found.state == "note" and "2 NVIDIA cards (PCI 10de:2335), and no driver" in found.cause
-    assert accelerators.UNUSED in found.cause and "install NVIDIA's driver" in found.remedy
+    assert accelerators.USED in found.cause and "install NVIDIA's driver" in found.remedy
 
 
 def test_a_container_without_its_card(tmp_path: Path) -> None:
@@ -82,11 +82,11 @@ def test_a_card_that_may_not_be_opened(tmp_path: Path, monkeypatch: pytest.Monke
     ("build", "said"), [("2.13.0+cpu", "which is not built for it"), ("2.13.0+cu130", "torch 2.13.0+cu130;")]
 )
 def test_a_card_that_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, build: str, said: str) -> None:
-    """Driver, its version and torch's build are named; that porcelet does not use it is said in every case."""
+    """Driver, its version and torch's build are named; so is how porcelet uses it."""
     monkeypatch.setattr(accelerators, "version", lambda package: build)
     driver = {"dev/nvidia0": "", "proc/driver/nvidia/version": "NVRM version: Kernel Module  550.54.15  Tue\n"}
     [found] = accelerators.accelerators(lay_out(tmp_path, pci("01:00.0", H200) | driver))
-    assert "driver 550.54.15" in found.cause and said in found.cause and accelerators.UNUSED in found.cause
+    assert "driver 550.54.15" in found.cause and said in found.cause and accelerators.USED in found.cause
 
 
 @pytest.mark.parametrize(

@@ -167,16 +167,16 @@ def test_a_gpu_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> No
         with pytest.raises(InputError, match="torch sees no GPU; choose device=cpu"):
             Engine(model, EngineConfig(device="cuda"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
-    with pytest.raises(InputError, match="capability is 7.5"):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (7, 5))
+    with pytest.raises(InputError, match=r"Turing \(sm_75\): nothing; the kernels need sm_80; choose device=cpu"):
         check_device("cuda", model)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
     monkeypatch.setattr(gpu, "residency_of", lambda model: object())
     with pytest.raises(InputError, match="experts on disk"):
         check_device("cuda", model)
     monkeypatch.undo()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
     monkeypatch.setitem(__import__("sys").modules, "triton", None)
     with pytest.raises(MissingExtraError, match=r"porcelet\[gpu\]"):
         check_device("cuda", model)

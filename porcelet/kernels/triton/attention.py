@@ -26,6 +26,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from porcelet.kernels.generations import generation_of
 from porcelet.kernels.latent8 import LATENT, ROPE, parts_of
 from porcelet.kernels.triton.device import arch_of
 from porcelet.kernels.triton.e4m3 import from_e4m3
@@ -404,13 +405,11 @@ class Tiles:
     descriptors: bool  # by the tensor memory accelerator
 
 
-SHARED_KIB = {80: 163, 87: 163, 90: 227, 100: 227, 103: 227, 110: 227}  # a block's, by architecture; others have 99
-
-
 def choose_tiles(shape: Shape, arch: int) -> Tiles:
     """Rows for the widest matrix instruction that they fill; as many keys and stages as shared memory holds."""
-    shared = SHARED_KIB.get(arch, 99)
-    descriptors = arch >= 90 and shape.fits_boxes
+    generation = generation_of(arch)
+    shared = generation.shared_kib
+    descriptors = generation.has_tensor_memory_accelerator and shape.fits_boxes
     rows = min(64, padded(shape.group)) if shape.is_decode else 64
     if not shape.is_shared:
         rows = rows if shape.is_decode or shared < 160 else 128

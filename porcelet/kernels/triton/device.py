@@ -14,6 +14,7 @@ import torch
 
 from porcelet.errors import InputError
 from porcelet.kernels import Key
+from porcelet.kernels.generations import OLDEST
 
 HALVES = (torch.bfloat16, torch.float16)
 FLOATS = (*HALVES, torch.float32)
@@ -48,4 +49,4 @@ def _is_interpreted() -> bool:
 @cache
 def _has_gpu() -> bool:
     has_gpu = torch.version.cuda is not None and torch.cuda.is_available()
-    return has_gpu and find_spec("triton") is not None and torch.cuda.get_device_capability() >= (8, 0)
+    return has_gpu and find_spec("triton") is not None and arch_of(torch.device("cuda")) >= OLDEST

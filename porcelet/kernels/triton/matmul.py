@@ -25,6 +25,7 @@ import triton.language as tl
 from torch import Tensor
 
 from porcelet.errors import InputError
+from porcelet.kernels.generations import generation_of
 from porcelet.kernels.linear import FP8_BLOCK, FP8Weight
 from porcelet.kernels.triton.device import arch_of
 from porcelet.kernels.triton.e4m3 import from_e4m3, to_e4m3
@@ -182,13 +183,14 @@ class Tiles:
 
 def choose_tiles(M: int, arch: int, *, a_fp8: bool, b_fp8: bool) -> Tiles:
     """As many rows as there are, up to what registers hold; bytes of two FP8 tiles are half of others'."""
-    native = a_fp8 and b_fp8 and arch >= 89
+    generation = generation_of(arch)
+    native = a_fp8 and b_fp8 and generation.multiplies_fp8
     if M <= 16:
         return Tiles(16, 64, 4 if arch >= 90 else 3, 4)
     if M <= 64:
         return Tiles(64, 64, 4 if native else 3, 4)
     if arch < 90 or not native:
-        return Tiles(64, 128, 3 if arch in (80, 90, 100) else 2, 4)
+        return Tiles(64, 128, 3 if generation.shared_kib > 99 else 2, 4)
     return Tiles(128, 128, 4, 8)
 
 
@@ -295,7 +297,7 @@ def _launch(
             MASKED=masked,
             A_FP8=a_fp8,
             B_FP8=b_fp8,
-            NATIVE=a_fp8 and b_fp8 and arch >= 89,
+            NATIVE=a_fp8 and b_fp8 and generation_of(arch).multiplies_fp8,
             PARTS=parts,
             ROWS=tiles.rows,
             COLUMNS=tiles.columns,

@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -135,9 +136,15 @@ def capture(function: Callable[[], tuple[Tensor, Tensor]]) -> tuple[tuple[Tensor
         function()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, pool=_pool()):
         outputs = function()
     return outputs, graph.replay
+
+
+@cache
+def _pool() -> Any:
+    """Memory that all graphs share: of two, one at a time is run and read."""
+    return torch.cuda.graph_pool_handle()
 
 
 class GraphedSteps:
@@ -152,6 +159,8 @@ class GraphedSteps:
         self._host = Inputs(most, most, -(-max_length // PAGE_SIZE), pinned=self.device.type == "cuda")
         self._inputs = self._host.on(self.device)
         self._tables: tuple[tuple[int, ...], ...] = ()
+        # Of the last copies from the host's tensors.
+        self._copied = torch.cuda.Event() if self.device.type == "cuda" else None
         self._graphs: dict[int, tuple[tuple[Tensor, Tensor], Callable[[], Any]]] = {}
 
     @property
@@ -180,6 +189,8 @@ class GraphedSteps:
     def _fill(self, batch: Batch, count: int, size: int) -> None:
         """The batch, and behind it sequences of one token in the page that nobody reads."""
         host, rest = self._host, slice(count, size)
+        if self._copied:
+            self._copied.synchronize()
         host.fill(batch)
         host.tokens[rest] = host.positions[rest] = 0
         host.sampled[len(batch.sampled_rows) : size] = 0
@@ -193,6 +204,8 @@ class GraphedSteps:
         if batch.tables != self._tables:
             self._inputs.tables[:size].copy_(host.tables[:size], non_blocking=True)
             self._tables = batch.tables
+        if self._copied:
+            self._copied.record()
 
     def _step(self, size: int) -> tuple[Tensor, Tensor]:
         own = self._inputs.first(size)

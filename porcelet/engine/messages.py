@@ -54,6 +54,7 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     threads: int = 0
     instructions: str = ""
     torch: str = ""
+    device: str = "cpu"
 
 
 class Outputs(msgspec.Struct, frozen=True, tag=True):

@@ -267,6 +267,7 @@ def _ready(engine: Engine) -> Ready:
         threads=torch.get_num_threads(),
         instructions=cpu.isa(),
         torch=str(torch.__version__),
+        device=engine.device.type,
     )
 
 

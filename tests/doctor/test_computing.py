@@ -70,6 +70,12 @@ def test_generations_of_gpus() -> None:
     later = generation_of(130)
     assert later.arch == 130 and later.is_served and later.shared_kib == generation_of(121).shared_kib
     assert not generation_of(60).is_served
+    page = (Path(__file__).parent.parent.parent / "docs/kernels.md").read_text(encoding="utf-8")
+    for one in GENERATIONS:
+        fp8 = "by its own instructions" if one.multiplies_fp8 else "widened"
+        loads = "tensor memory accelerator" if one.has_tensor_memory_accelerator else "asynchronous copies"
+        row = f"| {one.name}, sm_{one.arch} | {one.cards} | {loads} | {fp8} | {one.shared_kib} KiB |"
+        assert (row in page) == one.is_served
 
 
 def test_two_openmp_runtimes(monkeypatch: pytest.MonkeyPatch) -> None:

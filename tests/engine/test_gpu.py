@@ -86,7 +86,9 @@ def close(found: list[Tensor], wanted: list[Tensor]) -> None:
         assert 1 - torch.nn.functional.cosine_similarity(one, other).min() < 2e-4
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name == "deepseek_v2" else []) for name in MODELS]
+)
 def test_a_model_computes_the_same_with_the_bodies_for_gpus(name: str, interpreted: None) -> None:
     """Whole steps of each architecture against float32 and the definitions, packed weights among them."""
     config, weights = MODELS[name]

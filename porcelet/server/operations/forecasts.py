@@ -66,7 +66,9 @@ class Forecasts:
 
 
 def _time_of(name: str, facts: Ready) -> EngineTime | None:
-    """None where the machine's profile does not hold."""
+    """None where the machine's profile does not hold, as on a GPU."""
+    if facts.device != "cpu":
+        return None
     try:
         profile = load()
         if profile is None:

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 import httpx
+import msgspec
 import pytest
 
 from porcelet.engine.messages import Ready
@@ -82,3 +83,11 @@ def test_a_profile_of_other_conditions_gives_none(home: Path, caplog: pytest.Log
         for _ in range(3):
             assert "decode_forecast_seconds_total" not in _readings(forecasts, 10, 10, 500)
     assert caplog.text.count("no forecast of m's speed: the machine was measured with threads 16") == 1
+
+
+def test_a_gpu_is_not_forecast(home: Path) -> None:
+    """Neither its steps, which the processor's profile says nothing of, nor its memory, of which nothing was said."""
+    assert save(HERE).parent == home
+    facts = msgspec.structs.replace(FACTS, device="cuda", predicted_bytes=0)
+    names = {reading.name for reading in Forecasts().readings("m", facts, {"num_decode_steps": 3}, os.getpid())}
+    assert names == {"engine_memory_bytes", "engine_memory_peak_bytes"}

@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from porcelet.config import PAGE_SIZE, ModelConfig
+from porcelet.engine.gpu import Capture, GraphedSteps, capture
 from porcelet.errors import InputError
 from porcelet.kernels.experts import route
 from porcelet.kernels.latent8 import to_latent8
@@ -28,6 +30,10 @@ from porcelet.kernels.linear import FP8_BLOCK, FP8Weight
 from porcelet.kernels.loss import token_logprobs
 from porcelet.kernels.pointwise import rms_norm, silu_mul
 from porcelet.kernels.sample import sample
+from porcelet.models.experts import Experts, Gate
+from porcelet.models.layers import Linear
+from porcelet.models.transformer import Transformer, build
+from porcelet.types import Batch
 
 Run = Callable[[], object]
 Timer = Callable[[Run], float]
@@ -65,6 +71,8 @@ def measure(minutes: float) -> Iterator[dict[str, Any]]:
     properties = torch.cuda.get_device_properties(0)
     copy, rate = copy_bandwidth(timed), product_rate(timed)
     yield {"device": properties.name, "torch": torch.__version__, "copy_gb_per_s": copy, "matmul_tflop_per_s": rate}
+    yield slice_line(torch.device("cuda"), timed, kernel_seconds, copy, rate)
+    torch.cuda.empty_cache()
     for case in cases(torch.device("cuda")):
         if time.monotonic() > end:
             yield {"stopped": f"{minutes:g} minutes are over before {case.name}"}
@@ -129,6 +137,140 @@ def cases(device: torch.device, small: bool = False) -> Iterator[Case]:
     dtype = torch.float16 if small else torch.bfloat16
     for parts in (_decoding, _prompts, _products, _experts, _rows, _choices):
         yield from parts(device, dtype, small)
+
+
+# ---- a slice of V3 --------------------------------------------------------------------------------------------------
+
+# Its first dense layer and one of experts, with weights in FP8.
+SLICE = ModelConfig(
+    architecture="deepseek_v3",
+    vocab_size=129280,
+    hidden_size=7168,
+    intermediate_size=18432,
+    num_hidden_layers=2,
+    num_attention_heads=128,
+    num_key_value_heads=128,
+    head_dim=192,
+    max_position_embeddings=8192,
+    rope_interleave=True,
+    q_lora_rank=1536,
+    kv_lora_rank=512,
+    qk_nope_head_dim=128,
+    qk_rope_head_dim=64,
+    v_head_dim=128,
+    n_routed_experts=256,
+    n_shared_experts=1,
+    num_experts_per_tok=8,
+    moe_intermediate_size=2048,
+    first_k_dense_replace=1,
+    n_group=8,
+    topk_group=4,
+    routed_scaling_factor=2.5,
+)
+
+
+def slice_line(
+    device: torch.device,
+    timer: Timer,
+    kernels: Timer,
+    copy: float,
+    rate: float,
+    *,
+    config: ModelConfig = SLICE,
+    batch: int = 128,
+    length: int = 4096,
+    dtype: torch.dtype = torch.bfloat16,
+    capture: Capture = capture,
+) -> dict[str, Any]:
+    """A decoding step replayed as a graph beside the sum of its kernels' times, and that beside the sum of their
+    floors: of each product and attention the longer of its bytes at `copy` GB/s and its operations at `rate`
+    TFLOP/s."""
+    model, each = random_fp8(config, device, dtype), -(-length // PAGE_SIZE)
+    pages = batch * each + 1, PAGE_SIZE, 1, config.kv_lora_rank + config.qk_rope_head_dim
+    cache = [(torch.zeros(pages, device=device, dtype=dtype),) for _ in range(config.num_hidden_layers)]
+    steps = GraphedSteps(model, cache, batch, length, capture=capture)
+    decode = Batch(
+        request_ids=tuple(map(str, range(batch))),
+        tokens=tuple(range(batch)),
+        positions=(length - 1,) * batch,
+        offsets=tuple(range(batch + 1)),
+        lengths=(length,) * batch,
+        tables=tuple(tuple(range(i * each, (i + 1) * each)) for i in range(batch)),
+        expanded=(False,) * batch,
+        sampled_rows=tuple(range(batch)),
+        draws=(),
+    )
+    with torch.inference_mode():
+        steps.run(decode)
+        replay = steps.replay_of(batch)
+        whole, alone = timer(replay), kernels(replay)
+    floor = sum(max(moved / copy / 1e9, done / rate / 1e12) for moved, done in floors(config, batch, length))
+    return {
+        "slice": f"{config.num_hidden_layers} layers of V3, b{batch} s_k{length}",
+        "replay_microseconds": _short(whole * 1e6),
+        "kernels_microseconds": _short(alone * 1e6),
+        "floor_microseconds": _short(floor * 1e6),
+        "replay_over_kernels": _short(whole / alone),
+        "kernels_over_floor": _short(alone / floor),
+    }
+
+
+def floors(config: ModelConfig, batch: int, length: int) -> Iterator[tuple[float, float]]:
+    """Bytes and operations of each part of a decoding step."""
+    D, H, C, R = config.hidden_size, config.num_attention_heads, config.kv_lora_rank, config.qk_rope_head_dim
+    N, V, rank = config.qk_nope_head_dim, config.v_head_dim, config.q_lora_rank or D
+    E, A, F = config.n_routed_experts, config.num_experts_per_tok, config.moe_intermediate_size
+    for layer in range(config.num_hidden_layers):
+        for values, size in (
+            *((part, 1) for part in (rank * D, H * (N + R) * rank, (C + R) * D, H * V * D)),
+            (H * (N + V) * C, 2),  # kv_b_proj, in half precision
+        ):
+            yield float(size * values), 2.0 * batch * values
+        yield 2.0 * batch * length * (C + R), 2.0 * batch * H * length * (2 * C + R)
+        dense = config.n_shared_experts * F if config.is_moe_layer(layer) else config.intermediate_size
+        yield 3.0 * D * dense, 6.0 * batch * D * dense
+        if config.is_moe_layer(layer):
+            chosen = E * (1 - (1 - A / E) ** batch)  # of random gates
+            yield 4.0 * E * D, 2.0 * batch * E * D
+            yield chosen * 3.0 * D * F, 6.0 * batch * A * D * F
+    yield 2.0 * config.vocab_size * D, 2.0 * batch * config.vocab_size * D
+
+
+def random_fp8(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> Transformer:
+    """A model of random weights as V3's are stored: linear layers and experts in FP8, the rest in half precision."""
+    model = build(config, device="meta").eval()
+    for name, module in model.named_modules():
+        own = dict(module._parameters)
+        is_fp8 = isinstance(module, Linear) and not name.endswith(("kv_b_proj", "lm_head"))
+        for leaf, parameter in own.items():
+            if parameter is None:
+                continue
+            shape = tuple(parameter.shape)
+            if isinstance(module, Experts):
+                E, rows, K = shape
+                shape = (E, 2, rows // 2, K) if leaf == "gate_up_proj" else (E, 1, rows, K)
+            if is_fp8 or isinstance(module, Experts):
+                del module._parameters[leaf]
+                module.__dict__[leaf] = _fp8(shape, device)
+            else:
+                kind = torch.float32 if isinstance(module, Gate) else dtype
+                values = torch.randn(shape, device=device, dtype=kind) * 0.02
+                module._parameters[leaf] = torch.nn.Parameter(values, requires_grad=False)
+        for leaf, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[leaf] = torch.zeros(buffer.shape, device=device)
+    return model
+
+
+def kernel_seconds(run: Run, repeats: int = 5) -> float:
+    """The sum of the times of the kernels that a run launches, by torch's profiler."""
+    run()
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        for _ in range(repeats):
+            run()
+        torch.cuda.synchronize()
+    return sum(event.self_device_time_total for event in profile.key_averages()) / repeats / 1e6
 
 
 # ---- attention ------------------------------------------------------------------------------------------------------
@@ -262,9 +404,12 @@ def _experts(device: torch.device, dtype: torch.dtype, small: bool) -> Iterator[
 
 
 def _fp8(shape: tuple[int, ...], device: torch.device) -> FP8Weight:
+    """Random bytes, all of them numbers; scales that keep what is multiplied with it small."""
     *stack, N, K = shape
-    values = torch.randn(shape, device=device).to(torch.float8_e4m3fn)
-    return FP8Weight(values, torch.rand(*stack, -(-N // FP8_BLOCK), -(-K // FP8_BLOCK), device=device))
+    values = torch.randint(0, 0x70, shape, dtype=torch.uint8, device=device)
+    values += 128 * torch.randint(0, 2, shape, dtype=torch.uint8, device=device)
+    scale = torch.rand(*stack, -(-N // FP8_BLOCK), -(-K // FP8_BLOCK), device=device) / (K * 100)
+    return FP8Weight(values.view(torch.float8_e4m3fn), scale)
 
 
 def _deep_gemm(values: Tensor, scale: Tensor, weight: FP8Weight, M: int, N: int) -> Run:

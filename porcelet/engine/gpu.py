@@ -186,6 +186,10 @@ class GraphedSteps:
         replay()
         return hidden[:count], logits[: len(batch.sampled_rows)]
 
+    def replay_of(self, size: int) -> Callable[[], Any]:
+        """What runs the graph of that size again, over the tensors as they are: for measuring."""
+        return self._graphs[size][1]
+
     def _fill(self, batch: Batch, count: int, size: int) -> None:
         """The batch, and behind it sequences of one token in the page that nobody reads."""
         host, rest = self._host, slice(count, size)

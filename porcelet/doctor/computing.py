@@ -70,17 +70,18 @@ def instruction_set() -> Finding:
 
 def gpu() -> Finding:
     """Whether `device=cuda` would compute, and what its kernels do on this generation."""
-    from porcelet.kernels.triton.device import arch_of
+    from porcelet.kernels.triton.device import arch_of, why_not
 
     if not torch.cuda.is_available():
         return Finding("gpu", "ok", "torch sees none; porcelet needs none")
-    name, generation = torch.cuda.get_device_name(), generation_of(arch_of(torch.device("cuda")))
-    if not generation.is_served:
-        return Finding("gpu", "note", f"{name}, {generation}; porcelet computes on the processor")
+    name = torch.cuda.get_device_name()
+    if reason := why_not():
+        return Finding("gpu", "note", f"{name}: {reason}; porcelet computes on the processor")
+    can = f"{name}, {generation_of(arch_of(torch.device('cuda')))}"
     if find_spec("triton") is None:
-        cause = f"{name}, {generation}; Triton, which compiles the kernels, is not installed"
+        cause = f"{can}; Triton, which compiles the kernels, is not installed"
         return Finding("gpu", "note", cause, "pip install 'porcelet[gpu]'")
-    return Finding("gpu", "ok", f"{name}, {generation}; device=cuda computes on it")
+    return Finding("gpu", "ok", f"{can}; device=cuda computes on it")
 
 
 def openmp() -> Finding:

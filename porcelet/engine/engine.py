@@ -21,7 +21,7 @@ import torch
 
 from porcelet.config import REPLAYED_TOKENS, EngineConfig, parse_memory
 from porcelet.engine.cache import count_pages
-from porcelet.engine.gpu import check_device, move, within_memory
+from porcelet.engine.gpu import DTYPE, device_of, move, within_memory
 from porcelet.engine.runner import Runner, choose_cache_dtype
 from porcelet.engine.sampler import Sampler
 from porcelet.engine.scheduler import Scheduler
@@ -88,7 +88,7 @@ class Engine:
     ) -> None:
         if config.threads:
             torch.set_num_threads(config.threads)
-        self.device = check_device(config.device, model)
+        self.device = device_of(config)
         with within_memory(self.device):
             self.model = model if self.device.type == "cpu" else move(model, self.device)
         num_layers = model.config.num_hidden_layers
@@ -96,7 +96,7 @@ class Engine:
             num_layers += 1
         self._residency = residency_of(model)
         promised = self._residency.budget() if self._residency else 0
-        cache_dtype = choose_cache_dtype(config.cache_dtype, model, self.device)
+        cache_dtype = choose_cache_dtype(config.cache_dtype, model) if self.device.type == "cpu" else DTYPE
         memory = torch.cuda.mem_get_info(self.device) if self.device.type == "cuda" else None
         num_pages = count_pages(config, model.config, num_layers, cache_dtype.itemsize, promised, memory)
         with within_memory(self.device):
@@ -124,9 +124,10 @@ class Engine:
 
         Raises:
             CapacityError: it needs more memory than there is; names what would fit. Nothing was read.
+            InputError: its device is not there.
             ModelError: the files are missing, damaged or not supported.
         """
-        on_cpu = config.device == "cpu"  # a GPU's memory is not forecast
+        on_cpu = device_of(config).type == "cpu"  # a GPU's memory is not forecast
         forecast = check_engine(path, config, native=cpu.available()).peak if on_cpu else 0
         model = load(path, config.weights, progress, _offload(config))
         cpu.return_freed_memory()

@@ -20,16 +20,15 @@ import torch
 from torch import Tensor, nn
 
 from porcelet import hub
-from porcelet.config import PAGE_SIZE
+from porcelet.config import PAGE_SIZE, EngineConfig
 from porcelet.engine.step import Cache, Inputs, step
 from porcelet.errors import CapacityError, InputError
 from porcelet.extras import optional
 from porcelet.kernels.experts import PackedExperts
-from porcelet.kernels.generations import generation_of
 from porcelet.kernels.linear import FP8Weight, PackedWeight, take_rows
-from porcelet.kernels.triton.device import arch_of
+from porcelet.kernels.triton.device import why_not
 from porcelet.models.attention import MLA
-from porcelet.models.experts import Gate, residency_of
+from porcelet.models.experts import Gate
 from porcelet.models.layers import Embedding, Linear
 from porcelet.models.transformer import Transformer
 from porcelet.types import Batch
@@ -51,24 +50,25 @@ class Capture(Protocol):
     ) -> tuple[tuple[Tensor, Tensor], Callable[[], Any]]: ...
 
 
-def check_device(name: str, model: Transformer) -> torch.device:
+def device_of(config: EngineConfig) -> torch.device:
     """The device that an engine computes on.
 
     Raises:
-        InputError: it is not there, or too old, or some of the model's experts are on disk.
+        InputError: it is not there, or too old, or other settings are for a CPU alone.
         MissingExtraError: Triton is not installed.
     """
-    if name == "cpu":
+    if config.device == "cpu":
         return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise InputError("device is cuda, and torch sees no GPU; choose device=cpu")
-    generation = generation_of(arch_of(torch.device("cuda")))
-    if not generation.is_served:
-        raise InputError(f"the GPU is {generation}; choose device=cpu")
-    if residency_of(model):
-        raise InputError("experts on disk are for device=cpu; leave expert_memory out")
-    optional("triton", "gpu")
+    if reason := why_not():
+        raise InputError(f"device is cuda, and {reason}; choose device=cpu")
+    if config.expert_memory:
+        raise InputError(
+            f"expert_memory is {config.expert_memory}, and experts on disk are for device=cpu; leave it out"
+        )
+    if config.cache_dtype != "auto":
+        raise InputError(f"cache_dtype is {config.cache_dtype}, and on a GPU the cache is {DTYPE}; leave it auto")
     os.environ.setdefault("TRITON_CACHE_DIR", str(hub.home() / "triton"))
+    optional("triton", "gpu")
     return torch.device("cuda", torch.cuda.current_device())
 
 

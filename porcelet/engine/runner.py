@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from porcelet.config import PAGE_SIZE, REPLAYED_TOKENS, ModelConfig
-from porcelet.engine.gpu import DTYPE, GraphedSteps
+from porcelet.engine.gpu import GraphedSteps
 from porcelet.engine.step import MOST_SAMPLED, Inputs, RecordedStep, step
-from porcelet.errors import InputError
 from porcelet.kernels.linear import PackedWeight, take_rows
 from porcelet.kernels.record import NotRecordable
 from porcelet.models.layers import Linear
@@ -24,17 +23,8 @@ if TYPE_CHECKING:
 CPU = torch.device("cpu")
 
 
-def choose_cache_dtype(name: str, model: Transformer, device: torch.device = CPU) -> torch.dtype:
-    """The cache's type for `cache_dtype`; "auto" rounds to half precision beside weights that are rounded further. On a
-    GPU it is the activations'.
-
-    Raises:
-        InputError: another one was asked for on a GPU.
-    """
-    if device != CPU:
-        if name != "auto":
-            raise InputError(f"cache_dtype is {name}, and on a GPU the cache is {DTYPE}; leave it auto")
-        return DTYPE
+def choose_cache_dtype(name: str, model: Transformer) -> torch.dtype:
+    """The cache's type for `cache_dtype`; "auto" rounds to half precision beside weights that are rounded further."""
     if name == "auto":
         return torch.float16 if _is_packed(model) else torch.float32
     return {"float32": torch.float32, "float16": torch.float16}[name]
@@ -75,7 +65,7 @@ class Runner:
     @property
     def recorded(self) -> bool:
         """Whether there is a recording."""
-        return bool(self.num_recordings)
+        return bool(self._graphs.num_captured if self._graphs else self._steps)
 
     @property
     def num_recordings(self) -> int:

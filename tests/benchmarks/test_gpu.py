@@ -14,7 +14,7 @@ from benchmarks import gpu
 from porcelet.errors import InputError
 from porcelet.kernels.linear import FP8Weight
 from porcelet.models.layers import Linear
-from tests.engine.test_gpu import again
+from tests.engine.test_gpu import again, take_bodies
 
 pytest.importorskip("triton")
 NEEDS_NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="what is told where there is no GPU")
@@ -30,7 +30,7 @@ def clock(run: gpu.Run) -> float:
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_every_case_runs_and_gives_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """Kernels and rivals compute; shares follow from bytes, operations and the device's own rates."""
-    monkeypatch.setenv("PORCELET_KERNELS", "interpreted")
+    take_bodies("interpreted", monkeypatch)
     torch.manual_seed(0)
     copy, rate = gpu.copy_bandwidth(clock, 1 << 12), gpu.product_rate(clock, 16)
     assert copy == pytest.approx(2 * 4096 / 1e-3 / 1e9) and rate == pytest.approx(2 * 16**3 / 1e-3 / 1e12)
@@ -47,7 +47,7 @@ def test_every_case_runs_and_gives_a_line(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_slice_of_v3_is_measured_beside_its_floor(monkeypatch: pytest.MonkeyPatch) -> None:
     """In a small shape, its graph a function: a step over random FP8 weights runs, and floors are of all its parts."""
-    monkeypatch.setenv("PORCELET_KERNELS", "reference")
+    take_bodies("reference", monkeypatch)
     sizes = {"vocab_size": 97, "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4}
     parts = {"q_lora_rank": 32, "kv_lora_rank": 32, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 16}
     experts = {"n_routed_experts": 16, "moe_intermediate_size": 32, "num_experts_per_tok": 4}

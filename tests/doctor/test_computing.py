@@ -51,9 +51,14 @@ def test_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     assert computing.gpu().state == "ok" and "torch sees none" in computing.gpu().cause
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert computing.gpu().cause.startswith("Tesla T4: the GPU is none of NVIDIA's; porcelet computes on the processor")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     old = computing.gpu()
-    assert old.state == "note" and old.cause.startswith("Tesla T4, Turing (sm_75): nothing") and not old.remedy
+    assert (
+        old.state == "note" and old.cause.startswith("Tesla T4: the GPU is Turing (sm_75): nothing") and not old.remedy
+    )
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     monkeypatch.setattr(computing, "find_spec", lambda name: None)
     assert computing.gpu().state == "note" and computing.gpu().remedy == "pip install 'porcelet[gpu]'"

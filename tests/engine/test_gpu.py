@@ -4,7 +4,9 @@ what is padded, kept and read is the same."""
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,10 +14,9 @@ import torch
 from torch import Tensor
 
 from porcelet.config import PAGE_SIZE, EngineConfig, ModelConfig
-from porcelet.engine import gpu
 from porcelet.engine.engine import Engine
-from porcelet.engine.gpu import GraphedSteps, check_device, ladder, move
-from porcelet.engine.runner import Runner, choose_cache_dtype
+from porcelet.engine.gpu import GraphedSteps, device_of, ladder, move
+from porcelet.engine.runner import Runner
 from porcelet.errors import InputError, MissingExtraError
 from porcelet.kernels import OPS
 from porcelet.kernels.linear import FP8Weight, PackedWeight
@@ -48,19 +49,11 @@ PLAN: Plan = [
 SHORT: Plan = [({1: 3, 0: 6}, 1), ({0: 2, 1: 1, 2: 2}, 0), ({0: 1, 1: 1, 2: 1}, 0)]
 
 
-@pytest.fixture
-def interpreted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Ops take the bodies for GPUs."""
-
-    def forget() -> None:
-        for an_op in OPS.values():
-            an_op._resolved.clear()
-
-    if not torch.cuda.is_available():
-        monkeypatch.setenv("PORCELET_KERNELS", "interpreted")
-    forget()
-    yield
-    forget()
+def take_bodies(which: str, patch: pytest.MonkeyPatch) -> None:
+    """From now on and until `patch` ends, ops take those of PORCELET_KERNELS."""
+    patch.setenv("PORCELET_KERNELS", which)
+    for an_op in OPS.values():
+        patch.setattr(an_op, "_resolved", {})
 
 
 def again(function: Callable[[], tuple[Tensor, Tensor]]) -> tuple[tuple[Tensor, Tensor], Callable[[], Any]]:
@@ -86,28 +79,29 @@ def close(found: list[Tensor], wanted: list[Tensor]) -> None:
         assert 1 - torch.nn.functional.cosine_similarity(one, other).min() < 2e-4
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are interpreted only where there is no GPU")
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.slow] if name == "deepseek_v2" else []) for name in MODELS]
 )
-def test_a_model_computes_the_same_with_the_bodies_for_gpus(name: str, interpreted: None) -> None:
+def test_a_model_computes_the_same_with_the_bodies_for_gpus(name: str) -> None:
     """Whole steps of each architecture against float32 and the definitions, packed weights among them."""
     config, weights = MODELS[name]
     layers = config.num_hidden_layers
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PORCELET_KERNELS", "reference")
+        take_bodies("reference", patch)
         patch.setenv("PORCELET_ACTIVATIONS", "16")  # nearest to none at all
         wanted = logits_of(Runner(make(config, weights), NUM_PAGES, layers), SHORT)
-    for an_op in OPS.values():
-        an_op._resolved.clear()
     moved = move(make(config, weights), CPU, HALF)
-    close(logits_of(Runner(moved, NUM_PAGES, layers, cache_dtype=HALF), SHORT), wanted)
+    with pytest.MonkeyPatch.context() as patch:
+        take_bodies("interpreted", patch)
+        close(logits_of(Runner(moved, NUM_PAGES, layers, cache_dtype=HALF), SHORT), wanted)
 
 
 @pytest.mark.parametrize("config", [LLAMA, V3], ids=["llama", "deepseek_v3"])
 def test_graphs_give_what_the_eager_step_gives(config: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """Batches between two sizes are filled up; prompts and steps with guesses run eagerly."""
 
-    monkeypatch.setenv("PORCELET_KERNELS", "reference")
+    take_bodies("reference", monkeypatch)
     model, layers = make(config), config.num_hidden_layers
     runner = Runner(model, NUM_PAGES + 1, layers)
     runner._graphs = graphs = GraphedSteps(model, runner.cache, 6, NUM_PAGES * PAGE_SIZE, capture=again)
@@ -161,29 +155,29 @@ def test_moving_keeps_what_a_format_holds() -> None:
     assert isinstance(move(wide, CPU, HALF).model.layers[0].mlp.up_proj.weight, FP8Weight)
 
 
-def test_a_gpu_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No GPU, one that is too old, no Triton, and settings that only a CPU has."""
-    model = make(LLAMA)
-    assert check_device("cpu", model) == CPU
+def test_a_gpu_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No GPU, one that is too old, no Triton, and settings that only a CPU has; nothing is loaded before."""
+    on_gpu = EngineConfig(device="cuda")
+    assert device_of(EngineConfig()) == CPU
     if not torch.cuda.is_available():
         with pytest.raises(InputError, match="torch sees no GPU; choose device=cpu"):
-            Engine(model, EngineConfig(device="cuda"))
+            Engine(make(LLAMA), on_gpu)
+        with pytest.raises(InputError, match="torch sees no GPU"):
+            Engine.load(tmp_path, on_gpu)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (7, 5))
     with pytest.raises(InputError, match=r"Turing \(sm_75\): nothing; the kernels need sm_80; choose device=cpu"):
-        check_device("cuda", model)
+        device_of(on_gpu)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
-    monkeypatch.setattr(gpu, "residency_of", lambda model: object())
-    with pytest.raises(InputError, match="experts on disk"):
-        check_device("cuda", model)
-    monkeypatch.undo()
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
-    monkeypatch.setitem(__import__("sys").modules, "triton", None)
+    with pytest.raises(InputError, match="expert_memory is 4GB, and experts on disk are for device=cpu"):
+        device_of(EngineConfig(device="cuda", expert_memory="4GB"))
+    with pytest.raises(InputError, match=r"cache_dtype is float32, and on a GPU the cache is torch.bfloat16"):
+        device_of(EngineConfig(device="cuda", cache_dtype="float32"))
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "triton", None)
     with pytest.raises(MissingExtraError, match=r"porcelet\[gpu\]"):
-        check_device("cuda", model)
-    with pytest.raises(InputError, match="cache_dtype is float32"):
-        choose_cache_dtype("float32", model, torch.device("cuda"))
+        device_of(on_gpu)
     with pytest.raises(InputError, match="device is 'tpu'"):
         EngineConfig(device="tpu")
 

@@ -14,7 +14,7 @@ import torch
 
 from porcelet.errors import InputError
 from porcelet.kernels import Key
-from porcelet.kernels.generations import OLDEST
+from porcelet.kernels.generations import generation_of
 
 HALVES = (torch.bfloat16, torch.float16)
 FLOATS = (*HALVES, torch.float32)
@@ -46,7 +46,16 @@ def _is_interpreted() -> bool:
     return os.environ.get("PORCELET_KERNELS") == "interpreted"
 
 
+def why_not() -> str:
+    """Why this machine's GPU cannot run the kernels, were Triton installed; nothing if it can."""
+    if not torch.cuda.is_available():
+        return "torch sees no GPU"
+    if torch.version.cuda is None:
+        return "the GPU is none of NVIDIA's"
+    generation = generation_of(arch_of(torch.device("cuda")))
+    return "" if generation.is_served else f"the GPU is {generation}"
+
+
 @cache
 def _has_gpu() -> bool:
-    has_gpu = torch.version.cuda is not None and torch.cuda.is_available()
-    return has_gpu and find_spec("triton") is not None and arch_of(torch.device("cuda")) >= OLDEST
+    return not why_not() and find_spec("triton") is not None

@@ -27,7 +27,7 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from porcelet.kernels.linear import FP8Weight
-from porcelet.kernels.triton import attention, matmul, packed, rows, select
+from porcelet.kernels.triton import attention, hopper, matmul, packed, rows, select
 from porcelet.kernels.triton.matmul import FP8Rows
 
 ARCHS = (80, 90, 100)
@@ -40,6 +40,8 @@ def main() -> None:
     options = parser.parse_args()
     for arch in options.arch:
         for name in options.case:
+            if name in HOPPER_ONLY and arch != 90:
+                continue
             for line in compiled(CASES[name], arch):
                 print(json.dumps({"case": name, "arch": arch, **line}), flush=True)
 
@@ -49,6 +51,13 @@ def mla(heads: int, new: int = 1, dtype: torch.dtype = torch.bfloat16) -> None:
     B, width = 4, 656 if dtype == torch.uint8 else 576
     q = torch.empty(B * new, heads, 576, dtype=torch.bfloat16)
     attention.attend(q, torch.empty(64, 64, 1, width, dtype=dtype), 512, *past(B, new), 576**-0.5)
+
+
+def mla_hopper(heads: int, new: int = 1) -> None:
+    """The same by warps of different tasks."""
+    B = 4
+    q, cache = torch.empty(B * new, heads, 576, dtype=torch.bfloat16), torch.empty(64, 64, 1, 576, dtype=torch.bfloat16)
+    hopper.attend(q, cache, *past(B, new), 576**-0.5)
 
 
 def grouped(heads: int, kv_heads: int, new: int, width: int = 128, values: int = 128) -> None:
@@ -150,6 +159,8 @@ CASES: dict[str, Callable[[], None]] = {
     "mla_128": lambda: mla(128),
     "mla_128_drafts": lambda: mla(128, new=2),
     "mla_128_eight_bit": lambda: mla(128, dtype=torch.uint8),
+    "mla_hopper_16": lambda: mla_hopper(16),
+    "mla_hopper_128_drafts": lambda: mla_hopper(128, new=2),
     "grouped_decode": lambda: grouped(32, 8, 1),
     "grouped_prefill": lambda: grouped(32, 8, 64),
     "mla_prefill": lambda: grouped(16, 16, 64, width=192),
@@ -174,6 +185,9 @@ CASES: dict[str, Callable[[], None]] = {
 }
 
 
+HOPPER_ONLY = ("mla_hopper_16", "mla_hopper_128_drafts")
+
+
 def compiled(case: Callable[[], None], arch: int) -> Iterator[dict[str, Any]]:
     """What each kernel that `case` launches needs on `arch`."""
     kernels: list[tuple[str, Any, float]] = []
@@ -187,7 +201,8 @@ def compiled(case: Callable[[], None], arch: int) -> Iterator[dict[str, Any]]:
     run = JITFunction.run
     driver.set_active(Machine(arch))
     named = [patch.object(module, "arch_of", lambda device: arch) for module in (attention, matmul)]
-    with patch.object(JITFunction, "run", compile_only), named[0], named[1]:
+    named.append(patch.object(hopper, "multiprocessors", lambda device: 132))
+    with patch.object(JITFunction, "run", compile_only), named[0], named[1], named[2]:
         case()
     for name, kernel, seconds in kernels:
         yield {

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -30,16 +29,15 @@ from porcelet.kernels.linear import FP8_BLOCK, FP8Weight
 from porcelet.kernels.loss import token_logprobs
 from porcelet.kernels.pointwise import rms_norm, silu_mul
 from porcelet.kernels.sample import sample
+from porcelet.kernels.triton.contest import Timer, timed
+from porcelet.kernels.triton.tasks import Task, grouped_attention, latent_attention
 from porcelet.models.experts import Experts, Gate
 from porcelet.models.layers import Linear
 from porcelet.models.transformer import Transformer, build
 from porcelet.types import Batch
 
 Run = Callable[[], object]
-Timer = Callable[[Run], float]
 
-RUNS = 20  # of each kernel; the median counts
-EMPTIED = 256 << 20  # bytes written between runs, more than any cache holds
 # DeepGEMM's (N, K), of V3's layers, and rows.
 PRODUCTS = [(2112, 7168), (24576, 1536), (32768, 512), (7168, 16384), (4096, 7168), (7168, 2048)]
 ROWS = (1, 128, 4096)
@@ -82,21 +80,6 @@ def measure(minutes: float) -> Iterator[dict[str, Any]]:
         except torch.OutOfMemoryError:
             yield {"kernel": case.name, "stopped": "it does not fit into this GPU's memory"}
         torch.cuda.empty_cache()
-
-
-def timed(run: Run) -> float:
-    """Seconds of the median of some runs, each with empty caches."""
-    for _ in range(3):
-        run()
-    emptied = torch.empty(EMPTIED // 4, device="cuda")
-    marks = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(RUNS)]
-    for start, stop in marks:
-        emptied.zero_()
-        start.record()
-        run()
-        stop.record()
-    torch.cuda.synchronize()
-    return statistics.median(start.elapsed_time(stop) for start, stop in marks) / 1e3
 
 
 def line(case: Case, timer: Timer, copy: float, rate: float) -> dict[str, Any]:
@@ -291,6 +274,7 @@ def _decoding(device: torch.device, dtype: torch.dtype, small: bool) -> Iterator
         rivals = {"torch": _call(_plain, q.view(batch, -1, 576), keys, 576**-0.5)}
         if find_spec("flash_mla"):
             rivals["flash_mla"] = _flash_mla(q.view(batch, new, heads, 576), cache, tables, past[1])
+        rivals |= _rivals(latent_attention, device, "gluon", q, cache, 512, *past, 576**-0.5)
         name = f"mla decode b{batch} h{heads} s_q{new} s_k{length}"
         yield Case(name, _call(attend, q, cache, 512, *past, 576**-0.5), moved, operations, rivals)
         if new == 1:
@@ -304,7 +288,9 @@ def _decoding(device: torch.device, dtype: torch.dtype, small: bool) -> Iterator
     keys, values = (pages[tables.long()].flatten(1, 2).transpose(1, 2) for pages in (k, v))
     sdpa = functional.scaled_dot_product_attention
     rivals = {"torch": _call(sdpa, q[:, :, None], keys, values, enable_gqa=True)}
-    run = _call(attend, q, k, v, *_past(batch, 1, length, tables), 128**-0.5)
+    arguments = q, k, v, *_past(batch, 1, length, tables), 128**-0.5
+    rivals |= _rivals(grouped_attention, device, "flashinfer", *arguments)
+    run = _call(attend, *arguments)
     yield Case(f"grouped decode b{batch} h32/8 s_k{length}", run, moved, operations, rivals)
 
 
@@ -343,6 +329,11 @@ def _plain(q: Tensor, keys: Tensor, scale: float) -> Tensor:
     """Absorbed MLA as torch's products compute it, all keys seen: its fused attention takes no heads of this width."""
     weights = (torch.bmm(q, keys.transpose(1, 2)) * scale).softmax(-1)
     return torch.bmm(weights, keys[..., :512])
+
+
+def _rivals(task: Task[Any, Any], device: torch.device, name: str, *arguments: Any) -> dict[str, Run]:
+    """That rival of a task's, where this machine has it."""
+    return {name: _call(task.rivals[name].function, *arguments)} if name in task.names(device) else {}
 
 
 def _flash_mla(q: Tensor, cache: Tensor, tables: Tensor, lengths: Tensor) -> Run:

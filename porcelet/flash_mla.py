@@ -84,13 +84,13 @@ def flash_mla_with_kvcache(
     _check(q, k_cache, block_table, cache_seqlens, head_dim_v, is_fp8_kvcache)
     if find_spec("triton") is None:
         raise MissingExtraError("triton", "gpu")
-    from porcelet.kernels.triton.attention import attend
+    from porcelet.kernels.triton.tasks import latent_attention
 
     b, s_q, h_q, width = q.shape
     offsets = tile_scheduler_metadata.offsets_of(b, s_q, q.device)
     past = offsets, cache_seqlens, block_table
     scale = width**-0.5 if softmax_scale is None else softmax_scale
-    out, lse = attend(q.flatten(0, 1), k_cache, head_dim_v, *past, scale, causal=causal)
+    out, lse = latent_attention(q.flatten(0, 1), k_cache, head_dim_v, *past, scale, causal=causal)
     lse = torch.where(lse == -torch.inf, torch.inf, lse)
     return out.view(b, s_q, h_q, head_dim_v), lse.view(b, s_q, h_q).transpose(1, 2)
 

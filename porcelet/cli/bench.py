@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from porcelet.kernels.triton.contest import Contest
     from porcelet.models.transformer import Transformer
     from porcelet.plan.machine import Machine
 
@@ -29,7 +30,8 @@ def bench(
     rounds: Annotated[int, typer.Option(min=1, help="Runs of that model at each size; medians are shown.")] = 3,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Measure this machine's kernels, about a minute, and keep the result for `porcelet plan MODEL --on here`.
+    """Measure this machine's kernels, about a minute, and keep the result for `porcelet plan MODEL --on here`. Where
+    there is a GPU, also which kernels are the fastest on it; `device=cuda` takes these.
 
     With a model, its forecast is compared with the engine itself. The machine must have nothing else to do: runs that
     lost more than 2 % of the time to others are dropped and repeated.
@@ -50,12 +52,43 @@ def bench(
         path = machines.save(found)
         print(f"{path} has what was measured", file=sys.stderr)
     machines.check_current(found, now)
+    on_gpu = _gpu_measured() if model is None else None
     compared = list(_compared(model, weights, found, rounds)) if model else []
     if as_json:
-        shown = {"machine": dataclasses.asdict(found), "compared": compared}
+        shown: dict[str, Any] = {"machine": dataclasses.asdict(found), "compared": compared}
+        if on_gpu:
+            shown["gpu"] = dataclasses.asdict(on_gpu)
         print(json.dumps(shown, indent=2))
     else:
-        print("\n".join(_lines(found, compared)))
+        print("\n".join([*_lines(found, compared), *_gpu_lines(on_gpu)]))
+
+
+def _gpu_measured() -> Contest | None:
+    """Which kernels this machine's GPU takes from now on; None without one that can."""
+    import torch
+
+    from porcelet import hub
+    from porcelet.kernels.triton import contest, device
+
+    if not device.available():
+        return None
+    print("measuring the GPU's kernels", file=sys.stderr)
+    held = contest.hold(torch.device("cuda", torch.cuda.current_device()))
+    path = hub.home() / contest.FILE
+    contest.save(held, path)
+    print(f"{path} has which are taken", file=sys.stderr)
+    return held
+
+
+def _gpu_lines(held: Contest | None) -> Iterator[str]:
+    """Each task's kernel, and how the others did."""
+    if held is None:
+        return
+    yield f"{held.conditions['gpu']}, kernels by their speed over Triton's"
+    for outcome in held.outcomes:
+        others = [f"{name} {ratio:.2f}" for name, ratio in outcome.ratios.items()]
+        others += [f"{name}: {reason}" for name, reason in outcome.failed.items()]
+        yield f"  {outcome.task:<20} takes {outcome.taken:<10} {'; '.join(others)}".rstrip()
 
 
 def _conditions() -> Machine:

@@ -11,11 +11,14 @@ from pathlib import Path
 import torch
 from packaging.requirements import Requirement
 
-from porcelet.doctor.finding import Finding
+from porcelet import hub
+from porcelet.doctor.finding import Finding, told
 from porcelet.doctor.machine import ROOT, told_by
 from porcelet.errors import InputError
 from porcelet.hub.store import REINSTALL
 from porcelet.kernels.generations import generation_of
+from porcelet.kernels.triton import contest
+from porcelet.kernels.triton.tasks import OWN, TASKS
 
 
 def torch_version() -> Finding:
@@ -81,7 +84,26 @@ def gpu() -> Finding:
     if find_spec("triton") is None:
         cause = f"{can}; Triton, which compiles the kernels, is not installed"
         return Finding("gpu", "note", cause, "pip install 'porcelet[gpu]'")
-    return Finding("gpu", "ok", f"{can}; device=cuda computes on it")
+    return _kernels(can, torch.device("cuda"))
+
+
+def _kernels(can: str, device: torch.device) -> Finding:
+    """Which kernels a good GPU's tasks take."""
+    try:
+        measured = contest.load(hub.home() / contest.FILE)
+    except InputError as problem:
+        return told("gpu", "problem", problem)
+    if measured is None:
+        rivals = [name for task in TASKS.values() for name in task.names(device) if name != OWN]
+        if rivals:
+            cause = f"{can}; device=cuda computes on it with Triton's kernels, not measured beside {', '.join(rivals)}"
+            return Finding("gpu", "note", cause, "porcelet bench")
+        return Finding("gpu", "ok", f"{can}; device=cuda computes on it")
+    if differing := contest.stale(measured, device):
+        cause = f"{can}; its kernels were measured with another {differing}, so Triton's are taken"
+        return Finding("gpu", "note", cause, "porcelet bench")
+    taken = ", ".join(f"{outcome.task} by {outcome.taken}" for outcome in measured.outcomes)
+    return Finding("gpu", "ok", f"{can}; device=cuda computes on it, {taken}, as measured on {measured.date}")
 
 
 def openmp() -> Finding:

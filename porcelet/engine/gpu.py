@@ -26,6 +26,7 @@ from porcelet.errors import CapacityError, InputError
 from porcelet.extras import optional
 from porcelet.kernels.experts import PackedExperts
 from porcelet.kernels.linear import FP8Weight, PackedWeight, take_rows
+from porcelet.kernels.triton import contest
 from porcelet.kernels.triton.device import why_not
 from porcelet.models.attention import MLA
 from porcelet.models.experts import Gate
@@ -51,10 +52,11 @@ class Capture(Protocol):
 
 
 def device_of(config: EngineConfig) -> torch.device:
-    """The device that an engine computes on.
+    """The device that an engine computes on; a GPU's tasks take the kernels that were measured fastest there.
 
     Raises:
-        InputError: it is not there, or too old, or other settings are for a CPU alone.
+        InputError: it is not there, or too old, or other settings are for a CPU alone, or what `porcelet bench` wrote
+            cannot be read.
         MissingExtraError: Triton is not installed.
     """
     if config.device == "cpu":
@@ -69,7 +71,9 @@ def device_of(config: EngineConfig) -> torch.device:
         raise InputError(f"cache_dtype is {config.cache_dtype}, and on a GPU the cache is {DTYPE}; leave it auto")
     os.environ.setdefault("TRITON_CACHE_DIR", str(hub.home() / "triton"))
     optional("triton", "gpu")
-    return torch.device("cuda", torch.cuda.current_device())
+    device = torch.device("cuda", torch.cuda.current_device())
+    contest.apply(hub.home() / contest.FILE, device)
+    return device
 
 
 @contextmanager

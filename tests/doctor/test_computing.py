@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 from pathlib import Path
@@ -13,6 +14,7 @@ from porcelet.doctor import Finding, computing
 from porcelet.errors import InputError
 from porcelet.kernels import cpu
 from porcelet.kernels.generations import GENERATIONS, generation_of
+from porcelet.kernels.triton import contest
 
 
 def test_without_the_native_library(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,12 +47,13 @@ def test_instruction_sets(monkeypatch: pytest.MonkeyPatch) -> None:
     assert computing.native_library().remedy == "unset PORCELET_KERNELS"
 
 
-def test_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """None is well; one that is too old, or without Triton, is a note; what runs on a good one is told."""
+    monkeypatch.setenv("PORCELET_HOME", str(tmp_path))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert computing.gpu().state == "ok" and "torch sees none" in computing.gpu().cause
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *device: "Tesla T4")
     monkeypatch.setattr(torch.version, "cuda", None)
     assert computing.gpu().cause.startswith("Tesla T4: the GPU is none of NVIDIA's; porcelet computes on the processor")
     monkeypatch.setattr(torch.version, "cuda", "13.0")
@@ -65,6 +68,32 @@ def test_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(computing, "find_spec", lambda name: name)
     good = computing.gpu()
     assert good.state == "ok" and "FP8 is multiplied widened to half precision; device=cuda" in good.cause
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    unmeasured = computing.gpu()
+    assert unmeasured.state == "note" and unmeasured.remedy == "porcelet bench"
+    assert unmeasured.cause.endswith("with Triton's kernels, not measured beside gluon")
+
+
+def test_measured_gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Which kernels are taken; a measurement that no longer holds is a note, a broken one a problem."""
+    monkeypatch.setenv("PORCELET_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *device: "NVIDIA H200")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(computing, "find_spec", lambda name: name)
+    device, path = torch.device("cuda"), tmp_path / contest.FILE
+    held = contest.Contest(
+        contest.conditions(device), "2026-11-23", (contest.Outcome("latent_attention", "gluon", {"gluon": 1.5}),)
+    )
+    contest.save(held, path)
+    taken = computing.gpu()
+    assert taken.state == "ok" and taken.cause.endswith("latent_attention by gluon, as measured on 2026-11-23")
+    contest.save(dataclasses.replace(held, conditions=held.conditions | {"triton": "triton 3.0"}), path)
+    stale = computing.gpu()
+    assert stale.state == "note" and "measured with another triton" in stale.cause and stale.remedy == "porcelet bench"
+    path.write_text("?", encoding="utf-8")
+    assert computing.gpu().state == "problem"
 
 
 def test_generations_of_gpus() -> None:

@@ -36,6 +36,11 @@ def test_decoding_fits() -> None:
     check([80, 90, 100], "mla_128")
 
 
+def test_warps_of_different_tasks_fit() -> None:
+    """The Gluon kernel for Hopper: the two groups' 256 columns stay in registers, and its tiles fill shared memory."""
+    check([90], "mla_hopper_16", "mla_hopper_128_drafts", most_spilled=200)
+
+
 def test_products_and_rows_fit() -> None:
     """One of each other kind compiles for Ampere, without a byte spilled."""
     check([80], "fp8_1", "int4_1", "experts_masked", "norm", "gate", "rope", "logprobs", "choose", most_spilled=0)

@@ -42,6 +42,11 @@ def arch_of(device: torch.device) -> int:
     return 10 * major + minor
 
 
+def multiprocessors(device: torch.device) -> int:
+    """How many blocks of the largest kind run at once."""
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
 def _is_interpreted() -> bool:
     return os.environ.get("PORCELET_KERNELS") == "interpreted"
 

@@ -29,6 +29,7 @@ from porcelet.kernels.generations import generation_of
 from porcelet.kernels.linear import FP8_BLOCK, FP8Weight
 from porcelet.kernels.triton.device import arch_of
 from porcelet.kernels.triton.e4m3 import from_e4m3, to_e4m3
+from porcelet.kernels.triton.tasks import fp8_product
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -210,10 +211,10 @@ def multiply(
     Raises:
         InputError: shapes or formats that do not belong together.
     """
+    if isinstance(a, FP8Rows) and isinstance(b, FP8Weight):
+        return fp8_product(a, b, dtype)
     values = a.values if isinstance(a, FP8Rows) else a
-    M = values.shape[0]
-    c = torch.empty(M, _rows_of(b), dtype=dtype, device=values.device)
-    return _launch(a, b, c)
+    return launch(a, b, torch.empty(len(values), _rows_of(b), dtype=dtype, device=values.device))
 
 
 def multiply_contiguous(
@@ -235,7 +236,7 @@ def multiply_contiguous(
     if experts.shape != values.shape[:1] or len(experts) % aligned:
         raise InputError(f"experts {list(experts.shape)} of {len(values)} rows: each has one, {aligned} are a group")
     c = torch.empty(values.shape[0], _rows_of(b), dtype=dtype, device=values.device)
-    return _launch(a, b, c, experts, most_rows=aligned)
+    return launch(a, b, c, experts, most_rows=aligned)
 
 
 def multiply_masked(
@@ -250,14 +251,14 @@ def multiply_masked(
     if values.dim() != 3 or counts.shape != values.shape[:1]:
         raise InputError(f"counts {list(counts.shape)} of rows {list(values.shape)}: rows are [experts, M, K]")
     c = torch.empty(*values.shape[:2], _rows_of(b), dtype=dtype, device=values.device)
-    return _launch(a, b, c, counts, masked=True)
+    return launch(a, b, c, counts, masked=True)
 
 
 def _rows_of(b: Tensor | FP8Weight) -> int:
     return b.shape[-2]
 
 
-def _launch(
+def launch(
     a: Tensor | FP8Rows,
     b: Tensor | FP8Weight,
     c: Tensor,
@@ -266,6 +267,7 @@ def _launch(
     masked: bool = False,
     most_rows: int = ALIGNED,
 ) -> Tensor:
+    """The kernel into `c`, which is returned."""
     a_fp8, b_fp8 = isinstance(a, FP8Rows), isinstance(b, FP8Weight)
     values, a_scale = (a.values, a.scale) if isinstance(a, FP8Rows) else (a, a)
     weights, b_scale = (b.values, b.scale) if isinstance(b, FP8Weight) else (b, b)

@@ -1,5 +1,5 @@
-"""Attention over pages on a GPU, by the kernel of attention.py. Importing this registers the bodies and does not import
-Triton."""
+"""Attention over pages on a GPU, by the kernel of attention.py or one that was taken in its place (tasks.py). Importing
+this registers the bodies and does not import Triton."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from porcelet.kernels.attention import attention_latent, attention_paged
 from porcelet.kernels.linear import HeadsWeight, heads_linear
 from porcelet.kernels.pointwise import concat
 from porcelet.kernels.triton.device import available, serves
+from porcelet.kernels.triton.tasks import grouped_attention, latent_attention
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -30,11 +31,9 @@ def attention_paged_triton(
     scale: float,
 ) -> Float[Tensor, "T H Vd"]:
     """Any mix of new tokens; pages are read in place. A cache of another precision than q's is the definition's."""
-    from porcelet.kernels.triton.attention import attend
-
     if not q.dtype == k_cache.dtype == v_cache.dtype:
         return attention_paged.reference(q, k_cache, v_cache, offsets, lengths, tables, scale)
-    return attend(q, k_cache, v_cache, offsets, lengths, tables, scale)[0]
+    return grouped_attention(q, k_cache, v_cache, offsets, lengths, tables, scale)
 
 
 @attention_latent.body("triton", when=lambda key: serves(key, "Tensor"), available=available)
@@ -52,8 +51,6 @@ def attention_latent_triton(
 ) -> Float[Tensor, "T H value"]:
     """Absorbed: latents are read from their pages once for 64 heads. Expanded: a sequence's keys and values are made
     `CHUNK` at a time. A cache of another precision than q's is the definition's."""
-    from porcelet.kernels.triton.attention import attend
-
     assert isinstance(w_uk, Tensor) and isinstance(w_uv, Tensor)
     if q_nope.dtype != cache.dtype:
         weights, past = (w_uk, w_uv), (offsets, lengths, tables)
@@ -64,7 +61,7 @@ def attention_latent_triton(
     if row:
         q = concat(heads_linear(q_nope[:absorbed], w_uk), q_rope[:absorbed])  # [T, H, C+R]
         past = offsets[: row + 1], lengths[:row], tables[:row]
-        out[:absorbed] = heads_linear(attend(q, cache, w_uv.shape[2], *past, scale)[0], w_uv)
+        out[:absorbed] = heads_linear(latent_attention(q, cache, w_uv.shape[2], *past, scale)[0], w_uv)
     if row == len(lengths):
         return out  # without a question to the device
     bounds, sizes = offsets.tolist(), lengths.tolist()

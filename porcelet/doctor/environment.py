@@ -15,7 +15,7 @@ from porcelet.errors import InputError
 VARIABLES = {  # what of the environment changes how porcelet computes or where it keeps things
     "PORCELET_HOME": "where models and conversations are kept",
     "PORCELET_ISA": "a lesser instruction set",
-    "PORCELET_KERNELS": "reference turns all fast bodies off, own vendors' kernels, interpreted runs those for GPUs here",
+    "PORCELET_KERNELS": "reference turns fast bodies off, own vendors' kernels, interpreted runs GPUs' here",
     "PORCELET_ACTIVATIONS": "16 rounds less and is slower",
     "PORCELET_BENCH": "where benchmarks keep other engines",
     "OMP_NUM_THREADS": "threads",

@@ -46,23 +46,36 @@ class FP8Rows:
     values: Tensor
     scale: Float[Tensor, "M blocks"]
 
+    @classmethod
+    def empty(cls, M: int, K: int, device: torch.device) -> FP8Rows:
+        """Room. The rows' scales of one block lie side by side, padded to 16 bytes, as Hopper loads them."""
+        scale = torch.empty(-(-K // FP8_BLOCK), -(-M // 4) * 4, dtype=torch.float32, device=device)
+        return cls(torch.empty(M, K, dtype=torch.float8_e4m3fn, device=device), scale[:, :M].t())
+
 
 def quantize_rows(x: Float[Tensor, "M K"], *, power_of_two: bool = False) -> FP8Rows:
     """Each row's 128 columns by their largest magnitude over 448; with `power_of_two` rounded up to such a scale, which
     UE8M0 holds (V3.1 on)."""
     M, K = x.shape
-    blocks = -(-K // FP8_BLOCK)
-    values = torch.empty(M, K, dtype=torch.float8_e4m3fn, device=x.device)
-    scale = torch.empty(M, blocks, dtype=torch.float32, device=x.device)
+    rows = FP8Rows.empty(M, K, x.device)
     if M:
         with torch.cuda.device_of(x):
-            out = values.view(torch.uint8), scale
-            quantize_kernel[M, blocks](x, *out, K, x.stride(0), BLOCK=FP8_BLOCK, POWER_OF_TWO=power_of_two, num_warps=1)
-    return FP8Rows(values, scale)
+            quantize_kernel[M, -(-K // FP8_BLOCK)](
+                x,
+                rows.values.view(torch.uint8),
+                rows.scale,
+                K,
+                x.stride(0),
+                rows.scale.stride(1),
+                BLOCK=FP8_BLOCK,
+                POWER_OF_TWO=power_of_two,
+                num_warps=1,
+            )
+    return rows
 
 
-@triton.jit(do_not_specialize=["K"])
-def quantize_kernel(x, values, scale, K, x_row, BLOCK: tl.constexpr, POWER_OF_TWO: tl.constexpr):
+@triton.jit(do_not_specialize=["K", "scale_block"])
+def quantize_kernel(x, values, scale, K, x_row, scale_block, BLOCK: tl.constexpr, POWER_OF_TWO: tl.constexpr):
     row, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
     columns = block * BLOCK + tl.arange(0, BLOCK)
     is_there = columns < K
@@ -70,11 +83,11 @@ def quantize_kernel(x, values, scale, K, x_row, BLOCK: tl.constexpr, POWER_OF_TW
     factor = tl.maximum(tl.max(tl.abs(part)), 1e-4) / 448.0
     if POWER_OF_TWO:
         factor = tl.exp2(tl.ceil(tl.log2(factor)))
-    tl.store(scale + row * tl.num_programs(1) + block, factor)
+    tl.store(scale + row + block.to(tl.int64) * scale_block, factor)
     tl.store(values + row * K + columns, to_e4m3(part / factor), mask=is_there)
 
 
-@triton.jit(do_not_specialize=["M", "num_blocks"])
+@triton.jit(do_not_specialize=["M", "num_blocks", "scale_row", "scale_block"])
 def matmul_kernel(
     a,  # [M, K], or [E, M, K] where MASKED; bytes where A_FP8
     a_scale,  # [M, blocks]
@@ -88,6 +101,8 @@ def matmul_kernel(
     K: tl.constexpr,
     a_expert,
     a_row,
+    scale_row,
+    scale_block,
     CONTIGUOUS: tl.constexpr,
     MASKED: tl.constexpr,
     A_FP8: tl.constexpr,
@@ -118,7 +133,7 @@ def matmul_kernel(
     a_at = a + expert.to(tl.int64) * a_expert * MASKED + rows.to(tl.int64)[:, None] * a_row + within[None, :]
     b_at = b + (expert.to(tl.int64) * N + columns)[:, None] * K + within[None, :]
     first_row = expert.to(tl.int64) * M * MASKED
-    a_scales = a_scale + (first_row + rows) * SCALES
+    a_scales = a_scale + (first_row + rows) * scale_row
     b_scales = b_scale + (expert.to(tl.int64) * tl.cdiv(N, 128) + column_block * COLUMNS // 128) * SCALES
     total = tl.zeros([ROWS, COLUMNS], tl.float32)
     begin = part * num_blocks
@@ -134,7 +149,7 @@ def matmul_kernel(
         if A_FP8 or B_FP8:
             factor = tl.full([ROWS], 1.0, tl.float32)
             if A_FP8:
-                factor = tl.load(a_scales + block, mask=is_row, other=0.0)
+                factor = tl.load(a_scales + block * scale_block, mask=is_row, other=0.0)
             if B_FP8:
                 factor = factor * tl.load(b_scales + block)
             if A_FP8 and NATIVE:
@@ -295,6 +310,8 @@ def launch(
             K,
             values.stride(0) if masked else 0,
             values.stride(-2),
+            a_scale.stride(-2),
+            a_scale.stride(-1),
             CONTIGUOUS=experts is not None and not masked,
             MASKED=masked,
             A_FP8=a_fp8,

@@ -28,18 +28,19 @@ SUMMED = 128  # programs whose sums of a weight's gradient are added in the end
 # ---- norms ----------------------------------------------------------------------------------------------------------
 
 
-@triton.jit(do_not_specialize=["eps"])
+@triton.jit(do_not_specialize=["eps", "scales_group"])
 def norm_kernel(
     x,  # [rows, W]
     other,  # the same, where ADDS
     weight,  # [W]
     out,  # [rows, W], bytes where QUANTIZES
     total,  # x + other where ADDS
-    scales,  # [rows, W / 128] where QUANTIZES
+    scales,  # [W / 128, rows] where QUANTIZES
     W,
     eps,
     x_row,
     other_row,
+    scales_group,
     ADDS: tl.constexpr,
     QUANTIZES: tl.constexpr,
     POWER_OF_TWO: tl.constexpr,
@@ -58,7 +59,7 @@ def norm_kernel(
     normed = (wide * (1.0 / tl.sqrt(tl.sum(wide * wide, 0) / W + eps))).to(value.dtype)
     result = normed.to(tl.float32) * tl.load(weight + columns, mask=is_there, other=0.0).to(tl.float32)
     if QUANTIZES:
-        _store_quantized(result, out + row * W, scales + row * tl.cdiv(W, 128), columns, W, POWER_OF_TWO, BLOCK)
+        _store_quantized(result, out + row * W, scales + row, scales_group, columns, W, POWER_OF_TWO, BLOCK)
     else:
         tl.store(out + row * W + columns, result.to(out.dtype.element_ty), mask=is_there)
 
@@ -105,7 +106,7 @@ def norm_quantized(
     power_of_two: bool = False,
 ) -> tuple[FP8Rows, Float[Tensor, "rows W"]]:
     """`norm` with its result in FP8, as `matmul.quantize_rows` would round it."""
-    rows, total = _fp8_rows(x), x
+    rows, total = FP8Rows.empty(*x.shape, x.device), x
     if other is not None:
         total = torch.empty_like(x, memory_format=torch.contiguous_format)
     _norm(x, weight, eps, other, rows.values.view(torch.uint8), total, rows.scale, power_of_two=power_of_two)
@@ -139,6 +140,7 @@ def _norm(
             eps,
             x.stride(0),
             0 if other is None else other.stride(0),
+            0 if scales is None else scales.stride(1),
             ADDS=other is not None,
             QUANTIZES=scales is not None,
             POWER_OF_TWO=power_of_two,
@@ -178,15 +180,16 @@ def norm_backward(
 # ---- gates ----------------------------------------------------------------------------------------------------------
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["scales_group"])
 def gate_kernel(
     gate,  # [rows, F]
     up,
     out,  # bytes where QUANTIZES
-    scales,  # [rows, F / 128] where QUANTIZES
+    scales,  # [F / 128, rows] where QUANTIZES
     F,
     gate_row,
     up_row,
+    scales_group,
     QUANTIZES: tl.constexpr,
     POWER_OF_TWO: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -198,7 +201,7 @@ def gate_kernel(
     wide = g.to(tl.float32)
     result = wide / (1.0 + tl.exp(-wide)) * u
     if QUANTIZES:
-        _store_quantized(result, out + row * F, scales + row * tl.cdiv(F, 128), columns, F, POWER_OF_TWO, BLOCK)
+        _store_quantized(result, out + row * F, scales + row, scales_group, columns, F, POWER_OF_TWO, BLOCK)
     else:
         tl.store(out + row * F + columns, result.to(out.dtype.element_ty), mask=is_there)
 
@@ -227,7 +230,7 @@ def gate_quantized(
     gate: Float[Tensor, "rows F"], up: Float[Tensor, "rows F"], *, power_of_two: bool = False
 ) -> FP8Rows:
     """`gate` with its result in FP8, as `matmul.quantize_rows` would round it."""
-    rows = _fp8_rows(gate)
+    rows = FP8Rows.empty(*gate.shape, gate.device)
     _gate(gate, up, rows.values.view(torch.uint8), rows.scale, power_of_two=power_of_two)
     return rows
 
@@ -246,6 +249,7 @@ def _gate(gate: Tensor, up: Tensor, out: Tensor, scales: Tensor | None, *, power
             F,
             gate.stride(0),
             up.stride(0),
+            0 if scales is None else scales.stride(1),
             QUANTIZES=scales is not None,
             POWER_OF_TWO=power_of_two,
             BLOCK=PIECE,
@@ -488,7 +492,7 @@ def logprobs_backward_(
 
 
 @triton.jit
-def _store_quantized(result, values, scales, columns, W, POWER_OF_TWO: tl.constexpr, BLOCK: tl.constexpr):
+def _store_quantized(result, values, scales, scales_group, columns, W, POWER_OF_TWO: tl.constexpr, BLOCK: tl.constexpr):
     """A row's values by the largest magnitude of each 128, and these scales."""
     groups = tl.reshape(result, [BLOCK // 128, 128])
     factor = tl.maximum(tl.max(tl.abs(groups), 1), 1e-4) / 448.0
@@ -497,11 +501,4 @@ def _store_quantized(result, values, scales, columns, W, POWER_OF_TWO: tl.conste
     quantized = tl.reshape(to_e4m3(groups / factor[:, None]), [BLOCK])
     tl.store(values + columns, quantized, mask=columns < W)
     group = tl.min(columns, 0) // 128 + tl.arange(0, BLOCK // 128)
-    tl.store(scales + group, factor, mask=group * 128 < W)
-
-
-def _fp8_rows(x: Tensor) -> FP8Rows:
-    """Room for rows of x's shape in FP8."""
-    rows, W = x.shape
-    values = torch.empty(rows, W, dtype=torch.float8_e4m3fn, device=x.device)
-    return FP8Rows(values, torch.empty(rows, -(-W // FP8_BLOCK), dtype=torch.float32, device=x.device))
+    tl.store(scales + group.to(tl.int64) * scales_group, factor, mask=group * 128 < W)

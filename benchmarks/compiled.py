@@ -15,6 +15,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -27,7 +28,7 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from porcelet.kernels.linear import FP8Weight
-from porcelet.kernels.triton import attention, hopper, matmul, packed, rows, select
+from porcelet.kernels.triton import attention, hopper, hopper_products, matmul, packed, rows, select
 from porcelet.kernels.triton.matmul import FP8Rows
 
 ARCHS = (80, 90, 100)
@@ -82,6 +83,13 @@ def product(M: int, *, rows: bool, weights: bool) -> None:
     x, w = (torch.empty(size, K, dtype=dtype) for size, dtype in zip((M, N), dtypes, strict=True))
     a = FP8Rows(x, torch.empty(M, K // 128)) if rows else x
     matmul.multiply(a, FP8Weight(w, torch.empty(N // 128, K // 128)) if weights else w)
+
+
+def product_hopper(M: int) -> None:
+    """The same in FP8, by warps of different tasks."""
+    N, K = 7168, 18432
+    weight = FP8Weight(torch.empty(N, K, dtype=torch.float8_e4m3fn), torch.empty(N // 128, K // 128))
+    hopper_products.multiply_fp8(FP8Rows.empty(M, K, torch.device("cpu")), weight, torch.bfloat16)
 
 
 def quantized(M: int) -> None:
@@ -166,6 +174,8 @@ CASES: dict[str, Callable[[], None]] = {
     "mla_prefill": lambda: grouped(16, 16, 64, width=192),
     "fp8_4096": lambda: product(4096, rows=True, weights=True),
     "fp8_1": lambda: product(1, rows=True, weights=True),
+    "fp8_hopper_4096": lambda: product_hopper(4096),
+    "fp8_hopper_1": lambda: product_hopper(1),
     "fp8_weights_4096": lambda: product(4096, rows=False, weights=True),
     "fp8_weights_1": lambda: product(1, rows=False, weights=True),
     "bf16_4096": lambda: product(4096, rows=False, weights=False),
@@ -185,7 +195,7 @@ CASES: dict[str, Callable[[], None]] = {
 }
 
 
-HOPPER_ONLY = ("mla_hopper_16", "mla_hopper_128_drafts")
+HOPPER_ONLY = ("mla_hopper_16", "mla_hopper_128_drafts", "fp8_hopper_4096", "fp8_hopper_1")
 
 
 def compiled(case: Callable[[], None], arch: int) -> Iterator[dict[str, Any]]:
@@ -201,8 +211,10 @@ def compiled(case: Callable[[], None], arch: int) -> Iterator[dict[str, Any]]:
     run = JITFunction.run
     driver.set_active(Machine(arch))
     named = [patch.object(module, "arch_of", lambda device: arch) for module in (attention, matmul)]
-    named.append(patch.object(hopper, "multiprocessors", lambda device: 132))
-    with patch.object(JITFunction, "run", compile_only), named[0], named[1], named[2]:
+    named += [patch.object(module, "multiprocessors", lambda device: 132) for module in (hopper, hopper_products)]
+    with patch.object(JITFunction, "run", compile_only), ExitStack() as patches:
+        for name in named:
+            patches.enter_context(name)
         case()
     for name, kernel, seconds in kernels:
         yield {

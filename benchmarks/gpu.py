@@ -30,7 +30,7 @@ from porcelet.kernels.loss import token_logprobs
 from porcelet.kernels.pointwise import rms_norm, silu_mul
 from porcelet.kernels.sample import sample
 from porcelet.kernels.triton.contest import Timer, timed
-from porcelet.kernels.triton.tasks import Task, grouped_attention, latent_attention
+from porcelet.kernels.triton.tasks import Task, fp8_experts, fp8_product, grouped_attention, latent_attention
 from porcelet.models.experts import Experts, Gate
 from porcelet.models.layers import Linear
 from porcelet.models.transformer import Transformer, build
@@ -363,6 +363,7 @@ def _products(device: torch.device, dtype: torch.dtype, small: bool) -> Iterator
             rivals["torch fp8"] = _call(torch._scaled_mm, rows.values, weight.values.t(), *ones, out_dtype=dtype)
         if find_spec("deep_gemm"):
             rivals["deep_gemm"] = _deep_gemm(rows.values, rows.scale, weight, M, N)
+        rivals |= _rivals(fp8_product, device, "gluon", rows, weight, dtype)
         moved = M * K + N * K + 2.0 * M * N
         yield Case(f"fp8 {of}", _call(multiply, rows, weight, dtype=dtype), moved, operations, rivals)
         moved = 2.0 * M * K + N * K + 2.0 * M * N
@@ -375,15 +376,17 @@ def _products(device: torch.device, dtype: torch.dtype, small: bool) -> Iterator
 
 def _experts(device: torch.device, dtype: torch.dtype, small: bool) -> Iterator[Case]:
     """DeepGEMM's groups: whole ones, and masked ones as decoding has them."""
-    from porcelet.kernels.triton.matmul import FP8Rows, multiply_contiguous, multiply_masked, quantize_rows
+    from porcelet.kernels.triton.matmul import ALIGNED, FP8Rows, multiply_contiguous, multiply_masked, quantize_rows
 
     shapes = [(2, 128, 96, 128)] if small else [(4, 8192, 4096, 7168), (8, 4096, 7168, 2048)]
     for E, each, N, K in shapes:
         weight, x = _fp8((E, N, K), device), torch.randn(E * each, K, device=device, dtype=dtype)
         rows, owners = quantize_rows(x), torch.arange(E, device=device, dtype=torch.int32).repeat_interleave(each)
         moved, operations = E * each * K + E * N * K + 2.0 * E * each * N, 2.0 * E * each * N * K
-        run = _call(multiply_contiguous, rows, weight, owners, dtype=dtype)
-        yield Case(f"experts E{E} of {each} rows N{N} K{K}", run, moved, operations)
+        run, rivals = _call(multiply_contiguous, rows, weight, owners, dtype=dtype), {}
+        for name in ("gluon", "deep_gemm"):
+            rivals |= _rivals(fp8_experts, device, name, rows, weight, owners, ALIGNED, dtype)
+        yield Case(f"experts E{E} of {each} rows N{N} K{K}", run, moved, operations, rivals)
     E, most, mean, N, K = (2, 16, 5, 96, 128) if small else (32, 1024, 192, 4096, 7168)
     weight, x = _fp8((E, N, K), device), torch.randn(E * most, K, device=device, dtype=dtype)
     flat = quantize_rows(x)

@@ -94,7 +94,7 @@ def _kernels(can: str, device: torch.device) -> Finding:
     except InputError as problem:
         return told("gpu", "problem", problem)
     if measured is None:
-        rivals = [name for task in TASKS.values() for name in task.names(device) if name != OWN]
+        rivals = dict.fromkeys(name for task in TASKS.values() for name in task.names(device) if name != OWN)
         if rivals:
             cause = f"{can}; device=cuda computes on it with Triton's kernels, not measured beside {', '.join(rivals)}"
             return Finding("gpu", "note", cause, "porcelet bench")

@@ -5,6 +5,7 @@ Partitions are threads of which one runs at a time; who goes on is drawn at each
 when a box arrives. A wrong phase, a missing barrier or one too many ends in a deadlock, which is named, or in a `Race`:
 
 - a box is written over while it is on its way, or read before it has arrived;
+- a box is loaded over values whose reading no fence has ended, or results change while they are stored;
 - an operand of a product changes between its issue and its wait;
 - a product reads what was stored without a fence between the two;
 - a product's result is used before its wait.
@@ -18,7 +19,9 @@ import random
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from importlib.util import module_from_spec, spec_from_file_location
 from inspect import signature
+from pathlib import Path
 from types import FunctionType, ModuleType, SimpleNamespace
 from typing import Any
 
@@ -27,6 +30,29 @@ from torch import Tensor
 from triton.experimental.gluon import GluonJITFunction
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from triton.language import constexpr
+
+
+class Modelled:
+    """A kernel of `module` in the place of a compiled one."""
+
+    def __init__(self, module: ModuleType, kernel: str, seed: int) -> None:
+        self.machine, self.kernel = Machine(module, seed), kernel
+
+    def __getitem__(self, grid: tuple[int]) -> Any:
+        return lambda *args, **kwargs: self.machine.run(self.kernel, *grid, *args, **kwargs)
+
+
+def faulty(module: ModuleType, old: str, new: str, times: int, folder: Path) -> ModuleType:
+    """The module with something in its source replaced that stands there so many times."""
+    source = Path(str(module.__file__)).read_text(encoding="utf-8")
+    assert source.count(old) == times
+    path = folder / "faulty.py"
+    path.write_text(source.replace(old, new), encoding="utf-8")
+    spec = spec_from_file_location("faulty", path)
+    assert spec and spec.loader
+    made = module_from_spec(spec)
+    spec.loader.exec_module(made)
+    return made
 
 
 class Race(AssertionError):
@@ -46,10 +72,12 @@ class Partition:
     """Some warps with a task of their own."""
 
     name: str
+    bit: int
     wake: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     is_blocked: Callable[[], bool] = lambda: False
     is_done: bool = False
     products: list[Product] = field(default_factory=list)  # issued and not known to be complete
+    num_stores: int = 0  # of boxes on their way to memory
 
 
 class Machine:
@@ -73,7 +101,7 @@ class Machine:
         kwargs = {name: value for name, value in kwargs.items() if name in signature(function).parameters}
         for self.program in range(grid):
             self.num_programs = grid
-            self.memory.clear()
+            self.memory, self.partitions = [], []
             function(*given, **kwargs)
             assert not self.boxes, "boxes are on their way when the program ends"
 
@@ -83,7 +111,7 @@ class Machine:
         self, tasks: Sequence[tuple[Any, tuple[Any, ...]]], warps: list[int], registers: list[int]
     ) -> None:
         assert len(tasks) == len(warps) + 1 == len(registers) + 1
-        self.partitions = [Partition(f"{task.__name__} {i}") for i, (task, _) in enumerate(tasks)]
+        self.partitions = [Partition(f"{task.__name__} {i}", 1 << i) for i, (task, _) in enumerate(tasks)]
         mode = torch.is_inference_mode_enabled()  # of this thread alone
         threads = [
             threading.Thread(target=torch.inference_mode(mode)(self._work), args=(partition, *task), daemon=True)
@@ -163,9 +191,8 @@ class Machine:
             store=lambda at, value, mask=None: at.store(value, mask),
             allocate_shared_memory=self._allocate,
             warp_specialize=self.warp_specialize,
-            NVMMASharedLayout=lambda **kwargs: None,
-            SwizzledSharedLayout=lambda **kwargs: None,
-            SliceLayout=lambda *args: None,
+            **{name: Layout for name in ("NVMMASharedLayout", "NVMMADistributedLayout", "SwizzledSharedLayout")},
+            SliceLayout=Layout,
         )
         names["mbarrier"] = SimpleNamespace(
             MBarrierLayout=lambda: None,
@@ -175,7 +202,8 @@ class Machine:
             wait=lambda bar, phase: self.meet(lambda: bar.barrier.phase == int(phase)),
         )
         names["fence_async_shared"] = self._fence
-        names["load_box"] = self._load_box
+        names["load_box"], names["store_box"] = self._load_box, self._store_box
+        names["tma"] = SimpleNamespace(store_wait=self._wait_for_stores)
         names["warpgroup_mma"] = self._product
         names["warpgroup_mma_wait"] = self._wait_for_products
         for name, value in names.items():
@@ -190,8 +218,10 @@ class Machine:
         self.memory.append(made)
         return made
 
-    def _me(self) -> Partition | None:
-        return getattr(self.of_thread, "partition", None)
+    def me(self) -> Partition:
+        """Whose thread this is."""
+        found: Partition = self.of_thread.partition
+        return found
 
     def _expect(self, bar: Shared, num_bytes: int) -> None:
         bar.barrier.expected += num_bytes
@@ -202,24 +232,24 @@ class Machine:
         self.meet()
 
     def _fence(self) -> None:
-        for shared in self.memory:
-            shared.unfenced[shared.unfenced == id(self._me())] = 0
+        for shared in self.memory if self.partitions else ():
+            shared.unfenced.bitwise_and_(~self.me().bit)
+            shared.unread.bitwise_and_(~self.me().bit)
 
     def _load_box(self, boxes: Any, at: list[Any], bar: Shared, target: Shared) -> None:
         """Rows and columns outside of the source are zeros, and count as bytes all the same."""
         if target.on_its_way.any():
             raise Race("a box is loaded over one that is on its way")
+        if target.unread.any():
+            raise Race("a box is loaded over values that were read without a fence since")
         where = [int(one) for one in at]
         target.on_its_way.fill_(True)
         target.data.fill_(torch.nan)
 
         def arrive() -> None:
             box = torch.zeros(boxes.block_shape, dtype=boxes.base.dtype)
-            ends = [start + size for start, size in zip(where, boxes.block_shape, strict=True)]
-            inside = [slice(max(a, 0), min(b, n)) for a, b, n in zip(where, ends, boxes.shape, strict=True)]
-            if all(one.start < one.stop for one in inside):
-                own = [slice(one.start - a, one.stop - a) for one, a in zip(inside, where, strict=True)]
-                box[tuple(own)] = boxes.base[tuple(inside)]
+            outside, inside = _within(boxes, where)
+            box[inside] = boxes.base[outside]
             target.data.copy_(box.view(target.data.shape))
             target.on_its_way.fill_(False)
             bar.barrier.expected -= box.numel() * box.element_size()
@@ -228,12 +258,30 @@ class Machine:
         self.boxes.append(arrive)
         self.meet()
 
+    def _store_box(self, boxes: Any, at: list[Any], source: Shared) -> None:
+        """What lies outside of the target is not written."""
+        where, values, partition = [int(one) for one in at], source.read(), self.me()
+        partition.num_stores += 1
+
+        def leave() -> None:
+            if not _same(source.data, values):
+                raise Race("results change while they are stored")
+            outside, inside = _within(boxes, where)
+            boxes.base[outside] = values.view(boxes.block_shape)[inside]
+            partition.num_stores -= 1
+
+        self.boxes.append(leave)
+        self.meet()
+
+    def _wait_for_stores(self, pendings: int) -> None:
+        partition = self.me()
+        self.meet(lambda: partition.num_stores > pendings)
+
     def _product(
         self, left: Shared | Tensor, right: Shared, sums: Tensor | Product, *, use_acc: bool = True, is_async: bool
     ) -> Product:
         assert is_async
-        partition = self._me()
-        assert partition is not None
+        partition = self.me()
         previous = sums.result if isinstance(sums, Product) else sums
         made = Product(left, right, previous if use_acc else torch.zeros_like(previous))
         partition.products.append(made)
@@ -241,8 +289,7 @@ class Machine:
         return made
 
     def _wait_for_products(self, num_outstanding: int, deps: tuple[Product]) -> Tensor:
-        partition = self._me()
-        assert partition is not None
+        partition = self.me()
         self.meet()
         cut = max(0, len(partition.products) - num_outstanding)
         for product in partition.products[:cut]:
@@ -252,6 +299,31 @@ class Machine:
         if not wanted.is_complete:
             raise Race("a product's result is used before its wait")
         return wanted.result
+
+
+class Layout:
+    """Any layout: none is modelled."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+
+    @classmethod
+    def get_default_for(cls, *args: Any) -> Layout:
+        return cls()
+
+
+def _within(boxes: Any, where: list[int]) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+    """The part of a box that lies inside its tensor: there, and in the box."""
+    outside, inside = [], []
+    for start, size, end in zip(where, boxes.block_shape, boxes.shape, strict=True):
+        first, last = max(start, 0), max(min(start + size, end), max(start, 0))
+        outside.append(slice(first, last))
+        inside.append(slice(first - start, last - start))
+    return tuple(outside), tuple(inside)
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """The same bits."""
+    return torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))
 
 
 @dataclass
@@ -283,7 +355,8 @@ class Shared:
 
     machine: Machine
     data: Tensor
-    unfenced: Tensor  # who stored it and has not fenced since
+    unfenced: Tensor  # who stored it and has not fenced since, a bit for each partition
+    unread: Tensor  # and who loaded it
     on_its_way: Tensor
     barriers: list[Barrier]
 
@@ -291,7 +364,11 @@ class Shared:
     def of(cls, machine: Machine, dtype: torch.dtype, shape: list[int]) -> Shared:
         empty = torch.zeros(shape, dtype=torch.int64)
         data = torch.full(shape, torch.nan, dtype=dtype) if dtype.is_floating_point else empty.clone()
-        return cls(machine, data, empty, empty.bool(), [Barrier() for _ in range(shape[0])])
+        return cls(machine, data, empty, empty.clone(), empty.bool(), [Barrier() for _ in range(shape[0])])
+
+    def _view(self, of: Callable[[Tensor], Tensor], barriers: list[Barrier] | None = None) -> Shared:
+        views = (of(t) for t in (self.data, self.unfenced, self.unread, self.on_its_way))
+        return Shared(self.machine, *views, barriers or [])
 
     @property
     def dtype(self) -> torch.dtype:
@@ -303,25 +380,26 @@ class Shared:
         return only
 
     def index(self, index: int) -> Shared:
-        views = (t[index] for t in (self.data, self.unfenced, self.on_its_way))
-        return Shared(self.machine, *views, self.barriers[index : index + 1])
+        return self._view(lambda t: t[index], self.barriers[index : index + 1])
 
     def slice(self, start: int, length: int, dim: int) -> Shared:
-        views = (t.narrow(dim, start, length) for t in (self.data, self.unfenced, self.on_its_way))
-        return Shared(self.machine, *views, [])
+        return self._view(lambda t: t.narrow(dim, start, length))
 
     def permute(self, order: tuple[int, ...]) -> Shared:
-        return Shared(self.machine, *(t.permute(order) for t in (self.data, self.unfenced, self.on_its_way)), [])
+        return self._view(lambda t: t.permute(order))
 
     def load(self, layout: object) -> Tensor:
         self.machine.meet()
+        if self.on_its_way.any():
+            raise Race("a box is read before it has arrived")
+        self.unread.bitwise_or_(self.machine.me().bit)
         return self.data.clone()
 
     def store(self, value: Tensor) -> None:
         assert value.shape == self.data.shape and value.dtype == self.data.dtype
         self.machine.meet()
         self.data.copy_(value)
-        self.unfenced.fill_(id(self.machine._me()))
+        self.unfenced.fill_(self.machine.me().bit)
 
     def read(self) -> Tensor:
         """By the asynchronous proxy."""
@@ -345,7 +423,7 @@ class Product:
         return (self.left if isinstance(self.left, Tensor) else self.left.read()), self.right.read()
 
     def complete(self) -> None:
-        if not all(torch.equal(a, b) for a, b in zip(self.read, self._operands(), strict=True)):
+        if not all(_same(a, b) for a, b in zip(self.read, self._operands(), strict=True)):
             raise Race("an operand of a product changes before its wait")
         self.is_complete = True
 

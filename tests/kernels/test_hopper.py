@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -12,7 +10,7 @@ import torch
 
 pytest.importorskip("triton")
 from porcelet.kernels.triton import hopper  # noqa: E402
-from tests.kernels.gluon_machine import Machine  # noqa: E402
+from tests.kernels.gluon_machine import Modelled, faulty  # noqa: E402
 from tests.kernels.test_triton import FULL, HALF, HAS_GPU, Grid, case, expected  # noqa: E402
 
 pytestmark = pytest.mark.skipif(
@@ -28,21 +26,11 @@ SMALL: list[Grid] = [
 ]
 
 
-class Modelled:
-    """A kernel in the place of a compiled one."""
-
-    def __init__(self, seed: int, module: ModuleType = hopper) -> None:
-        self.machine = Machine(module, seed)
-
-    def __getitem__(self, grid: tuple[int]) -> Any:
-        return lambda *args, **kwargs: self.machine.run("decode_kernel", *grid, *args, **kwargs)
-
-
 @pytest.fixture(params=range(3))
 def seed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """What draws the order of the machine's events; its two multiprocessors take all items."""
     if not HAS_GPU:
-        monkeypatch.setattr(hopper, "decode_kernel", Modelled(request.param))
+        monkeypatch.setattr(hopper, "decode_kernel", Modelled(hopper, "decode_kernel", request.param))
         monkeypatch.setattr(hopper, "multiprocessors", lambda device: 2)
     return request.param
 
@@ -160,19 +148,11 @@ def test_the_machine_notices_each_fault(
     fault: tuple[str, str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every wait, arrival, fence and phase is needed: without it some order of events fails."""
-    old, new, times = fault
-    source = Path(hopper.__file__).read_text()
-    assert source.count(old) == times
-    path = tmp_path / "faulty.py"
-    path.write_text(source.replace(old, new))
-    spec = spec_from_file_location("faulty", path)
-    assert spec and spec.loader
-    faulty = module_from_spec(spec)
-    spec.loader.exec_module(faulty)
+    module = faulty(hopper, *fault, tmp_path)
     torch.manual_seed(0)
     arguments = case((2, 1, 300, 16, 1, False, True), HALF)
     monkeypatch.setattr(hopper, "multiprocessors", lambda device: 1)
     with pytest.raises(AssertionError):
         for seed in range(20):
-            monkeypatch.setattr(hopper, "decode_kernel", Modelled(seed, faulty))
+            monkeypatch.setattr(hopper, "decode_kernel", Modelled(module, "decode_kernel", seed))
             check(arguments, 1024)

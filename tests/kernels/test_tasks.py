@@ -18,11 +18,11 @@ from torch import Tensor
 from porcelet import flash_mla
 from porcelet.errors import CapacityError, InputError
 from porcelet.kernels.triton import contest, tasks
-from porcelet.kernels.triton.tasks import OWN, TASKS, fp8_product, grouped_attention, latent_attention
+from porcelet.kernels.triton.tasks import OWN, TASKS, fp8_experts, fp8_product, grouped_attention, latent_attention
 
 pytest.importorskip("triton")
-from porcelet.kernels.triton import attention, hopper, matmul  # noqa: E402
-from tests.kernels.test_hopper import Modelled  # noqa: E402
+from porcelet.kernels.triton import attention, hopper, hopper_products, matmul  # noqa: E402
+from tests.kernels.gluon_machine import Modelled  # noqa: E402
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has its own kernels")
 CPU = torch.device("cpu")
@@ -33,8 +33,10 @@ def hopper_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """A Hopper GPU that is interpreted or modelled, with no vendor's package; tasks take ours again in the end."""
     for module in (attention, matmul, tasks):
         monkeypatch.setattr(module, "arch_of", lambda device: 90)
-    monkeypatch.setattr(hopper, "decode_kernel", Modelled(0))
-    monkeypatch.setattr(hopper, "multiprocessors", lambda device: 2)
+    monkeypatch.setattr(hopper, "decode_kernel", Modelled(hopper, "decode_kernel", 0))
+    monkeypatch.setattr(hopper_products, "product_kernel", Modelled(hopper_products, "product_kernel", 0))
+    for module in (hopper, hopper_products):
+        monkeypatch.setattr(module, "multiprocessors", lambda device: 2)
     for one in TASKS.values():
         monkeypatch.setattr(one, "taken", OWN)
 
@@ -68,6 +70,10 @@ def install_all(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
         called["deep_gemm"].append(str(out.dtype))
         out.copy_(fp8_product.own(matmul.FP8Rows(*a), contest.FP8Weight(*b), out.dtype))
 
+    def grouped(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], out: Tensor, experts: Tensor) -> None:
+        called["deep_gemm"].append("grouped")
+        out.copy_(fp8_experts.own(matmul.FP8Rows(*a), contest.FP8Weight(*b), experts, 128, out.dtype))
+
     install(
         monkeypatch,
         "flash_mla",
@@ -75,7 +81,7 @@ def install_all(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
         flash_mla_with_kvcache=with_kvcache,
     )
     install(monkeypatch, "flashinfer.decode", trtllm_batch_decode_with_kv_cache=paged)
-    install(monkeypatch, "deep_gemm", fp8_gemm_nt=product)
+    install(monkeypatch, "deep_gemm", fp8_gemm_nt=product, m_grouped_fp8_gemm_nt_contiguous=grouped)
     return called
 
 
@@ -84,13 +90,14 @@ def test_what_is_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {name: one.names(CPU) for name, one in TASKS.items()} == {
         "latent_attention": [OWN, "gluon"],
         "grouped_attention": [OWN],
-        "fp8_product": [OWN],
+        "fp8_product": [OWN, "gluon"],
+        "fp8_experts": [OWN, "gluon"],
     }
     install_all(monkeypatch)
     assert latent_attention.names(CPU) == [OWN, "gluon", "flash_mla"]
-    assert grouped_attention.names(CPU) == [OWN, "flashinfer"] and fp8_product.names(CPU) == [OWN, "deep_gemm"]
+    assert grouped_attention.names(CPU) == [OWN, "flashinfer"] and fp8_product.names(CPU) == [OWN, "gluon", "deep_gemm"]
     monkeypatch.setenv("PORCELET_KERNELS", "own")
-    assert latent_attention.names(CPU) == [OWN, "gluon"] and fp8_product.names(CPU) == [OWN]
+    assert latent_attention.names(CPU) == fp8_product.names(CPU) == [OWN, "gluon"]
     monkeypatch.setattr(tasks, "arch_of", lambda device: 80)
     assert latent_attention.names(CPU) == [OWN]
     with pytest.raises(InputError, match="latent_attention has no kernel 'cutlass'; it has triton, gluon, flash_mla"):
@@ -117,7 +124,8 @@ def test_a_rival_takes_the_calls_it_serves(task: str, name: str, monkeypatch: py
     other = {
         "latent_attention": lambda: (arguments[0].float(), arguments[1].float(), *arguments[2:]),
         "grouped_attention": lambda: (arguments[0][..., :64], *(a[..., :64] for a in arguments[1:3]), *arguments[3:]),
-        "fp8_product": lambda: (*arguments[:2], torch.float16),
+        "fp8_product": lambda: (*arguments[:2], torch.float32),
+        "fp8_experts": lambda: (*arguments[:4], torch.float32),
     }[task]()
     assert not run.serves(*other)
     before = {key: list(value) for key, value in called.items()}
@@ -167,7 +175,7 @@ def test_what_fails_or_disagrees_is_left_out(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(sys.modules["flash_mla"], "flash_mla_with_kvcache", broken)
     monkeypatch.setattr(sys.modules["deep_gemm"], "fp8_gemm_nt", lambda a, b, out: out.zero_())
     held = contest.hold(CPU, clock({OWN: 1.0, "rival": 0.99}), small=True)
-    latent, grouped, product = held.outcomes
+    latent, grouped, product, _ = held.outcomes
     assert latent.failed == {"flash_mla": "RuntimeError: no such image"} and latent.ratios.keys() == {"gluon"}
     assert grouped.taken == OWN and grouped.ratios["flashinfer"] == pytest.approx(1 / 0.99)
     assert product.taken == OWN and product.failed["deep_gemm"].startswith("its results differ from ours by 1, where")

@@ -25,7 +25,16 @@ from torch import Tensor
 from porcelet import __version__
 from porcelet.errors import CapacityError, InputError
 from porcelet.kernels.linear import FP8_BLOCK, FP8Weight
-from porcelet.kernels.triton.tasks import OWN, TASKS, Rival, Task, fp8_product, grouped_attention, latent_attention
+from porcelet.kernels.triton.tasks import (
+    OWN,
+    TASKS,
+    Rival,
+    Task,
+    fp8_experts,
+    fp8_product,
+    grouped_attention,
+    latent_attention,
+)
 
 FILE = "gpu.json"
 ROUNDS, RUNS = 5, 20  # of each kernel: in turns, and in a row
@@ -175,6 +184,19 @@ def _products(device: torch.device, small: bool) -> Iterator[tuple[Any, ...]]:
         yield rows, FP8Weight(values, scale), torch.bfloat16
 
 
+def _experts(device: torch.device, small: bool) -> Iterator[tuple[Any, ...]]:
+    """V3's gate and up projections of 32 experts: as decoding has them, and prompts."""
+    from porcelet.kernels.triton.matmul import ALIGNED, quantize_rows
+
+    E, N, K = (2, 64, 256) if small else (32, 4096, 7168)
+    values = torch.randn(E, N, K, device=device, dtype=_half(device)).to(torch.float8_e4m3fn)
+    scale = torch.rand(E, -(-N // FP8_BLOCK), -(-K // FP8_BLOCK), device=device) / K
+    for groups in (1,) if small else (1, 8):
+        owners = torch.arange(E, dtype=torch.int32, device=device).repeat_interleave(groups * ALIGNED)
+        rows = quantize_rows(torch.randn(len(owners), K, device=device, dtype=_half(device)))
+        yield rows, FP8Weight(values, scale), owners, ALIGNED, torch.bfloat16
+
+
 def _half(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if device.type == "cuda" else torch.float16  # the interpreter multiplies bfloat16 wrongly
 
@@ -183,6 +205,7 @@ ARGUMENTS: dict[str, Callable[[torch.device, bool], Iterator[tuple[Any, ...]]]] 
     latent_attention.name: _latents,
     grouped_attention.name: _grouped,
     fp8_product.name: _products,
+    fp8_experts.name: _experts,
 }
 
 

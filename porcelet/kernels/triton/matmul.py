@@ -11,7 +11,7 @@ widen activations too, and the result is the definition's.
 Narrow products, and few rows, do not fill a device: K is then cut into parts, which a second kernel adds in their
 order. How many depends on N and K alone, so what a row gets does not depend on the batch.
 
-Left out: warps that only load (on Hopper, DeepGEMM's way). Weights of 8 and 4 bits are packed.py's.
+Weights of 8 and 4 bits are packed.py's; FP8 by FP8 for Hopper, by warps of different tasks, is hopper_products.py's.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from porcelet.kernels.generations import generation_of
 from porcelet.kernels.linear import FP8_BLOCK, FP8Weight
 from porcelet.kernels.triton.device import arch_of
 from porcelet.kernels.triton.e4m3 import from_e4m3, to_e4m3
-from porcelet.kernels.triton.tasks import fp8_product
+from porcelet.kernels.triton.tasks import fp8_experts, fp8_product
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -133,7 +133,7 @@ def matmul_kernel(
     a_at = a + expert.to(tl.int64) * a_expert * MASKED + rows.to(tl.int64)[:, None] * a_row + within[None, :]
     b_at = b + (expert.to(tl.int64) * N + columns)[:, None] * K + within[None, :]
     first_row = expert.to(tl.int64) * M * MASKED
-    a_scales = a_scale + (first_row + rows) * scale_row
+    a_scales = a_scale + first_row * scale_row
     b_scales = b_scale + (expert.to(tl.int64) * tl.cdiv(N, 128) + column_block * COLUMNS // 128) * SCALES
     total = tl.zeros([ROWS, COLUMNS], tl.float32)
     begin = part * num_blocks
@@ -149,7 +149,7 @@ def matmul_kernel(
         if A_FP8 or B_FP8:
             factor = tl.full([ROWS], 1.0, tl.float32)
             if A_FP8:
-                factor = tl.load(a_scales + block * scale_block, mask=is_row, other=0.0)
+                factor = tl.load(a_scales + block * scale_block + rows * scale_row, mask=is_row, other=0.0)
             if B_FP8:
                 factor = factor * tl.load(b_scales + block)
             if A_FP8 and NATIVE:
@@ -250,6 +250,8 @@ def multiply_contiguous(
     values = a.values if isinstance(a, FP8Rows) else a
     if experts.shape != values.shape[:1] or len(experts) % aligned:
         raise InputError(f"experts {list(experts.shape)} of {len(values)} rows: each has one, {aligned} are a group")
+    if isinstance(a, FP8Rows) and isinstance(b, FP8Weight):
+        return fp8_experts(a, b, experts, aligned, dtype)
     c = torch.empty(values.shape[0], _rows_of(b), dtype=dtype, device=values.device)
     return launch(a, b, c, experts, most_rows=aligned)
 

@@ -106,7 +106,7 @@ def norm_quantized(
     power_of_two: bool = False,
 ) -> tuple[FP8Rows, Float[Tensor, "rows W"]]:
     """`norm` with its result in FP8, as `matmul.quantize_rows` would round it."""
-    rows, total = FP8Rows.empty(*x.shape, x.device), x
+    rows, total = FP8Rows.empty(len(x), x.shape[1], x.device), x
     if other is not None:
         total = torch.empty_like(x, memory_format=torch.contiguous_format)
     _norm(x, weight, eps, other, rows.values.view(torch.uint8), total, rows.scale, power_of_two=power_of_two)
@@ -230,7 +230,7 @@ def gate_quantized(
     gate: Float[Tensor, "rows F"], up: Float[Tensor, "rows F"], *, power_of_two: bool = False
 ) -> FP8Rows:
     """`gate` with its result in FP8, as `matmul.quantize_rows` would round it."""
-    rows = FP8Rows.empty(*gate.shape, gate.device)
+    rows = FP8Rows.empty(len(gate), gate.shape[1], gate.device)
     _gate(gate, up, rows.values.view(torch.uint8), rows.scale, power_of_two=power_of_two)
     return rows
 

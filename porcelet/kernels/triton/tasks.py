@@ -224,18 +224,74 @@ def fp8_product(a: FP8Rows, b: FP8Weight, dtype: torch.dtype) -> Float[Tensor, "
     return launch(a, b, c)
 
 
+def _fits_tensor_memory(a: FP8Rows, b: FP8Weight, dtype: torch.dtype) -> bool:
+    from porcelet.kernels.triton.hopper_products import fits
+
+    return b.values.dim() == 2 and fits(a, b, dtype)
+
+
+@fp8_product.rival("gluon", archs=(90,), package=None, serves=_fits_tensor_memory)
+def _product_by_gluon(a: FP8Rows, b: FP8Weight, dtype: torch.dtype) -> Tensor:
+    from porcelet.kernels.triton.hopper_products import multiply_fp8
+
+    return multiply_fp8(a, b, dtype)
+
+
 def _fits_deep_gemm(a: FP8Rows, b: FP8Weight, dtype: torch.dtype) -> bool:
     """Its own shapes; what does not fit together is ours to refuse."""
-    has_shape = (
-        b.values.dim() == 2 and b.shape[0] % 64 == 0 and a.values.shape[1] == b.shape[1] == 128 * b.scale.shape[1]
-    )
-    return has_shape and dtype == torch.bfloat16 and len(a.values) > 0
+    (M, K), N = a.values.shape, b.shape[-2]
+    return b.shape[-1] == K and K % 128 == N % 64 == 0 and dtype == torch.bfloat16 and M > 0
 
 
-@fp8_product.rival("deep_gemm", archs=(90,), package="deep_gemm", serves=_fits_deep_gemm)
-def _by_deep_gemm(a: FP8Rows, b: FP8Weight, dtype: torch.dtype) -> Tensor:
+@fp8_product.rival(
+    "deep_gemm",
+    archs=(90,),
+    package="deep_gemm",
+    serves=lambda a, b, dtype: b.values.dim() == 2 and _fits_deep_gemm(a, b, dtype),
+)
+def _product_by_deep_gemm(a: FP8Rows, b: FP8Weight, dtype: torch.dtype) -> Tensor:
     import deep_gemm
 
     c = torch.empty(len(a.values), b.shape[0], dtype=dtype, device=a.values.device)
     deep_gemm.fp8_gemm_nt((a.values, a.scale), (b.values, b.scale), c)
+    return c
+
+
+@task
+def fp8_experts(
+    a: FP8Rows, b: FP8Weight, experts: Int[Tensor, "M"], aligned: int, dtype: torch.dtype
+) -> Float[Tensor, "M N"]:
+    """Each row of A [M, K] by its expert's matrix of B [E, N, K], as `matmul.multiply_contiguous` says."""
+    from porcelet.kernels.triton.matmul import launch
+
+    c = torch.empty(len(a.values), b.shape[-2], dtype=dtype, device=a.values.device)
+    return launch(a, b, c, experts, most_rows=aligned)
+
+
+def _fits_tensor_memory_grouped(a: FP8Rows, b: FP8Weight, experts: Tensor, aligned: int, dtype: torch.dtype) -> bool:
+    from porcelet.kernels.triton.hopper_products import fits
+
+    return b.values.dim() == 3 and fits(a, b, dtype)
+
+
+@fp8_experts.rival("gluon", archs=(90,), package=None, serves=_fits_tensor_memory_grouped)
+def _experts_by_gluon(a: FP8Rows, b: FP8Weight, experts: Tensor, aligned: int, dtype: torch.dtype) -> Tensor:
+    from porcelet.kernels.triton.hopper_products import multiply_fp8
+
+    return multiply_fp8(a, b, dtype, experts, aligned)
+
+
+@fp8_experts.rival(
+    "deep_gemm",
+    archs=(90,),
+    package="deep_gemm",
+    serves=lambda a, b, experts, aligned, dtype: (
+        b.values.dim() == 3 and aligned == 128 and _fits_deep_gemm(a, b, dtype)
+    ),
+)
+def _experts_by_deep_gemm(a: FP8Rows, b: FP8Weight, experts: Tensor, aligned: int, dtype: torch.dtype) -> Tensor:
+    import deep_gemm
+
+    c = torch.empty(len(a.values), b.shape[-2], dtype=dtype, device=a.values.device)
+    deep_gemm.m_grouped_fp8_gemm_nt_contiguous((a.values, a.scale), (b.values, b.scale), c, experts)
     return c

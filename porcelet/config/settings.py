@@ -24,7 +24,8 @@ REPLAYED_TOKENS = 64
 class EngineConfig:
     """What the engine may use.
 
-    `device` "cuda" computes on an NVIDIA GPU, in bfloat16 where weights are not packed or FP8.
+    `device` "cuda" computes on an NVIDIA GPU, in bfloat16 where weights are not packed or FP8. There `activations`
+    "fp8" rounds what FP8 weights are multiplied with, as DeepSeek-V3 does; "half" does not.
     `weights` "auto" is fp8 for an FP8 checkpoint, the stored four or eight bits of a quantised GGUF file where the
     native body exists, else float32; "float32", "int8", "int4" and "fp8" insist. `cache_memory` is the size of the
     paged cache: bytes ("2GB", "512MiB") or a fraction ("0.5") of the memory that is available once the model is loaded;
@@ -40,6 +41,7 @@ class EngineConfig:
     """
 
     device: str = "cpu"
+    activations: str = "half"
     weights: str = "auto"
     cache_tokens: int = 16384
     cache_memory: str = ""
@@ -58,6 +60,8 @@ class EngineConfig:
         for name in ("cache_memory", "expert_memory"):
             if getattr(self, name):
                 parse_memory(getattr(self, name), name)
+        if self.activations == "fp8" and self.device == "cpu":
+            raise InputError("activations is fp8, which is for GPUs; choose device=cuda, or leave activations half")
         if self.cache_tokens < PAGE_SIZE:
             raise InputError(f"cache_tokens is {self.cache_tokens}; a page holds {PAGE_SIZE}")
         if self.max_batch_tokens < 1 or self.max_sequences < 1 or self.threads < 0:
@@ -66,6 +70,7 @@ class EngineConfig:
 
 _CHOICES = {
     "device": ("cpu", "cuda"),
+    "activations": ("half", "fp8"),
     "weights": ("auto", "float32", "int8", "int4", "fp8"),
     "cache_dtype": ("auto", "float32", "float16"),
     "prefix_cache": ("on", "off"),

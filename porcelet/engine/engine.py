@@ -90,7 +90,9 @@ class Engine:
             torch.set_num_threads(config.threads)
         self.device = device_of(config)
         with within_memory(self.device):
-            self.model = model if self.device.type == "cpu" else move(model, self.device)
+            if self.device.type == "cuda":
+                move(model, self.device, activations=config.activations)
+            self.model = model
         num_layers = model.config.num_hidden_layers
         if choose_drafter(config.speculation, model.config) == "mtp":
             num_layers += 1

@@ -25,9 +25,10 @@ from porcelet.engine.step import Cache, Inputs, step
 from porcelet.errors import CapacityError, InputError
 from porcelet.extras import optional
 from porcelet.kernels.experts import PackedExperts
-from porcelet.kernels.linear import FP8Weight, PackedWeight, take_rows
+from porcelet.kernels.generations import generation_of
+from porcelet.kernels.linear import FP8Operand, FP8Weight, PackedWeight, take_rows
 from porcelet.kernels.triton import contest
-from porcelet.kernels.triton.device import why_not
+from porcelet.kernels.triton.device import arch_of, why_not
 from porcelet.models.attention import MLA
 from porcelet.models.experts import Gate
 from porcelet.models.layers import Embedding, Linear
@@ -69,6 +70,9 @@ def device_of(config: EngineConfig) -> torch.device:
         )
     if config.cache_dtype != "auto":
         raise InputError(f"cache_dtype is {config.cache_dtype}, and on a GPU the cache is {DTYPE}; leave it auto")
+    generation = generation_of(arch_of(torch.device("cuda")))
+    if config.activations == "fp8" and not generation.multiplies_fp8:
+        raise InputError(f"activations is fp8, and {generation.name} GPUs do not multiply FP8; leave it half")
     os.environ.setdefault("TRITON_CACHE_DIR", str(hub.home() / "triton"))
     optional("triton", "gpu")
     device = torch.device("cuda", torch.cuda.current_device())
@@ -89,9 +93,16 @@ def within_memory(device: torch.device) -> Iterator[None]:
         ) from problem
 
 
-def move(model: Transformer, device: torch.device, dtype: torch.dtype = DTYPE) -> Transformer:
+def move(
+    model: Transformer, device: torch.device, dtype: torch.dtype = DTYPE, *, activations: str = "half"
+) -> Transformer:
     """The model itself with its weights on `device`: packed and FP8 ones as they are, others in `dtype` but for the
-    gates, which score in float32. Heads that a packed model keeps apart become MLA's one matrix again."""
+    gates, which score in float32. Heads that a packed model keeps apart become MLA's one matrix again. With
+    `activations` "fp8" FP8 weights become `FP8Operand`s, with scales that are powers of two if all of theirs are.
+
+    Raises:
+        InputError: there are none.
+    """
     tied = model.config.tie_word_embeddings
     for module in model.modules():
         if not (tied and module is model.lm_head):
@@ -102,7 +113,25 @@ def move(model: Transformer, device: torch.device, dtype: torch.dtype = DTYPE) -
             head._parameters["weight"] = weight
         else:
             head.__dict__["weight"] = weight
+    if activations == "fp8":
+        _round_activations(model)
     return model
+
+
+def _round_activations(model: Transformer) -> None:
+    found = [
+        (module, name, weight)
+        for module in model.modules()
+        for name, weight in module.__dict__.items()
+        if isinstance(weight, FP8Weight)
+    ]
+    if not found:
+        raise InputError(
+            "activations is fp8, and the model has no weights in FP8; leave it half, or take a checkpoint in FP8"
+        )
+    power_of_two = all(bool((weight.scale.frexp().mantissa == 0.5).all()) for _, _, weight in found)
+    for module, name, weight in found:
+        module.__dict__[name] = FP8Operand(weight.values, weight.scale, power_of_two)
 
 
 def _move(module: nn.Module, device: torch.device, dtype: torch.dtype) -> None:

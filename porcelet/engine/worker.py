@@ -44,13 +44,13 @@ from porcelet.engine.messages import (
 )
 from porcelet.errors import CapacityError, EngineError, PorceletError
 from porcelet.kernels import cpu
-from porcelet.kernels.linear import KINDS, FP8Weight
+from porcelet.kernels.linear import KINDS, FP8Operand, FP8Weight
 from porcelet.models.layers import Linear
 from porcelet.types import Output, Progress, Request
 
 REPORT_SECONDS = 0.1
 # By the kind of weight; the first that a model has is its name.
-FORMAT_NAMES = {**{kind: f"int{kind.bits}" for kind in KINDS}, FP8Weight: "fp8"}
+FORMAT_NAMES = {**{kind: f"int{kind.bits}" for kind in KINDS}, FP8Weight: "fp8", FP8Operand: "fp8"}
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from porcelet.kernels import op
-from porcelet.kernels.linear import GROUP, TILE, FP8Weight, PackedWeight, block_bytes, packed_weight, round_activations
+from porcelet.kernels.linear import (
+    GROUP,
+    TILE,
+    FP8Operand,
+    FP8Weight,
+    PackedWeight,
+    block_bytes,
+    packed_weight,
+    round_activations,
+)
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int, UInt8
@@ -149,5 +158,7 @@ def _expert(x: Tensor, weight: ExpertWeight, expert: int) -> Tensor:
     """x · weightᵀ of one expert."""
     if isinstance(weight, PackedExperts):
         return functional.linear(round_activations(x), weight.dequantize(expert))
+    if isinstance(weight, FP8Operand):
+        x = weight.round_activations(x)
     dense = weight[expert] if isinstance(weight, Tensor) else weight[expert].dequantize().flatten(0, 1)
     return functional.linear(x, dense)

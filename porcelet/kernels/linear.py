@@ -25,7 +25,7 @@ body (kernels/cpu/fp8.cpp) reads it as it is; where there is none, and for train
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -39,6 +39,9 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Float16, Int, UInt8
 
 FP8_BLOCK = 128  # rows, and columns, that share one scale
+E4M3_MAX = 448.0
+SMALLEST = 1e-30  # the least amax that divides: gradients may be tiny, and zeros stay zeros
+SMALLEST_ACTIVATION = 1e-4  # of what an `FP8Operand` is multiplied with
 GROUP = 32  # input columns that share a scale and a minimum
 TILE = 16  # output rows that lie together, one a vector lane
 QUADS = GROUP // 4
@@ -143,7 +146,7 @@ class FP8Weight:
 
     def __getitem__(self, index: int) -> FP8Weight:
         """One weight of a stack."""
-        return FP8Weight(self.values[index], self.scale[index])
+        return replace(self, values=self.values[index], scale=self.scale[index])
 
     def dequantize(self) -> Float[Tensor, "*stack N K"]:
         """The weight in float32: value · scale of its block, rounded once (DeepSeek-V3, README_WEIGHTS.md)."""
@@ -152,6 +155,19 @@ class FP8Weight:
             scale = self.scale[..., row : row + 1, :].repeat_interleave(FP8_BLOCK, -1)[..., : weights.shape[-1]]
             weights[..., row * FP8_BLOCK : (row + 1) * FP8_BLOCK, :] *= scale
         return weights
+
+
+@dataclass(frozen=True, eq=False)
+class FP8Operand(FP8Weight):
+    """An FP8 weight whose products round activations to FP8 as well, with a scale for a token's 128 columns: as
+    DeepSeek-V3 itself computes (report, section 3.3.2). For GPUs that multiply FP8."""
+
+    power_of_two: bool = False  # of the scales, as V3.1's are
+
+    def round_activations(self, x: Float[Tensor, "T K"]) -> Float[Tensor, "T K"]:
+        """What the weight is multiplied with."""
+        rounded = round_to_e4m3(x, (1, FP8_BLOCK), power_of_two=self.power_of_two, smallest=SMALLEST_ACTIVATION)
+        return rounded.to(x.dtype)
 
 
 Weight = Tensor | PackedWeight | FP8Weight
@@ -239,12 +255,33 @@ def round_activations(x: Float[Tensor, "T K"]) -> Float[Tensor, "T K"]:
     return ((grouped * reciprocal).round() * (largest / top)).flatten(1)
 
 
+def round_to_e4m3(
+    x: Float[Tensor, "rows columns"], tile: tuple[int, int], *, power_of_two: bool = True, smallest: float = SMALLEST
+) -> Float[Tensor, "rows columns"]:
+    """What is left of `x` in E4M3 with one scale a tile: in float32 again, after rounding.
+
+    The scale is the tile's largest magnitude, at least `smallest`, / 448, rounded up to a power of two or as it is.
+    Tiles at the edges are smaller.
+    """
+    rows, columns = x.shape
+    tall, wide = tile
+    padded = functional.pad(x.float(), (0, -columns % wide, 0, -rows % tall))
+    tiles = padded.unflatten(0, (-1, tall)).unflatten(2, (-1, wide))  # [rows/tall, tall, columns/wide, wide]
+    scale = tiles.abs().amax(dim=(1, 3), keepdim=True).clamp_min(smallest) / E4M3_MAX
+    if power_of_two:
+        scale = torch.exp2(torch.ceil(torch.log2(scale)))
+    rounded = (tiles / scale).to(torch.float8_e4m3fn).float() * scale
+    return rounded.flatten(2).flatten(0, 1)[:rows, :columns]
+
+
 @op
 def linear(x: Float[Tensor, "T D"], weight: Weight) -> Float[Tensor, "T N"]:
-    """x · weightᵀ, with x rounded for a packed weight: per token and group, so that a row's result never depends on
-    the batch."""
+    """x · weightᵀ, with x rounded for a packed weight and an `FP8Operand`: per token and group, so that a row's result
+    never depends on the batch."""
     if isinstance(weight, PackedWeight):
         return functional.linear(round_activations(x), weight.dequantize())
+    if isinstance(weight, FP8Operand):
+        x = weight.round_activations(x)
     return functional.linear(x, weight if isinstance(weight, Tensor) else weight.dequantize())
 
 

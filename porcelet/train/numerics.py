@@ -24,7 +24,7 @@ from torch.nn import functional
 
 from porcelet.kernels import Key
 from porcelet.kernels.experts import experts
-from porcelet.kernels.linear import embedding, heads_linear, linear
+from porcelet.kernels.linear import embedding, heads_linear, linear, round_to_e4m3
 from porcelet.kernels.loss import token_logprobs
 from porcelet.kernels.pointwise import add, rms_norm, silu_mul
 from porcelet.models.experts import Gate
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
 TILE = 128
-E4M3_MAX = 448.0
-SMALLEST = 1e-30  # the least amax that divides: gradients may be tiny, and zeros stay zeros
 
 
 class BFloat16Parameter(nn.Parameter):
@@ -112,31 +110,12 @@ def _token_logprobs_bfloat16(hidden: Tensor, weight: Tensor, targets: Tensor) ->
 # ---- FP8 ------------------------------------------------------------------------------------------------------------
 
 
-def quantize(
-    x: Float[Tensor, "rows columns"], tile: tuple[int, int], *, power_of_two: bool = True
-) -> Float[Tensor, "rows columns"]:
-    """What is left of `x` in E4M3 with one scale a tile: in float32 again, after rounding.
-
-    The scale is the tile's largest magnitude / 448, rounded up to a power of two or as it is. Tiles at the edges are
-    smaller.
-    """
-    rows, columns = x.shape
-    tall, wide = tile
-    padded = functional.pad(x.float(), (0, -columns % wide, 0, -rows % tall))
-    tiles = padded.unflatten(0, (-1, tall)).unflatten(2, (-1, wide))  # [rows/tall, tall, columns/wide, wide]
-    scale = tiles.abs().amax(dim=(1, 3), keepdim=True).clamp_min(SMALLEST) / E4M3_MAX
-    if power_of_two:
-        scale = torch.exp2(torch.ceil(torch.log2(scale)))
-    rounded = (tiles / scale).to(torch.float8_e4m3fn).float() * scale
-    return rounded.flatten(2).flatten(0, 1)[:rows, :columns]
-
-
 class _FP8Linear(torch.autograd.Function):
     """x · weightᵀ and its two backward products, each of two operands in FP8. Figure 6 of the report."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
-        x_low, weight_low = quantize(x, (1, TILE)), quantize(weight, (TILE, TILE))
+        x_low, weight_low = round_to_e4m3(x, (1, TILE)), round_to_e4m3(weight, (TILE, TILE))
         ctx.save_for_backward(x_low, weight_low)
         return x_low @ weight_low.T
 
@@ -145,8 +124,8 @@ class _FP8Linear(torch.autograd.Function):
         """The kept activations are in FP8 already; for the weight's gradient, a sum over tokens, tiles turn."""
         (gradient,) = gradients
         x_low, weight_low = ctx.saved_tensors
-        x_gradient = quantize(gradient, (1, TILE)) @ weight_low
-        return x_gradient, quantize(gradient, (TILE, 1)).T @ quantize(x_low, (TILE, 1))
+        x_gradient = round_to_e4m3(gradient, (1, TILE)) @ weight_low
+        return x_gradient, round_to_e4m3(gradient, (TILE, 1)).T @ round_to_e4m3(x_low, (TILE, 1))
 
 
 def fp8_linear(x: Float[Tensor, "T D"], weight: Float[Tensor, "N D"]) -> Float[Tensor, "T N"]:

@@ -13,13 +13,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.gpu import random_fp8
 from porcelet.config import PAGE_SIZE, EngineConfig, ModelConfig
 from porcelet.engine.engine import Engine
 from porcelet.engine.gpu import GraphedSteps, device_of, ladder, move
 from porcelet.engine.runner import Runner
 from porcelet.errors import InputError, MissingExtraError
 from porcelet.kernels import OPS
-from porcelet.kernels.linear import FP8Weight, PackedWeight
+from porcelet.kernels.linear import FP8Operand, FP8Weight, PackedWeight
+from porcelet.models.transformer import Transformer
 from porcelet.types import SamplingParams
 from tests.engine.test_step import NUM_PAGES, PACKED_V3, Sequences, make
 from tests.models.variants import LLAMA, V2, V3
@@ -95,6 +97,40 @@ def test_a_model_computes_the_same_with_the_bodies_for_gpus(name: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
         take_bodies("interpreted", patch)
         close(logits_of(Runner(moved, NUM_PAGES, layers, cache_dtype=HALF), SHORT), wanted)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are interpreted only where there is no GPU")
+def test_fp8_weights_may_round_their_activations() -> None:
+    """Whole steps of V3 from FP8 by the bodies for GPUs, against the definitions; scales are powers of two if the
+    weights' are."""
+    config = dataclasses.replace(V3, moe_intermediate_size=128)  # experts' parts are whole blocks
+
+    def made(dtype: torch.dtype) -> Transformer:
+        torch.manual_seed(3)
+        return move(random_fp8(config, CPU, torch.float32), CPU, dtype, activations="fp8")
+
+    with pytest.MonkeyPatch.context() as patch:
+        take_bodies("reference", patch)
+        model = made(torch.float32)
+        found = [w for module in model.modules() for w in vars(module).values() if isinstance(w, FP8Operand)]
+        assert found and not any(weight.power_of_two for weight in found)
+        wanted = logits_of(Runner(model, NUM_PAGES, config.num_hidden_layers), SHORT)
+    with pytest.MonkeyPatch.context() as patch:
+        take_bodies("interpreted", patch)
+        runner = Runner(made(HALF), NUM_PAGES, config.num_hidden_layers, cache_dtype=HALF)
+        for one, other in zip(logits_of(runner, SHORT), wanted, strict=True):
+            assert 1 - torch.nn.functional.cosine_similarity(one, other).min() < 5e-3
+    layer = model.model.layers[0].self_attn.o_proj
+    halves = FP8Weight(layer.weight.values, torch.full_like(layer.weight.scale, 0.25))
+    for module in model.modules():
+        for name, weight in vars(module).items():
+            if isinstance(weight, FP8Operand):
+                module.__dict__[name] = FP8Weight(weight.values, torch.ones_like(weight.scale))
+    layer.__dict__["weight"] = halves
+    move(model, CPU, torch.float32, activations="fp8")
+    assert layer.weight.power_of_two
+    with pytest.raises(InputError, match="the model has no weights in FP8"):
+        move(make(LLAMA), CPU, HALF, activations="fp8")
 
 
 @pytest.mark.parametrize("config", [LLAMA, V3], ids=["llama", "deepseek_v3"])
@@ -174,6 +210,11 @@ def test_a_gpu_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch, tmp_p
         device_of(EngineConfig(device="cuda", expert_memory="4GB"))
     with pytest.raises(InputError, match=r"cache_dtype is float32, and on a GPU the cache is torch.bfloat16"):
         device_of(EngineConfig(device="cuda", cache_dtype="float32"))
+    with pytest.raises(InputError, match="activations is fp8, which is for GPUs"):
+        EngineConfig(activations="fp8")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (8, 6))
+    with pytest.raises(InputError, match="activations is fp8, and Ampere GPUs do not multiply FP8"):
+        device_of(EngineConfig(device="cuda", activations="fp8"))
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     monkeypatch.setitem(sys.modules, "triton", None)
     with pytest.raises(MissingExtraError, match=r"porcelet\[gpu\]"):

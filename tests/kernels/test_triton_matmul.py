@@ -14,7 +14,7 @@ from torch import Tensor
 from porcelet.errors import InputError
 from porcelet.kernels import Key
 from porcelet.kernels.experts import experts
-from porcelet.kernels.linear import FP8_BLOCK, FP8Weight, linear
+from porcelet.kernels.linear import FP8_BLOCK, FP8Operand, FP8Weight, linear
 from porcelet.kernels.triton import products
 
 pytest.importorskip("triton")
@@ -261,9 +261,32 @@ def test_fp8_linear_is_its_definition() -> None:
     torch.testing.assert_close(found.float(), x.float() @ weight.dequantize().T, rtol=1e-2, atol=1e-2)
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, of rows that belong to nobody
+@pytest.mark.parametrize("power_of_two", [False, True])
+def test_fp8_operands_round_what_they_are_multiplied_with(power_of_two: bool) -> None:
+    """Linear layers and experts as their definitions: activations in E4M3, by scales a token and 128 columns."""
+    x, weight = operands("weights", (9, 256), (72, 256))
+    assert isinstance(x, Tensor) and isinstance(weight, FP8Weight)
+    operand = FP8Operand(weight.values, weight.scale, power_of_two)
+    found, wanted = products.linear_triton(x, operand), linear.reference(x.float(), operand)
+    torch.testing.assert_close(found.float(), wanted, rtol=2e-2, atol=1e-2)
+    unrounded = linear.reference(x.float(), weight)
+    assert difference(found, wanted) < 1e-6 < 1e-4 < difference(unrounded, wanted) < 2e-3
+    for tokens in (1, 7, 130):
+        x, *stacks, indices, weights = _experts_case("fp8", tokens)
+        rounding = [FP8Operand(stack.values, stack.scale, power_of_two) for stack in stacks]
+        found = products.experts_triton(x, *rounding, indices, weights)
+        wanted = experts.reference(x.float(), *rounding, indices, weights)
+        assert difference(found, wanted) < 2e-4  # half precision between the products moves some values by a step
+        assert isinstance(rounding[0][0], FP8Operand) and rounding[0][0].power_of_two == power_of_two
+
+
 def test_bodies_of_products_serve_gpus_alone() -> None:
     """Half precision on a GPU without gradients; packed weights, float32 and training are others'."""
-    for an_op, formats in ((linear, ["FP8Weight"]), (experts, ["Tensor", "Parameter", "FP8Weight"])):
+    for an_op, formats in (
+        (linear, ["FP8Weight", "FP8Operand"]),
+        (experts, ["Tensor", "Parameter", "FP8Weight", "FP8Operand"]),
+    ):
         body = next(one for one in an_op.bodies if one.name == "triton")
         assert body.available() == HAS_GPU
         for form in formats:

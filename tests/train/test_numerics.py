@@ -9,13 +9,14 @@ from torch import Tensor, nn
 
 from porcelet.config import read_hf
 from porcelet.kernels.experts import experts
+from porcelet.kernels.linear import round_to_e4m3
 from porcelet.models.attention import PackedView
 from porcelet.models.experts import Gate
 from porcelet.models.transformer import Transformer, build, initialize
 from porcelet.train import numerics
 from porcelet.train.loop import train
 from porcelet.train.loss import Totals, compute_loss
-from porcelet.train.numerics import BFloat16Parameter, FP8Parameter, fp8_linear, quantize
+from porcelet.train.numerics import BFloat16Parameter, FP8Parameter, fp8_linear
 from porcelet.train.packing import pack
 from tests.train.test_flops import DENSE
 from tests.train.test_loss import random_samples
@@ -49,7 +50,7 @@ def test_quantisation_is_by_tile_and_its_error_is_bounded(tile: tuple[int, int],
     """Equal to the loop over tiles, ragged edges included; an error is below 1/16 of the value, or below half of the
     smallest step of its tile, amax / 448 · 2^-9 (doubled by rounding the scale up)."""
     x = spread(200, 300)
-    mine = quantize(x, tile, power_of_two=power_of_two)
+    mine = round_to_e4m3(x, tile, power_of_two=power_of_two)
     assert torch.equal(mine, naive_quantize(x, tile, power_of_two))
     for i in range(0, 200, tile[0]):
         for j in range(0, 300, tile[1]):
@@ -65,8 +66,8 @@ def test_representable_values_survive(tile: tuple[int, int]) -> None:
     grid = torch.randint(1, 127, (256, 256), generator=GENERATOR).to(torch.uint8).view(torch.float8_e4m3fn).float()
     grid[:: tile[0], :: tile[1]] = 448.0
     x = grid * 2.0**-20
-    assert torch.equal(quantize(x, tile), x)
-    assert not quantize(torch.zeros(3, 5), tile).any()
+    assert torch.equal(round_to_e4m3(x, tile), x)
+    assert not round_to_e4m3(torch.zeros(3, 5), tile).any()
 
 
 def test_product_is_exact_on_representable_operands() -> None:

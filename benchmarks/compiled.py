@@ -55,10 +55,12 @@ def mla(heads: int, new: int = 1, dtype: torch.dtype = torch.bfloat16) -> None:
 
 
 def mla_hopper(heads: int, new: int = 1) -> None:
-    """The same by warps of different tasks."""
+    """The same by warps of different tasks; lengths and pages of 32 bits, as FlashMLA's callers have them, and of 64,
+    as the engine has them."""
     B = 4
     q, cache = torch.empty(B * new, heads, 576, dtype=torch.bfloat16), torch.empty(64, 64, 1, 576, dtype=torch.bfloat16)
-    hopper.attend(q, cache, *past(B, new), 576**-0.5)
+    for dtype in (torch.int32, torch.int64):
+        hopper.attend(q, cache, *(one.to(dtype) for one in past(B, new)), 576**-0.5)
 
 
 def grouped(heads: int, kv_heads: int, new: int, width: int = 128, values: int = 128) -> None:

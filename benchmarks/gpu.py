@@ -314,9 +314,9 @@ def _prompts(device: torch.device, dtype: torch.dtype, small: bool) -> Iterator[
 def _pages(
     batch: int, length: int, heads: int, width: int, device: torch.device, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Filled pages and tables that name them in random order."""
+    """Filled pages, in which a head's tokens lie together, and tables that name them in random order."""
     each = -(-length // 64)
-    pages = torch.randn(batch * each, 64, heads, width, device=device, dtype=dtype) / 10
+    pages = (torch.randn(batch * each, heads, 64, width, device=device, dtype=dtype) / 10).transpose(1, 2)
     return pages, torch.randperm(batch * each, device=device).view(batch, each).int()
 
 

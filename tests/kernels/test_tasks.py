@@ -3,6 +3,7 @@ with. Vendors' packages are stood in for; ours are interpreted."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections.abc import Callable
@@ -16,9 +17,13 @@ import torch
 from torch import Tensor
 
 from porcelet import flash_mla
+from porcelet.engine.runner import _layer_cache
+from porcelet.engine.step import Inputs
 from porcelet.errors import CapacityError, InputError
-from porcelet.kernels.triton import contest, tasks
+from porcelet.kernels.triton import contest, paged, tasks
 from porcelet.kernels.triton.tasks import OWN, TASKS, fp8_experts, fp8_product, grouped_attention, latent_attention
+from porcelet.types import Batch
+from tests.models.variants import LLAMA, V3
 
 pytest.importorskip("triton")
 from porcelet.kernels.triton import attention, hopper, hopper_products, matmul  # noqa: E402
@@ -26,6 +31,17 @@ from tests.kernels.gluon_machine import Modelled  # noqa: E402
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has its own kernels")
 CPU = torch.device("cpu")
+BATCH = Batch(
+    request_ids=("a", "b"),
+    tokens=(1, 2),
+    positions=(0, 0),
+    offsets=(0, 1, 2),
+    lengths=(1, 1),
+    tables=((0,), (1,)),
+    expanded=(False, False),
+    sampled_rows=(0, 1),
+    draws=(),
+)
 
 
 @pytest.fixture(autouse=True)
@@ -54,17 +70,33 @@ def install_all(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
     """Every vendor's package, computing with ours; and what was called."""
     called: dict[str, list[str]] = {"flash_mla": [], "flashinfer": [], "deep_gemm": []}
 
-    def with_kvcache(q: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def with_kvcache(
+        q: Tensor,
+        cache: Tensor,
+        tables: Tensor,
+        lengths: Tensor,
+        num_values: int,
+        metadata: object,
+        splits: None,
+        *,
+        softmax_scale: float,
+        causal: bool,
+    ) -> tuple[Tensor, Tensor]:
         called["flash_mla"].append(str(tuple(q.shape)))
-        return flash_mla.flash_mla_with_kvcache(q, *args, **kwargs)
+        assert tables.dtype == lengths.dtype == torch.int32 and isinstance(metadata, flash_mla.FlashMLASchedMeta)
+        past = torch.arange(len(q) + 1, dtype=torch.int32), lengths, tables, softmax_scale
+        out, lse = attention.attend(q[:, 0], cache, num_values, *past, causal=causal)
+        return out[:, None], lse[:, :, None]
 
     def paged(
         q: Tensor, kv: tuple[Tensor, Tensor], workspace: Tensor, tables: Tensor, lengths: Tensor, most: int, **how: Any
     ) -> Tensor:
         called["flashinfer"].append(how["kv_layout"])
-        assert not workspace.any() and most == tables.shape[1] * kv[0].shape[1] and how["bmm2_scale"] == 1.0
-        offsets = torch.arange(len(q) + 1, dtype=torch.int32)
-        return attention.attend(q, *kv, offsets, lengths, tables, how["bmm1_scale"])[0]
+        assert how["kv_layout"] == "HND"
+        assert not workspace.any() and most == tables.shape[1] * kv[0].shape[2] and how["bmm2_scale"] == 1.0
+        assert tables.dtype == lengths.dtype == torch.int32 and all(pages.is_contiguous() for pages in kv)
+        offsets, turned = torch.arange(len(q) + 1, dtype=torch.int32), [pages.transpose(1, 2) for pages in kv]
+        return attention.attend(q, *turned, offsets, lengths, tables, how["bmm1_scale"])[0]
 
     def product(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], out: Tensor) -> None:
         called["deep_gemm"].append(str(out.dtype))
@@ -131,6 +163,57 @@ def test_a_rival_takes_the_calls_it_serves(task: str, name: str, monkeypatch: py
     before = {key: list(value) for key, value in called.items()}
     one(*other)
     assert called == before
+
+
+@pytest.mark.parametrize("name", ["gluon", "flash_mla"])
+def test_the_engine_s_latents_reach_a_rival(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through the op, with V3's widths, from inputs and cache as a step has them."""
+    called = install_all(monkeypatch)
+    torch.manual_seed(0)
+    config = dataclasses.replace(V3, kv_lora_rank=512, qk_rope_head_dim=64)
+    (pages,) = _layer_cache(config, 3, torch.float16)
+    pages.normal_().div_(10)
+    inputs, H = Inputs(2, 2, 2), 16
+    inputs.fill(dataclasses.replace(BATCH, tables=((2, 0), (1,)), lengths=(70, 5), positions=(69, 4)))
+    q_nope, q_rope, w_uk, w_uv = (
+        (torch.randn(*shape) / 10).half() for shape in ((2, H, 128), (2, H, 64), (H, 512, 128), (H, 128, 512))
+    )
+    past = inputs.offsets, inputs.lengths, inputs.tables, torch.tensor([2])
+    arguments = q_nope, w_uk, w_uv, q_rope, pages, *past, 192**-0.5
+    wanted = paged.attention_latent_triton(*arguments)
+    served = watched(latent_attention, name, monkeypatch)
+    found = paged.attention_latent_triton(*arguments)
+    assert served == [True] and (name == "gluon" or called[name])
+    torch.testing.assert_close(found, wanted, atol=1e-3, rtol=1e-2)
+
+
+def test_the_engine_s_grouped_queries_reach_a_rival(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through the op, with pages as the engine lays them out."""
+    called = install_all(monkeypatch)
+    torch.manual_seed(0)
+    config = dataclasses.replace(LLAMA, num_attention_heads=4, num_key_value_heads=2, head_dim=64)
+    k, v = (pages.normal_() for pages in _layer_cache(config, 3, torch.float16))
+    inputs = Inputs(2, 2, 2)
+    inputs.fill(dataclasses.replace(BATCH, tables=((2, 0), (1,)), lengths=(70, 5), positions=(69, 4)))
+    arguments = torch.randn(2, 4, 64).half(), k, v, inputs.offsets, inputs.lengths, inputs.tables, 0.125
+    wanted = paged.attention_paged_triton(*arguments)
+    served = watched(grouped_attention, "flashinfer", monkeypatch)
+    found = paged.attention_paged_triton(*arguments)
+    assert served == [True] and called["flashinfer"]
+    torch.testing.assert_close(found, wanted, atol=1e-3, rtol=1e-2)
+
+
+def watched(one: tasks.Task[Any, Any], name: str, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Take the rival; what it says of each call from now on."""
+    rival, said = one.rivals[name], list[bool]()
+
+    def serves(*args: Any, **kwargs: Any) -> bool:
+        said.append(rival.serves(*args, **kwargs))
+        return said[-1]
+
+    monkeypatch.setitem(one.rivals, name, dataclasses.replace(rival, serves=serves))
+    one.take(name)
+    return said
 
 
 def clock(seconds: dict[str, float]) -> Callable[[Callable[[], object]], float]:

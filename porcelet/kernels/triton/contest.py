@@ -158,18 +158,18 @@ def _grouped(device: torch.device, small: bool) -> Iterator[tuple[Any, ...]]:
     """32 heads on 8, as Llama 3 8B has them."""
     for length in (70,) if small else (1024, 8192):
         past = _past(2 if small else 64, length, device)
-        shape = past[2].numel(), 64, 8, 128
-        k, v = (torch.randn(shape, device=device, dtype=_half(device)) for _ in range(2))
+        shape = past[2].numel(), 8, 64, 128
+        k, v = (torch.randn(shape, device=device, dtype=_half(device)).transpose(1, 2) for _ in range(2))
         q = torch.randn(len(past[1]), 32, 128, device=device, dtype=_half(device))
         yield q, k, v, *past, 128**-0.5
 
 
 def _past(batch: int, length: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """One new token each; lengths from half of `length` on; pages in random order."""
+    """One new token each; lengths from half of `length` on; pages in random order. As the engine has them, 64 bits."""
     each = -(-length // 64)
-    lengths = torch.linspace(length // 2, length, batch, device=device).int()
-    tables = torch.randperm(batch * each, device=device).view(batch, each).int()
-    return torch.arange(batch + 1, dtype=torch.int32, device=device), lengths, tables
+    lengths = torch.linspace(length // 2, length, batch, device=device).long()
+    tables = torch.randperm(batch * each, device=device).view(batch, each)
+    return torch.arange(batch + 1, device=device), lengths, tables
 
 
 def _products(device: torch.device, small: bool) -> Iterator[tuple[Any, ...]]:

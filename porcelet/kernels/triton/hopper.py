@@ -215,7 +215,7 @@ def load(tiles, barriers, past, q_boxes, k_boxes, tables, tables_row, fixed: gl.
             for side in gl.static_range(2):
                 start = begin + (2 * pair + side) * KEYS
                 count = gl.minimum(gl.maximum(end - start, 0), KEYS)
-                page = gl.load(table + start // KEYS, mask=count > 0, other=0)
+                page = gl.load(table + start // KEYS, mask=count > 0, other=0).to(gl.int32)
                 for box in gl.static_range(BOXES):
                     if box % 4 == 0:
                         mbarrier.wait(k_free.index(3 * side + box // 4), (pairs & 1) ^ 1)

@@ -166,7 +166,7 @@ def _by_flash_mla(
     import flash_mla
 
     metadata, splits = flash_mla.get_mla_metadata()
-    past = cache, tables, lengths, num_values, metadata, splits
+    past = cache, tables.int(), lengths.int(), num_values, metadata, splits
     out, lse = flash_mla.flash_mla_with_kvcache(q[:, None], *past, softmax_scale=scale, causal=causal)
     return out[:, 0], lse[:, :, 0]
 
@@ -191,8 +191,10 @@ def grouped_attention(
 
 
 def _fits_flashinfer(q: Tensor, k_cache: Tensor, v_cache: Tensor, offsets: Tensor, lengths: Tensor, *past: Any) -> bool:
+    """Of pages that lie as the engine's do, a head's tokens together."""
     has_width = q.shape[2] == v_cache.shape[3] and q.shape[2] in (64, 128, 256) and q.element_size() == 2
-    return has_width and len(q) == len(lengths) and k_cache.is_contiguous() and v_cache.is_contiguous()
+    lie_well = all(pages.transpose(1, 2).is_contiguous() for pages in (k_cache, v_cache))
+    return has_width and lie_well and len(q) == len(lengths)
 
 
 @grouped_attention.rival("flashinfer", archs=(90, 100, 103, 120, 121), package="flashinfer", serves=_fits_flashinfer)
@@ -201,9 +203,9 @@ def _by_flashinfer(
 ) -> Tensor:
     from flashinfer.decode import trtllm_batch_decode_with_kv_cache
 
-    most = tables.shape[1] * k_cache.shape[1]
-    past = (k_cache, v_cache), _workspace(q.device), tables, lengths, most
-    out: Tensor = trtllm_batch_decode_with_kv_cache(q, *past, bmm1_scale=scale, bmm2_scale=1.0, kv_layout="NHD")
+    pages = k_cache.transpose(1, 2), v_cache.transpose(1, 2)
+    past = _workspace(q.device), tables.int(), lengths.int(), tables.shape[1] * k_cache.shape[1]
+    out: Tensor = trtllm_batch_decode_with_kv_cache(q, pages, *past, bmm1_scale=scale, bmm2_scale=1.0, kv_layout="HND")
     return out
 
 

@@ -72,8 +72,8 @@ def _gpu_measured() -> Contest | None:
 
     if not device.available():
         return None
-    print("measuring the GPU's kernels", file=sys.stderr)
-    held = contest.hold(torch.device("cuda", torch.cuda.current_device()))
+    gpu = torch.device("cuda", torch.cuda.current_device())
+    held = contest.hold(gpu, tell=lambda text: print(text, file=sys.stderr))
     path = hub.home() / contest.FILE
     contest.save(held, path)
     print(f"{path} has which are taken", file=sys.stderr)

@@ -53,7 +53,7 @@ def test_a_gpu_s_kernels_are_kept_and_told(measured: Path, monkeypatch: pytest.M
     """What each task takes, how much faster it was, and what could not be measured; engines read it from the file."""
     monkeypatch.setattr(device, "available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(contest, "hold", lambda device: HELD)
+    monkeypatch.setattr(contest, "hold", lambda device, tell: HELD)
     lines = [" ".join(line.split()) for line in run().splitlines()]
     assert "NVIDIA H200, kernels by their speed over Triton's" in lines
     assert "latent_attention takes gluon gluon 1.50; flash_mla: RuntimeError: no such image" in lines

@@ -232,7 +232,9 @@ def clock(seconds: dict[str, float]) -> Callable[[Callable[[], object]], float]:
 def test_the_fastest_that_agrees_is_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Of each task; kept in a file and taken from there, unless something has changed since."""
     install_all(monkeypatch)
-    held = contest.hold(CPU, clock({OWN: 1.0, "gluon": 0.5, "flash_mla": 0.8}), small=True)
+    told: list[str] = []
+    held = contest.hold(CPU, clock({OWN: 1.0, "gluon": 0.5, "flash_mla": 0.8}), small=True, tell=told.append)
+    assert told[:2] == ["measuring latent_attention by gluon", "measuring latent_attention by flash_mla"]
     by_task = {outcome.task: outcome for outcome in held.outcomes}
     latent = by_task["latent_attention"]
     assert latent.taken == "gluon" and not latent.failed

@@ -81,12 +81,15 @@ def timed(run: Callable[[], object], runs: int = RUNS) -> float:
     return statistics.median(start.elapsed_time(stop) for start, stop in marks) / 1e3
 
 
-def hold(device: torch.device, timer: Timer = timed, *, small: bool = False) -> Contest:
-    """Measure every task; tasks take nothing of it yet. `small` arguments are for tests."""
+def hold(
+    device: torch.device, timer: Timer = timed, *, small: bool = False, tell: Callable[[str], None] = log.info
+) -> Contest:
+    """Measure every task; tasks take nothing of it yet. `small` arguments are for tests; `tell` hears of each rival
+    before it runs, so that one that never ends is known."""
     outcomes = []
     with torch.inference_mode():
         for one in TASKS.values():
-            outcomes.append(_outcome(one, device, timer, small))
+            outcomes.append(_outcome(one, device, timer, small, tell))
             if device.type == "cuda":
                 torch.cuda.empty_cache()
     return Contest(conditions(device), time.strftime("%Y-%m-%d"), tuple(outcomes))
@@ -103,13 +106,18 @@ def conditions(device: torch.device) -> dict[str, str]:
     return found
 
 
-def _outcome(one: Task[Any, Any], device: torch.device, timer: Timer, small: bool) -> Outcome:
+def _outcome(
+    one: Task[Any, Any], device: torch.device, timer: Timer, small: bool, tell: Callable[[str], None]
+) -> Outcome:
     ratios: dict[str, list[float]] = {name: [] for name in one.names(device) if name != OWN}
     failed: dict[str, str] = {}
     for arguments in ARGUMENTS[one.name](device, small) if ratios else ():
         wanted = _values(one.own(*arguments))
         for name in ratios:
-            if name not in failed and (reason := _unlike(one.rivals[name], arguments, wanted)):
+            if name in failed:
+                continue
+            tell(f"measuring {one.name} by {name}")
+            if reason := _unlike(one.rivals[name], arguments, wanted):
                 failed[name] = reason
         runs = {name: partial(one.rivals[name].function, *arguments) for name in ratios if name not in failed}
         if not runs:
